@@ -1,0 +1,1 @@
+"""Pages to frames and back: dedup, delta, compression, page cache, content store. Knows no sockets. Sans-IO."""

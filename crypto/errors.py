@@ -1,0 +1,214 @@
+"""Everything that can go wrong in crypto/, as one tree.
+
+    CryptoError
+    ├── AuthenticationError            the peer is not who it must be, or cannot show it            exit code 4
+    │   ├── TlsFailure                 the handshake or the control connection failed in TLS itself
+    │   ├── GroupRefused               the key exchange was not in the allowed groups
+    │   ├── PeerCertificateMissing     the peer sent no certificate
+    │   ├── CertificateUntrusted       no path to our CA, or the certificate is not fit for this use
+    │   ├── CertificateExpired         outside notBefore..notAfter
+    │   ├── CertificateRevoked         its serial stands in the CRL
+    │   ├── CertificateMalformed       not a certificate, or its korora://host/NAME is absent or not exactly one
+    │   └── PeerNameMismatch           a good certificate of a host that was not asked for
+    ├── IntegrityError                 what arrived is not what was sent                            exit code 5
+    │   ├── RecordMalformed            the header cannot be right
+    │   ├── RecordTooLarge             longer than the limit
+    │   ├── RecordForged               the AEAD does not open
+    │   ├── RecordOutOfOrder           not the next number
+    │   │   ├── RecordReplayed         a number already seen
+    │   │   └── RecordGap              a number was left out
+    │   ├── RecordAfterFinal           a record after the lane's FINAL
+    │   ├── EpochInvalid               not this epoch and not the next one
+    │   ├── LaneReused                 a lane id that was already given out
+    │   └── KeyExhausted               the hard limit of a key is reached: nothing more is sealed or opened
+    ├── IdentityError                  our own files are not in order; `remedy` says what to do     exit code 2
+    │   ├── IdentityMissing            a directory or file is absent or unreadable
+    │   ├── IdentityPermissions        a key can be read by group or others
+    │   ├── IdentityMalformed          a file does not hold what its name says
+    │   ├── IdentityMismatch           key and certificate, or host and signing certificate, do not belong together
+    │   ├── IdentityUntrusted          a certificate was not issued by the CA beside it, or not for this use
+    │   ├── IdentityExpired            a certificate is not yet or no longer valid
+    │   ├── IdentityRevoked            a certificate of our own stands in the CRL
+    │   └── CrlError                   the CRL beside the identity cannot be used
+    │       ├── CrlMissing
+    │       ├── CrlMalformed           not a CRL, or not signed by the CA
+    │       └── CrlExpired             not yet or no longer valid
+    └── PkiError                       the CA directory refuses; `remedy` says what to do           exit code 2
+        ├── PkiMissing                 no CA in that directory
+        ├── PkiExists                  something is there that would be overwritten
+        ├── PkiCorrupt                 the CA's files do not agree or cannot be parsed
+        ├── PkiBusy                    another process holds the CA's lock
+        └── PkiNameInvalid             a host name the CA does not issue, or does not know
+
+The exit codes are the class's, never the text's: korora/ maps a class to a code and prints `str(error)`. No message holds
+key material. To the peer all authentication failures look alike (one alert); the class is for our own log only.
+"""
+
+from __future__ import annotations
+
+
+class CryptoError(Exception):
+    """Base of everything raised on purpose in crypto/."""
+
+
+class AuthenticationError(CryptoError):
+    """The peer could not be authenticated."""
+
+
+class TlsFailure(AuthenticationError):
+    """TLS itself failed: an alert, a protocol error, a version we do not speak, an end before the handshake's."""
+
+
+class GroupRefused(AuthenticationError):
+    """The negotiated key exchange group is not one of those allowed."""
+
+
+class PeerCertificateMissing(AuthenticationError):
+    """The peer sent no certificate."""
+
+
+class CertificateUntrusted(AuthenticationError):
+    """The peer's certificate has no path to our CA, or is not fit for this use (RFC 5280 §6, §4.2.1.12)."""
+
+
+class CertificateExpired(AuthenticationError):
+    """The peer's certificate is not yet or no longer valid (RFC 5280 §4.1.2.5)."""
+
+
+class CertificateRevoked(AuthenticationError):
+    """The peer's certificate stands in the CRL (RFC 5280 §5)."""
+
+
+class CertificateMalformed(AuthenticationError):
+    """Not a certificate, or without exactly one well-formed `korora://host/NAME` (RFC 5280 §4.2.1.6)."""
+
+
+class PeerNameMismatch(AuthenticationError):
+    """The certificate is good, and of a host that was not asked for."""
+
+
+class IntegrityError(CryptoError):
+    """What arrived is not what was sent; the session ends."""
+
+
+class RecordMalformed(IntegrityError):
+    """A record's header or layout cannot be right."""
+
+
+class RecordTooLarge(IntegrityError):
+    """A record says it is longer than the limit."""
+
+
+class RecordForged(IntegrityError):
+    """The AEAD did not open."""
+
+
+class RecordOutOfOrder(IntegrityError):
+    """A record does not carry exactly the next number."""
+
+
+class RecordReplayed(RecordOutOfOrder):
+    """A record carries a number that was already seen."""
+
+
+class RecordGap(RecordOutOfOrder):
+    """A record carries a number beyond the next one."""
+
+
+class RecordAfterFinal(IntegrityError):
+    """A record follows FINAL on its lane and direction."""
+
+
+class EpochInvalid(IntegrityError):
+    """A record's epoch is neither the present one nor the one that follows."""
+
+
+class LaneReused(IntegrityError):
+    """A lane id was given out before in this session."""
+
+
+class KeyExhausted(IntegrityError):
+    """A key has reached its hard limit."""
+
+
+class _WithRemedy(CryptoError):
+    """An error of our own configuration: what is wrong, and what a person does about it.
+
+    `remedy` is a sentence without its full stop; `str()` leaves it out, so that a program can show it apart.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class IdentityError(_WithRemedy):
+    """The identity of this host is not in order."""
+
+
+class IdentityMissing(IdentityError):
+    """A directory or a file of the identity is absent or cannot be read."""
+
+
+class IdentityPermissions(IdentityError):
+    """A private key can be read by others than its owner."""
+
+
+class IdentityMalformed(IdentityError):
+    """A file of the identity does not hold what its name says."""
+
+
+class IdentityMismatch(IdentityError):
+    """Files of the identity do not belong together."""
+
+
+class IdentityUntrusted(IdentityError):
+    """A certificate of the identity was not issued by the CA beside it, or not for this use."""
+
+
+class IdentityExpired(IdentityError):
+    """A certificate of the identity is not yet or no longer valid."""
+
+
+class IdentityRevoked(IdentityError):
+    """A certificate of the identity stands in the CRL."""
+
+
+class CrlError(IdentityError):
+    """The CRL beside the identity cannot be used. A host without a good CRL does not start."""
+
+
+class CrlMissing(CrlError):
+    """There is no CRL beside the identity."""
+
+
+class CrlMalformed(CrlError):
+    """The file is no CRL, or the CA beside it did not sign it."""
+
+
+class CrlExpired(CrlError):
+    """The CRL is not yet or no longer valid (RFC 5280 §5.1.2.5)."""
+
+
+class PkiError(_WithRemedy):
+    """The CA directory refuses a request."""
+
+
+class PkiMissing(PkiError):
+    """There is no CA in that directory."""
+
+
+class PkiExists(PkiError):
+    """Something stands where the request would write."""
+
+
+class PkiCorrupt(PkiError):
+    """The CA's files cannot be parsed or do not agree."""
+
+
+class PkiBusy(PkiError):
+    """Another process works on this CA."""
+
+
+class PkiNameInvalid(PkiError):
+    """A name that no host can have, or that this CA does not know."""
