@@ -1,0 +1,62 @@
+# Each target does all of its own set-up on a fresh Debian 12 machine with Python 3.11 or newer.
+#
+#   make setup    .venv with locked, hash-checked dependencies and the commands of the project; quick when nothing changed
+#   make system   what lies outside Python: packages by apt, a QEMU that works under TCG, a guest kernel
+#   make demo     a real virtual machine migrates through two relays on this machine
+#   make check    format, lint, types, layering
+#   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
+#   make e2e      only the tests that drive real hypervisors
+#   make bench    the relay pair against its peers, in one run
+#   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo test e2e check format bench lock
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@deploy/rig/setup-venv $(VENV)
+
+system:
+	@deploy/rig/system-packages run
+	@deploy/rig/fetch-qemu
+	@deploy/rig/fetch-kernel
+
+demo: setup system
+	$(BIN)/korora demo
+
+test: setup system
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+e2e: setup system
+	$(BIN)/python -m pytest -m 'e2e' $(PYTEST_ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup system
+	@deploy/rig/system-packages bench
+	$(BIN)/python -m bench
+
+# pip-tools is the one tool not locked: it makes the lock. Run this under the oldest Python supported, 3.11.
+PIP_COMPILE := $(VENV)-lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+export CUSTOM_COMPILE_COMMAND := make lock
+lock: setup
+	$(BIN)/python -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet pip-tools
+	$(PIP_COMPILE) --output-file=requirements/runtime.lock pyproject.toml
+	$(PIP_COMPILE) --extra=dev --constraint=requirements/runtime.lock --output-file=requirements/dev.lock pyproject.toml
