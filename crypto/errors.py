@@ -19,8 +19,9 @@
     │   │   └── RecordGap              a number was left out
     │   ├── RecordAfterFinal           a record after the lane's FINAL
     │   ├── EpochInvalid               not this epoch and not the next one
+    │   ├── ControlForged              the control connection's TLS failed after ACCEPT
     │   ├── LaneReused                 a lane id that was already given out
-    │   └── KeyExhausted               the hard limit of a key is reached: nothing more is sealed or opened
+    │   └── KeyExhausted               the hard limit of a key is reached
     ├── IdentityError                  our own files are not in order; `remedy` says what to do     exit code 2
     │   ├── IdentityMissing            a directory or file is absent or unreadable
     │   ├── IdentityPermissions        a key can be read by group or others
@@ -37,11 +38,11 @@
         ├── PkiMissing                 no CA in that directory
         ├── PkiExists                  something is there that would be overwritten
         ├── PkiCorrupt                 the CA's files do not agree or cannot be parsed
-        ├── PkiBusy                    another process holds the CA's lock
+        ├── PkiExpired                 the CA's own certificate is no longer valid
         └── PkiNameInvalid             a host name the CA does not issue, or does not know
 
-The exit codes are the class's, never the text's: korora/ maps a class to a code and prints `str(error)`. No message holds
-key material. To the peer all authentication failures look alike (one alert); the class is for our own log only.
+The exit codes are the class's, never the text's: korora/ maps a class to a code and prints `str(error)`. No message
+holds key material. To the peer all authentication failures look alike (one alert); the class is for our own log only.
 """
 
 from __future__ import annotations
@@ -121,6 +122,10 @@ class RecordAfterFinal(IntegrityError):
 
 class EpochInvalid(IntegrityError):
     """A record's epoch is neither the present one nor the one that follows."""
+
+
+class ControlForged(IntegrityError):
+    """The control connection's TLS failed after ACCEPT: a forged record, or an alert that says so."""
 
 
 class LaneReused(IntegrityError):
@@ -206,8 +211,8 @@ class PkiCorrupt(PkiError):
     """The CA's files cannot be parsed or do not agree."""
 
 
-class PkiBusy(PkiError):
-    """Another process works on this CA."""
+class PkiExpired(PkiError):
+    """The CA's own certificate is no longer valid."""
 
 
 class PkiNameInvalid(PkiError):

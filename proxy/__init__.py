@@ -1,1 +1,1 @@
-"""The relay: listeners, sessions, channels, lanes and hand-over. Meets sockets; asyncio lives here and in korora only."""
+"""The relay: listeners, sessions, channels, lanes, hand-over. Meets sockets; asyncio is here and in korora only."""
