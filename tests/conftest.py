@@ -1,0 +1,32 @@
+"""Fixtures that more than one room uses.
+
+`identity_alpha` and `identity_beta` are complete identities of one CA, made once per run. They are shared: a test that
+changes a file, revokes or renews works on a CA or a copy of its own.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from crypto.pki import Authority
+
+
+@pytest.fixture(scope="session")
+def ca_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a CA."""
+    directory = tmp_path_factory.mktemp("pki") / "ca"
+    Authority.create(directory, now=datetime.now(UTC))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def identity_alpha(ca_dir: Path) -> Path:
+    """The identity of a host called alpha."""
+    return Authority.open(ca_dir).issue("alpha", now=datetime.now(UTC)).directory
+
+
+@pytest.fixture(scope="session")
+def identity_beta(ca_dir: Path) -> Path:
+    """The identity of a host called beta, under the same CA."""
+    return Authority.open(ca_dir).issue("beta", now=datetime.now(UTC)).directory
