@@ -1,0 +1,65 @@
+"""Child processes that never outlive the demo: started with their output in a file, ended with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+TERMINATE_SECONDS = 5.0  # what a process gets to end by itself before it is killed
+
+
+def guarded(command: Sequence[str | Path]) -> list[str]:
+    """`command` such that the kernel kills it when this process dies, however it dies (needs setpriv of util-linux)."""
+    setpriv = shutil.which("setpriv")
+    prefix = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    return [*prefix, *map(str, command)]
+
+
+async def start(
+    command: Sequence[str | Path], errors: Path, *, limit_bytes: int = 64 * 1024
+) -> asyncio.subprocess.Process:
+    """Start `command` with nothing on its standard input, a pipe on its output and `errors` as its error output.
+
+    It gets a session of its own: a Ctrl-C at the terminal reaches us alone, and we end it in good order.
+    """
+    sink = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *guarded(command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=sink,
+            limit=limit_bytes,
+            start_new_session=True,
+        )
+    finally:
+        os.close(sink)
+
+
+async def end(process: asyncio.subprocess.Process, grace_seconds: float = TERMINATE_SECONDS) -> int:
+    """End `process`: SIGTERM, then SIGKILL after `grace_seconds`; returns its exit code. Cancelling kills at once."""
+    try:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    return await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    return await process.wait()
+
+
+def last_words(errors: Path) -> str:
+    """The last line a process wrote to its error file, or an empty string."""
+    try:
+        lines = errors.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
