@@ -20,7 +20,7 @@ from enum import Enum, unique
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -44,6 +44,7 @@ MALFORMED_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
+    InternalError,  # an Ed25519 key of a wrong length gets as far as OpenSSL
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
@@ -163,10 +164,10 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 def crl_signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
     """Whether the CRL's issuer is the CA's subject, and the CA's key made the signature (RFC 5280 §6.3.3)."""
-    key = ca.public_key()
-    if crl.issuer != ca.subject or not isinstance(key, EllipticCurvePublicKey):
-        return False
     try:
+        key = ca.public_key()
+        if crl.issuer != ca.subject or not isinstance(key, EllipticCurvePublicKey):
+            return False
         return crl.is_signature_valid(key)
     except MALFORMED_ERRORS:
         return False

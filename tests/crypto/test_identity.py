@@ -1,5 +1,6 @@
 """Every way an identity can be out of order has an error of its own, with a remedy, before anything is done with it."""
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -163,6 +164,7 @@ def test_garbage_in_any_file(alpha: Path, file: str, content: bytes) -> None:
         (alpha / file).write_bytes(original)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # the library's word; the signature is refused anyway
 @pytest.mark.parametrize("file", IDENTITY_FILES)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -197,6 +199,14 @@ def test_an_encrypted_key(alpha: Path) -> None:
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass"))
     (alpha / "host.key").write_bytes(locked)
     assert "unencrypted" in str(refused(alpha, IdentityMalformed))
+
+
+def test_a_signing_key_of_a_wrong_length(alpha: Path) -> None:
+    """Found by fuzzing: this one got past the library's parser and failed inside OpenSSL."""
+    inner = der(0x04, der(0x04, bytes(30)))
+    content = der(0x30, bytes.fromhex("020100") + der(0x30, bytes.fromhex("06032b6570")) + inner)
+    (alpha / "signing.key").write_bytes(pem("PRIVATE KEY", content))
+    refused(alpha, IdentityMalformed)
 
 
 # ------------------------------------------------------------------ what belongs together
@@ -315,6 +325,12 @@ def ca_key(ca: Authority) -> ec.EllipticCurvePrivateKey:
     key = load_pem_private_key((ca.directory / "ca.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
+
+
+def pem(label: str, content: bytes) -> bytes:
+    """RFC 7468 §2."""
+    body = base64.encodebytes(content).decode()
+    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n".encode()
 
 
 def der(tag: int, content: bytes) -> bytes:
