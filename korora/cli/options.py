@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from korora.log import LogFormat, LogLevel
+
+PIN_PATTERN = re.compile(r"^(?:sha256:)?([0-9A-Fa-f]{64})$")
+
+Identity = Annotated[
+    Path, typer.Option("--identity", metavar="DIR", help="This host's identity (korora pki issue).", show_default=False)
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="PEER", help="Accept only this peer; repeat for several [default: any of the CA]."),
+]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="SHA256", help="Accept only this public key of a peer, on top of the CA; repeat."),
+]
+Once = Annotated[bool, typer.Option("--once", help="End with the first accepted session.")]
+Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the session's report as JSON.")]
+ResumeTimeout = Annotated[
+    int, typer.Option("--resume-timeout", min=0, max=3600, metavar="SECONDS", help="How long a peer may be away.")
+]
+AllowClassical = Annotated[
+    bool, typer.Option("--allow-classical", help="Accept key exchanges without ML-KEM. Not advised.")
+]
+Format = Annotated[LogFormat, typer.Option("--log-format", help="How log lines look.")]
+Level = Annotated[LogLevel, typer.Option("--log-level", help="Which log lines are written.")]

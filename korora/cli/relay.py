@@ -1,0 +1,175 @@
+"""`korora send`, `korora receive`, `korora xl`: arguments in, exit code out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from korora.cli import options as opt
+from korora.log import LogFormat, LogLevel, configure
+
+if TYPE_CHECKING:
+    from korora.relay import Common
+
+RESUME_SECONDS = 30
+DEFAULT_PORT = 8010
+IDENTITY_DEFAULT = Path("/etc/korora/identity")
+
+_Lanes = Annotated[int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections that carry records.")]
+
+
+def receive(
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where relays reach this one.")],
+    to: Annotated[str, typer.Option("--to", metavar="ENDPOINT", help="The local hypervisor that takes migrations.")],
+    identity: opt.Identity,
+    name: opt.Names = None,
+    pin: opt.Pins = None,
+    once: opt.Once = False,
+    report: opt.Report = None,
+    resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
+    allow_classical: opt.AllowClassical = False,
+    log_format: opt.Format = LogFormat.CONSOLE,
+    log_level: opt.Level = LogLevel.INFO,
+) -> None:
+    """Take migrations from other hosts and hand them to the local hypervisor."""
+    configure(log_format, log_level)
+
+    def run() -> int:
+        from korora import relay
+        from proxy.endpoints.spec import parse_address, parse_egress
+
+        return relay.receive(
+            relay.ReceiveOptions(
+                common=_common(
+                    identity,
+                    name,
+                    pin,
+                    once=once,
+                    report=report,
+                    resume_seconds=resume_timeout,
+                    allow_classical=allow_classical,
+                ),
+                listen=parse_address(listen, "--listen"),
+                listen_text=listen,
+                egress=parse_egress(to),
+            )
+        )
+
+    _exit_with(run)
+
+
+def send(
+    source: Annotated[str, typer.Option("--from", metavar="ENDPOINT", help="The local hypervisor that migrates away.")],
+    peer: Annotated[str, typer.Option("--peer", metavar="HOST:PORT", help="The destination's relay.")],
+    identity: opt.Identity,
+    name: opt.Names = None,
+    pin: opt.Pins = None,
+    once: opt.Once = False,
+    report: opt.Report = None,
+    lanes: _Lanes = 1,
+    resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
+    allow_classical: opt.AllowClassical = False,
+    log_format: opt.Format = LogFormat.CONSOLE,
+    log_level: opt.Level = LogLevel.INFO,
+) -> None:
+    """Take a migration from the local hypervisor and carry it to another host."""
+    configure(log_format, log_level)
+
+    def run() -> int:
+        from korora import relay
+        from proxy.endpoints.spec import parse_address, parse_ingress
+        from proxy.shell.source import Peer
+
+        host, port = parse_address(peer, "--peer")
+        return relay.send(
+            relay.SendOptions(
+                common=_common(
+                    identity,
+                    name,
+                    pin,
+                    once=once,
+                    report=report,
+                    resume_seconds=resume_timeout,
+                    allow_classical=allow_classical,
+                ),
+                ingress=parse_ingress(source),
+                peer=Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout),
+            )
+        )
+
+    _exit_with(run)
+
+
+def xl(
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="HOST or HOST:PORT of the destination's relay.")],
+    e: Annotated[
+        bool, typer.Option("-e", help="As xl migrate -e: the receiver does not wait in the background.")
+    ] = False,
+    d: Annotated[bool, typer.Option("-d", help="As xl migrate -d: print debugging output.")] = False,
+    p: Annotated[bool, typer.Option("-p", help="As xl migrate -p: leave the domain paused.")] = False,
+    identity: Annotated[
+        Path, typer.Option("--identity", envvar="KORORA_IDENTITY", metavar="DIR", help="This host's identity.")
+    ] = IDENTITY_DEFAULT,
+    name: opt.Names = None,
+    report: opt.Report = None,
+    log_format: opt.Format = LogFormat.CONSOLE,
+    log_level: opt.Level = LogLevel.WARNING,
+) -> None:
+    """Be the transport of `xl migrate -s "" DOMAIN "korora xl PEER"`."""
+    configure(log_format, log_level)
+
+    def run() -> int:
+        from korora import relay
+        from proxy.endpoints.pipes import StdioEndpoint
+        from proxy.endpoints.spec import parse_address
+        from proxy.shell.source import Peer
+
+        host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
+        flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
+        return relay.send(
+            relay.SendOptions(
+                common=_common(
+                    identity,
+                    name,
+                    None,
+                    once=True,
+                    report=report,
+                    resume_seconds=RESUME_SECONDS,
+                    allow_classical=False,
+                ),
+                ingress=StdioEndpoint("xl's pipes"),
+                peer=Peer(host, port, xl_flags=flags),
+                announce=False,
+            )
+        )
+
+    _exit_with(run)
+
+
+def _common(
+    identity: Path,
+    names: list[str] | None,
+    pins: list[str] | None,
+    *,
+    once: bool,
+    report: Path | None,
+    resume_seconds: int,
+    allow_classical: bool,
+) -> "Common":
+    from crypto.tls import PeerRules
+    from korora.relay import Common
+    from proxy.errors import ConfigurationError
+
+    digests = []
+    for pin in pins or []:
+        match = opt.PIN_PATTERN.match(pin)
+        if match is None:
+            raise ConfigurationError(f"--pin {pin!r} is no SHA-256", "give 64 hexadecimal digits (korora pki list)")
+        digests.append(bytes.fromhex(match[1]))
+    rules = PeerRules(frozenset(names or ()), frozenset(digests), allow_classical)
+    return Common(identity=identity, rules=rules, once=once, report=report, resume_seconds=resume_seconds)
+
+
+def _exit_with(run: Callable[[], int]) -> None:
+    raise typer.Exit(run())

@@ -1,0 +1,58 @@
+"""Logs for people and machines, on standard error only; no secret ever reaches them."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from enum import StrEnum, unique
+from typing import Any, Final
+
+import structlog
+
+_HIDDEN: Final = ("key", "token", "secret", "exporter", "password")
+
+
+@unique
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+@unique
+class LogLevel(StrEnum):
+    """Which log lines are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def hide_secrets(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Second line of defence: nothing logs a secret, and a value under a name that smells of one is replaced."""
+    return {
+        name: "(hidden)" if isinstance(value, bytes) or any(word in name.lower() for word in _HIDDEN) else value
+        for name, value in event.items()
+    }
+
+
+def configure(log_format: LogFormat, level: LogLevel) -> None:
+    """Set the process's logging up, once, before anything logs."""
+    renderer: Any
+    if log_format is LogFormat.JSON:
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            hide_secrets,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,289 @@
+"""`korora send` and `korora receive`: identity, endpoints, sessions and signals put together."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from crypto.identity import Identity
+from crypto.tls import PeerRules, TlsConfig, TlsRole
+from korora import report as reports
+from korora.errors import line_of
+from korora.progress import Progress
+from proxy.endpoints.base import Egress, Ingress
+from proxy.endpoints.pipes import StdioEndpoint
+from proxy.endpoints.sockets import listen_tcp
+from proxy.errors import EXIT_BUG, EXIT_DONE, HypervisorFailed, Interrupted, exit_code_of
+from proxy.report import SessionReport
+from proxy.session import Role
+from proxy.shell.destination import Destination, DestinationRunner, Terms
+from proxy.shell.source import Peer, Source
+
+log = structlog.get_logger("korora")
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What both commands are told."""
+
+    identity: Path
+    rules: PeerRules
+    once: bool
+    report: Path | None
+    resume_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveOptions:
+    """`korora receive`."""
+
+    common: Common
+    listen: tuple[str, int]
+    listen_text: str
+    egress: Egress
+
+
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """`korora send`."""
+
+    common: Common
+    ingress: Ingress
+    peer: Peer
+    announce: bool = True
+    """Whether to print `ready`; xl reads our standard output and must not."""
+
+
+def receive(options: ReceiveOptions) -> int:
+    """Run `korora receive` until it ends; return its exit code."""
+    return _run(lambda: _Receiver(options).run())
+
+
+def send(options: SendOptions) -> int:
+    """Run `korora send` until it ends; return its exit code."""
+    return _run(lambda: _Sender(options).run())
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    async def inside() -> int:
+        return await work()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(inside())
+
+
+def _tls(common: Common, role: TlsRole) -> TlsConfig:
+    return TlsConfig(Identity.load(common.identity, now=datetime.now(UTC)), role, common.rules)
+
+
+def _announce_ready(*, stdio: bool) -> None:
+    """The first and only line of standard output, once work can be taken."""
+    print("ready", file=sys.stderr if stdio else sys.stdout, flush=True)
+
+
+class _Stopper:
+    """Turns SIGINT and SIGTERM into one orderly stop."""
+
+    def __init__(self, stop: Callable[[Interrupted], None]) -> None:
+        self.reason: Interrupted | None = None
+        self._stop = stop
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if self.reason is None:
+            self.reason = Interrupted(number)
+            self._stop(self.reason)
+
+
+async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path: Path | None) -> int:
+    """Run a session to its end, write its report, say in one line how it went; return its exit code."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    code, words = EXIT_DONE, None
+    try:
+        await work
+    except Exception as error:
+        code, words = exit_code_of(error), line_of(error)
+        if code == EXIT_BUG:
+            log.debug("internal error", exc_info=error)
+    report.ended = datetime.now(UTC)
+    report.seconds = round(loop.time() - began, 6)
+    reports.conclude(report, code, words)
+    if path is not None:
+        await asyncio.to_thread(reports.write, path, report)
+    if words is not None:
+        print(words, file=sys.stderr, flush=True)  # noqa: T201 - for people
+    else:
+        log.info(
+            "session done",
+            session=report.session_id[:8],
+            peer=report.peer,
+            seconds=round(report.seconds, 3),
+            bytes_forward=report.bytes_in["forward"],
+            bytes_backward=report.bytes_in["backward"],
+            cipher=report.cipher,
+            group=report.group,
+        )
+    return code
+
+
+class _Receiver:
+    """One run of `korora receive`."""
+
+    def __init__(self, options: ReceiveOptions) -> None:
+        self._options = options
+        self._outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._running: set[DestinationRunner] = set()
+        self._ended = asyncio.Event()
+        self._grace: asyncio.TimerHandle | None = None
+        self._refusal: Exception | None = None
+        self._accepted = False
+        self._destination: Destination | None = None
+
+    async def run(self) -> int:
+        options, common = self._options, self._options.common
+        tls = _tls(common, TlsRole.SERVER)
+        reports.check_writable(common.report)
+        await options.egress.check()
+        listener = listen_tcp(*options.listen, options.listen_text)
+        self._destination = Destination(
+            tls,
+            {"default": options.egress},
+            listener,
+            terms=Terms(resume_seconds=common.resume_seconds),
+            begin=self._begin,
+            failed=self._refused,
+        )
+        stopper = _Stopper(self._stop)
+        serving = asyncio.create_task(self._destination.serve())
+        host, port = listener.getsockname()[:2]
+        log.info("listening", address=f"{host}:{port}", to=options.egress.label)
+        _announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
+        try:
+            code = await self._outcome
+            if stopper.reason is not None:
+                await self._drained()
+            return code
+        finally:
+            listener.close()
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    async def _begin(self, runner: DestinationRunner) -> None:
+        common = self._options.common
+        if common.once and self._destination is not None:
+            self._destination.accepting = False
+            self._accepted = True
+            if self._grace is not None:
+                self._grace.cancel()
+        self._running.add(runner)
+        try:
+            with Progress(lambda: runner):
+                code = await _account(runner.run(), runner.report, common.report)
+        finally:
+            self._running.discard(runner)
+            self._ended.set()
+        if common.once:
+            self._end(code)
+
+    def _refused(self, failure: Exception) -> None:
+        """A TLS peer was not let in: with --once, wait only so long for one that is."""
+        if not self._options.common.once or self._accepted:
+            return
+        self._refusal = failure
+        if self._grace is None:
+            loop = asyncio.get_running_loop()
+            self._grace = loop.call_later(self._options.common.resume_seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._refusal is not None and not self._accepted:
+            print(line_of(self._refusal), file=sys.stderr, flush=True)  # noqa: T201 - for people
+            code = exit_code_of(self._refusal)
+            path = self._options.common.report
+            if path is not None:
+                now = datetime.now(UTC)
+                report = SessionReport(role=Role.DESTINATION.value, session_id="", started=now, ended=now)
+                reports.conclude(report, code, line_of(self._refusal))
+                reports.write(path, report)
+            self._end(code)
+
+    def _stop(self, reason: Interrupted) -> None:
+        for runner in self._running:
+            runner.stop(reason)
+        self._end(reason.code)
+
+    async def _drained(self) -> None:
+        while self._running:
+            self._ended.clear()
+            await self._ended.wait()
+
+    def _end(self, code: int) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(code)
+
+
+class _Sender:
+    """One run of `korora send`."""
+
+    def __init__(self, options: SendOptions) -> None:
+        self._options = options
+        self._source: Source | None = None
+        self._task: asyncio.Task[int] | None = None
+        self._stopped = False
+
+    async def run(self) -> int:
+        options, common = self._options, self._options.common
+        tls = _tls(common, TlsRole.CLIENT)
+        reports.check_writable(common.report)
+        await options.ingress.open()
+        self._source = Source(tls, options.peer, options.ingress)
+        stopper = _Stopper(self._stop)
+        self._task = asyncio.create_task(self._sessions())
+        log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
+        if options.announce:
+            _announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            if stopper.reason is None:
+                raise
+            return stopper.reason.code
+        finally:
+            await options.ingress.close()
+
+    async def _sessions(self) -> int:
+        options = self._options
+        source = self._source
+        while source is not None:
+            report = source.new_report()
+            try:
+                first = await options.ingress.accept()
+            except HypervisorFailed as error:
+                return await _account(_fails(error), report, options.common.report)
+            with Progress(lambda: source.current):
+                code = await _account(source.session(first, report), report, options.common.report)
+            if options.common.once or options.ingress.single or self._stopped:
+                return code
+        return EXIT_DONE
+
+    def _stop(self, reason: Interrupted) -> None:
+        self._stopped = True
+        if self._source is not None and self._source.current is not None:
+            self._source.current.stop(reason)
+        elif self._task is not None:
+            self._task.cancel()
+
+
+async def _fails(error: Exception) -> None:
+    raise error

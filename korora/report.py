@@ -1,0 +1,58 @@
+"""The --report file: JSON, written whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from korora import __version__
+from proxy.errors import EXIT_DONE, EXIT_SIGNAL_BASE, OUTCOMES, ConfigurationError
+from proxy.report import SessionReport
+
+
+def as_dict(report: SessionReport) -> dict[str, Any]:
+    """A report as JSON's types, with the version of the program that made it."""
+    built: dict[str, Any] = msgspec.to_builtins(report)
+    return {"version": __version__, **built}
+
+
+def conclude(report: SessionReport, code: int, error: str | None) -> None:
+    """Write how it ended into the report."""
+    report.exit_code = code
+    report.outcome = "interrupted" if code > EXIT_SIGNAL_BASE else OUTCOMES.get(code, "internal")
+    report.error = None if code == EXIT_DONE else error
+
+
+def check_writable(path: Path | None) -> None:
+    """Find out before the migration, not after it, that a report cannot be written.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if path is None:
+        return
+    parent = path.absolute().parent
+    if path.exists() and not path.is_dir() and not path.is_file():
+        return
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigurationError(f"cannot write the report {path}", "give a file in a directory that you may write")
+
+
+def write(path: Path, report: SessionReport) -> None:
+    """Write the report by a temporary file, fsync and rename; mode 0600. A pipe or device is written directly."""
+    content = msgspec.json.format(msgspec.json.encode(as_dict(report)), indent=2) + b"\n"
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    descriptor, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

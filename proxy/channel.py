@@ -1,0 +1,199 @@
+"""The two halves of a channel's direction, sans-IO: numbering, running digest, credit, END.
+
+``SendHalf`` stands where the hypervisor is read, ``ReceiveHalf`` where the stream is written onward. Between them
+holds invariant 1: the receiver compares the running BLAKE3 with the frame's before one byte of it goes on.
+"""
+
+from collections import deque
+from typing import Final
+
+from blake3 import blake3
+
+from crypto.keys import Direction
+from proxy.errors import ProtocolViolation, StreamCorrupt
+from proxy.flow import Departure
+from proxy.limits import FRAMES_IN_FLIGHT_MAX
+from proxy.wire import (
+    DIGEST_BYTES,
+    FRAME_DIGEST_BYTES,
+    FRAME_HEADER_BYTES,
+    Ack,
+    ChannelId,
+    Codec,
+    FrameHeader,
+    FrameKind,
+)
+
+CREDIT_MAX: Final = 2**63 - 1  # a stream offset no stream reaches
+
+
+class _Half:
+    """Position and running digest of one channel's one direction."""
+
+    def __init__(self, channel: ChannelId, direction: Direction) -> None:
+        self.channel = channel
+        self.direction = direction
+        self.offset = 0
+        """Stream bytes framed or received so far."""
+        self.frames = 0
+        """Frames so far, END included."""
+        self.ended = False
+        """Whether END has been framed or received."""
+        self._hasher = blake3()
+
+    @property
+    def digest(self) -> bytes:
+        """BLAKE3 of the stream so far (32 bytes)."""
+        return self._hasher.digest(DIGEST_BYTES)
+
+    def __str__(self) -> str:
+        return f"channel {self.channel} {self.direction.label}"
+
+
+class SendHalf(_Half):
+    """Frames one channel's one direction.
+
+    Args:
+        channel: the channel.
+        direction: the way the stream runs.
+        credit: stream offset up to which the receiver has room.
+    """
+
+    def __init__(self, channel: ChannelId, direction: Direction, credit: int) -> None:
+        super().__init__(channel, direction)
+        self.credit = credit
+        self.acknowledged = 0
+        """Frames the receiver has written onward."""
+        self.acknowledged_bytes = 0
+        self._departures: deque[Departure] = deque()
+
+    @property
+    def credit_room(self) -> int:
+        """Stream bytes the receiver still has room for; 0 while too many frames are unacknowledged."""
+        if self.in_flight >= FRAMES_IN_FLIGHT_MAX:
+            return 0
+        return max(0, self.credit - self.offset)
+
+    @property
+    def in_flight(self) -> int:
+        """Frames sent and not acknowledged."""
+        return self.frames - self.acknowledged
+
+    @property
+    def finished(self) -> bool:
+        """Whether END has been sent and everything acknowledged."""
+        return self.ended and self.in_flight == 0
+
+    def data(self, buffer: memoryview, cache_order: int) -> None:
+        """Make a frame of a buffer whose first 64 bytes are left free and whose rest is stream bytes.
+
+        Raises:
+            ProtocolViolation: the direction has ended, or the credit does not cover the frame (a bug here).
+        """
+        size = len(buffer) - FRAME_HEADER_BYTES
+        if self.ended or not 0 < size <= self.credit_room:
+            raise ProtocolViolation(f"{self}: a frame of {size} bytes with credit for {self.credit_room}")
+        self._hasher.update(buffer[FRAME_HEADER_BYTES:])
+        self._head(FrameKind.DATA, cache_order, size, size).pack_into(buffer)
+        self.offset += size
+        self.frames += 1
+
+    def end(self, cache_order: int) -> bytearray:
+        """The END frame: byte count in its offset, full digest as its body."""
+        frame = bytearray(FRAME_HEADER_BYTES + DIGEST_BYTES)
+        self._head(FrameKind.END, cache_order, 0, DIGEST_BYTES).pack_into(memoryview(frame))
+        frame[FRAME_HEADER_BYTES:] = self.digest
+        self.frames += 1
+        self.ended = True
+        return frame
+
+    def _head(self, kind: FrameKind, cache_order: int, raw_bytes: int, body_bytes: int) -> FrameHeader:
+        return FrameHeader(
+            kind=kind,
+            codec=Codec.OPAQUE,
+            channel=self.channel,
+            direction=self.direction,
+            number=self.frames,
+            cache_order=cache_order,
+            offset=self.offset,
+            raw_bytes=raw_bytes,
+            body_bytes=body_bytes,
+            digest=self._hasher.digest(FRAME_DIGEST_BYTES),
+        )
+
+    def departed(self, departure: Departure) -> None:
+        """Remember a frame until it is acknowledged; one call a frame (END's size is 0), before it leaves."""
+        self._departures.append(departure)
+
+    def acknowledge(self, ack: Ack) -> list[Departure]:
+        """Take an acknowledgement, return the frames it covers.
+
+        Raises:
+            ProtocolViolation: it covers frames never sent, goes back, or takes credit back.
+        """
+        if not self.acknowledged <= ack.frames <= self.frames or not self.credit <= ack.credit <= CREDIT_MAX:
+            raise ProtocolViolation(
+                f"{self}: acknowledges {ack.frames} of {self.frames} frames, credit {ack.credit} after {self.credit}"
+            )
+        covered = [self._departures.popleft() for _ in range(ack.frames - self.acknowledged)]
+        self.acknowledged = ack.frames
+        self.acknowledged_bytes += sum(departure.size for departure in covered)
+        self.credit = ack.credit
+        return covered
+
+
+class ReceiveHalf(_Half):
+    """Checks the frames of one channel's one direction.
+
+    Args:
+        channel: the channel.
+        direction: the way the stream runs.
+        credit: stream offset up to which the sender may send.
+    """
+
+    def __init__(self, channel: ChannelId, direction: Direction, credit: int) -> None:
+        super().__init__(channel, direction)
+        self.credit = credit
+        self.written_bytes = 0
+        """Stream bytes written onward."""
+        self.written = 0
+        """Frames written onward, END included."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether END has been received and everything written onward."""
+        return self.ended and self.written == self.frames
+
+    def accept(self, header: FrameHeader, body: memoryview) -> None:
+        """Check the next frame; only if this returns may its bytes go on.
+
+        Raises:
+            ProtocolViolation: a frame after END, out of number or offset, or beyond the credit.
+            StreamCorrupt: the running digest, or END's count or digest, disagrees.
+        """
+        if self.ended or header.number != self.frames or header.offset != self.offset:
+            raise ProtocolViolation(
+                f"{self}: frame {header.number} at {header.offset}, {self.frames} at {self.offset} expected"
+            )
+        if self.offset + header.raw_bytes > self.credit or self.frames - self.written >= FRAMES_IN_FLIGHT_MAX:
+            raise ProtocolViolation(f"{self}: frame {header.number} goes beyond its credit")
+        if header.kind is FrameKind.DATA:
+            self._hasher.update(body)
+        elif body != self.digest:
+            raise StreamCorrupt(f"{self}: END's digest is not that of the {self.offset} bytes received")
+        if header.digest != self._hasher.digest(FRAME_DIGEST_BYTES):
+            raise StreamCorrupt(f"{self}: the running digest disagrees at frame {header.number}")
+        self.offset += header.raw_bytes
+        self.frames += 1
+        self.ended = header.kind is FrameKind.END
+
+    def wrote(self, raw_bytes: int, window: int) -> None:
+        """One frame of ``raw_bytes`` has been written onward; the sender may be ``window`` bytes ahead of that."""
+        self.written += 1
+        self.written_bytes += raw_bytes
+        # Credit never shrinks: a smaller window after more channels opened just waits until it is caught up.
+        self.credit = max(self.credit, min(CREDIT_MAX, self.written_bytes + window))
+
+    def acknowledgement(self) -> Ack:
+        """What to tell the sender now."""
+        return Ack(self.channel, self.direction, self.written, self.credit)

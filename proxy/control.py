@@ -1,0 +1,182 @@
+"""Messages of the control connection and their framing, sans-IO.
+
+Each is a MessagePack map with its type's name under "type", behind a big-endian u32 of its length. Strings and
+lists are bounded by the types themselves: msgspec refuses what does not fit before anything is acted on.
+"""
+
+import struct
+from typing import Annotated, Final
+
+import msgspec
+
+from proxy.errors import ProtocolViolation
+from proxy.limits import CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, LANES_MAX, REASON_CHARACTERS_MAX
+
+PROTOCOL_VERSION: Final = 1
+
+_LENGTH: Final = struct.Struct(">I")
+_U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+_U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_ChannelNumber = Annotated[int, msgspec.Meta(ge=0, lt=CHANNELS_MAX)]
+_Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of the control messages."""
+
+
+class LaneGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Permission to open one lane: its id and the random token (16 bytes) that its hello must show."""
+
+    lane: _U16
+    token: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+class LaneProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes its sender has put on one lane so far, the hello's included."""
+
+    lane: _U16
+    sent_bytes: _U63
+
+
+class Offer(_Message, frozen=True, tag="offer"):
+    """Source to destination, first: what it would like to send."""
+
+    version: _U16
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    suites: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
+    codecs: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
+    egress: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)]
+    resume_seconds: _U16
+    xl_flags: Annotated[str, msgspec.Meta(pattern=r"^[edp]{0,3}$")] = ""
+
+
+class Accept(_Message, frozen=True, tag="accept"):
+    """Destination to source: the session is open, with this suite, codec and these lanes."""
+
+    suite: _U16
+    codec: _U16
+    lanes: Annotated[tuple[LaneGrant, ...], msgspec.Meta(min_length=1, max_length=LANES_MAX)]
+    resume_seconds: _U16
+
+
+class Refuse(_Message, frozen=True, tag="refuse"):
+    """Destination to source instead of ACCEPT: no, with the exit code it stands for."""
+
+    code: _U16
+    reason: _Reason
+
+
+class LaneRequest(_Message, frozen=True, tag="lane_request"):
+    """Source to destination: a lane's hello failed or a lane is wanted; grant one more."""
+
+
+class LaneGranted(_Message, frozen=True, tag="lane_granted"):
+    """The answer to a LaneRequest."""
+
+    grant: LaneGrant
+
+
+class ChannelOpen(_Message, frozen=True, tag="channel_open"):
+    """Source to destination: the hypervisor has connected once more. ``credit`` is for backward bytes."""
+
+    channel: _ChannelNumber
+    credit: _U63
+
+
+class ChannelOpened(_Message, frozen=True, tag="channel_opened"):
+    """The answer: the egress is connected. ``credit`` is for forward bytes."""
+
+    channel: _ChannelNumber
+    credit: _U63
+
+
+class Heartbeat(_Message, frozen=True, tag="heartbeat"):
+    """Each way every few seconds; ``lanes`` lets the receiver tell a lying length from a slow lane."""
+
+    number: _U63
+    lanes: Annotated[tuple[LaneProgress, ...], msgspec.Meta(max_length=LANES_MAX)]
+
+
+class Finish(_Message, frozen=True, tag="finish"):
+    """Source to destination: all channels have ended both ways and everything is acknowledged."""
+
+
+class Finished(_Message, frozen=True, tag="finished"):
+    """The answer: the local ends have taken it for good (file renamed, command's status 0)."""
+
+
+class Abort(_Message, frozen=True, tag="abort"):
+    """Either way: the session is over; ``code`` is the sender's exit code."""
+
+    code: _U16
+    reason: _Reason
+
+
+Message = (
+    Offer
+    | Accept
+    | Refuse
+    | LaneRequest
+    | LaneGranted
+    | ChannelOpen
+    | ChannelOpened
+    | Heartbeat
+    | Finish
+    | Finished
+    | Abort
+)
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message with its length before it."""
+    body = _ENCODER.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class MessageReader:
+    """Cuts a byte stream into messages.
+
+    Holds at most one incomplete message: ``CONTROL_MESSAGE_BYTES_MAX`` plus what one ``feed`` brought.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take plaintext, return the messages it completes.
+
+        Raises:
+            ProtocolViolation: a length over the limit, or a body that is no known message.
+        """
+        self._buffer += data
+        messages: list[Message] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > CONTROL_MESSAGE_BYTES_MAX:
+                raise ProtocolViolation(f"a control message of {length} bytes, {CONTROL_MESSAGE_BYTES_MAX} allowed")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            try:
+                messages.append(_DECODER.decode(body))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolViolation(f"a control message that is none: {error}") from None
+        return messages
+
+
+def printable(reason: str) -> str:
+    """A peer's words, made safe for a terminal and a log: one line, no control characters, bounded."""
+    clean = "".join(character if character.isprintable() else "?" for character in reason)
+    return clean[:REASON_CHARACTERS_MAX]

@@ -1,0 +1,1 @@
+"""Where channels meet the local hypervisor: tcp, unix, stdio, file, exec, xl."""

@@ -1,0 +1,334 @@
+"""stdio:, exec: and xl: endpoints: pipes, and the processes behind them."""
+
+import asyncio
+import errno
+import os
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+from contextlib import suppress
+from typing import Final
+
+from proxy.endpoints.files import grow_pipe
+from proxy.endpoints.sockets import explain
+from proxy.errors import ConfigurationError, HypervisorFailed
+from proxy.limits import EXEC_EXIT_SECONDS_MAX, HANDOVER_SECONDS_MAX, WIND_DOWN_SECONDS_MAX
+
+_DRAIN_BYTES: Final = 64 * 1024
+
+
+def _own_description(fd: int, flags: int) -> int:
+    """A non-blocking descriptor for the same pipe with an open file description of its own.
+
+    O_NONBLOCK belongs to the description, which a standard stream shares with whoever started us: setting it there
+    would break them. A socket cannot be reopened; it is duplicated and used with MSG_DONTWAIT.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return os.dup(fd)
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        # A pipe of another user, or a terminal that is not ours to open: share it, blocking or not.
+        return os.dup(fd)
+    if stat.S_ISFIFO(mode):
+        grow_pipe(own)
+    return own
+
+
+class _ReadEnd:
+    """One descriptor to read from."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        mode = os.fstat(fd).st_mode
+        self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
+        self.wait_fd = None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else fd
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        try:
+            if self._socket is not None:
+                return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            return os.readv(self.fd, [buffer])
+        except BlockingIOError:
+            return None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        os.close(self.fd)
+
+
+class _WriteEnd:
+    """One descriptor to write to."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        mode = os.fstat(fd).st_mode
+        self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
+        self.wait_fd = None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else fd
+        self._closed = False
+
+    def write(self, data: memoryview) -> int:
+        try:
+            if self._socket is not None:
+                return self._socket.send(data, socket.MSG_DONTWAIT)
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return 0
+
+    def finish(self) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+        else:
+            self.close()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._socket is not None:
+                self._socket.close()
+            os.close(self.fd)
+
+
+class PipeConnection:
+    """Two descriptors, one each way: standard input and output, or a command's."""
+
+    def __init__(self, reader: _ReadEnd, writer: _WriteEnd, label: str) -> None:
+        self.label = label
+        self._reader, self._writer = reader, writer
+        self.read_fd: int | None = reader.wait_fd
+        self.write_fd: int | None = writer.wait_fd
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        """See ``Connection.read_into``."""
+        return self._reader.read_into(buffer)
+
+    def write(self, data: memoryview) -> int:
+        """See ``Connection.write``."""
+        return self._writer.write(data)
+
+    def finish(self) -> None:
+        """Close what the other end reads; the last bytes are in its pipe already."""
+        self._writer.finish()
+
+    async def settle(self) -> None:
+        """Close both."""
+        self._close()
+
+    async def abort(self) -> None:
+        """Close both: the end stays short, which known formats notice and the exit code says."""
+        self._close()
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._reader.close()
+
+
+class StdioEndpoint:
+    """Standard input and output, as ingress and as egress."""
+
+    single = True
+
+    def __init__(self, label: str = "stdio:") -> None:
+        self.label = label
+
+    async def open(self) -> None:
+        """See ``Ingress.open``."""
+        self._check(0, "standard input")
+
+    async def check(self) -> None:
+        """See ``Egress.check``."""
+        self._check(1, "standard output")
+
+    def _check(self, stream: int, name: str) -> None:
+        """The stream the migration takes must not be a terminal, and neither may be closed."""
+        for fd in (0, 1):
+            try:
+                os.fstat(fd)
+            except OSError:
+                raise ConfigurationError(
+                    f"{self.label}: descriptor {fd} is closed", "redirect it to a pipe, a file or /dev/null"
+                ) from None
+        if os.isatty(stream):
+            raise ConfigurationError(f"{self.label}: {name} is a terminal", "redirect it: a migration is no text")
+
+    async def accept(self) -> PipeConnection:
+        """See ``Ingress.accept``."""
+        return self._connection()
+
+    async def connect(self, xl_flags: str) -> PipeConnection:
+        """See ``Egress.connect``."""
+        del xl_flags
+        return self._connection()
+
+    def _connection(self) -> PipeConnection:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        # Nobody migrates from a keyboard: a terminal as the far side's standard input has nothing to say.
+        reader = os.dup(null) if os.isatty(0) else _own_description(0, os.O_RDONLY)
+        writer = _own_description(1, os.O_WRONLY)
+        # Our own copies would keep the pipes open after we have finished with them.
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+        return PipeConnection(_ReadEnd(reader), _WriteEnd(writer), self.label)
+
+    async def close(self) -> None:
+        """Nothing was left behind."""
+
+
+class ProcessConnection(PipeConnection):
+    """A command's standard input and output; the command is a session leader of its own.
+
+    Args:
+        process: started with pipes on both.
+        label: the endpoint as the operator wrote it.
+        wind_down: end it on failure by closing its input and reading on (xl), not by killing it.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", label: str, *, wind_down: bool) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise HypervisorFailed(f"{label}: started without pipes")
+        ends = []
+        for stream in (process.stdout, process.stdin):
+            fd = os.dup(stream.fileno())
+            stream.close()
+            os.set_blocking(fd, False)
+            grow_pipe(fd)
+            ends.append(fd)
+        super().__init__(_ReadEnd(ends[0]), _WriteEnd(ends[1]), label)
+        self._process = process
+        self._wind_down = wind_down
+        self._ended = asyncio.get_running_loop().create_future()
+        self._pidfd = os.pidfd_open(process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    async def ended_well(self) -> None:
+        """The output has ended: if the command ends too, its status decides whether that was a clean end.
+
+        Raises:
+            HypervisorFailed: it ended with a status other than 0.
+        """
+        try:
+            async with asyncio.timeout(EXEC_EXIT_SECONDS_MAX):
+                self._judge(await asyncio.shield(self._ended))
+        except TimeoutError:
+            return  # it reads on: half-closed, and judged in settle()
+
+    def _judge(self, status: int) -> None:
+        if status < 0:
+            raise HypervisorFailed(f"{self.label} was killed by {signal.Signals(-status).name}")
+        if status > 0:
+            raise HypervisorFailed(f"{self.label} ended with status {status}")
+
+    async def settle(self) -> None:
+        """Close its input, wait for it, read its status.
+
+        Raises:
+            HypervisorFailed: it does not end, or ends with a status other than 0.
+        """
+        self._writer.close()
+        try:
+            async with asyncio.timeout(HANDOVER_SECONDS_MAX):
+                status = await asyncio.shield(self._ended)
+        except TimeoutError:
+            raise HypervisorFailed(f"{self.label} did not end in {HANDOVER_SECONDS_MAX:.0f} s") from None
+        self._judge(status)
+        self._reader.close()
+
+    async def abort(self) -> None:
+        """Kill it before its input closes, so that it cannot take the end for a clean one; or wind it down."""
+        if self._wind_down:
+            await self._unwind()
+        if not self._ended.done():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await asyncio.shield(self._ended)
+        self._close()
+
+    async def _unwind(self) -> None:
+        """xl migrate-receive's only clean abort: shut its input, read its answer, let it destroy its copy."""
+        self._writer.close()
+        buffer = memoryview(bytearray(_DRAIN_BYTES))
+        try:
+            async with asyncio.timeout(WIND_DOWN_SECONDS_MAX):
+                while not self._ended.done():
+                    if self._reader.read_into(buffer) is None:
+                        await asyncio.wait({self._ended}, timeout=0.02)
+                    else:
+                        await asyncio.sleep(0)
+        except (OSError, TimeoutError):
+            return
+
+
+class ExecEndpoint:
+    """A shell command, as ingress and as egress."""
+
+    single = True
+
+    def __init__(self, command: str, label: str) -> None:
+        self._command, self.label = command, label
+
+    async def open(self) -> None:
+        """See ``Ingress.open``: a command cannot be tried."""
+
+    async def check(self) -> None:
+        """See ``Egress.check``: a command cannot be tried."""
+
+    async def accept(self) -> ProcessConnection:
+        """See ``Ingress.accept``."""
+        return start(["/bin/sh", "-c", self._command], self.label, wind_down=False)
+
+    async def connect(self, xl_flags: str) -> ProcessConnection:
+        """See ``Egress.connect``."""
+        del xl_flags
+        return await self.accept()
+
+    async def close(self) -> None:
+        """The command belongs to its connection."""
+
+
+class XlEgress:
+    """``xl migrate-receive`` as a process of its own; see docs/operations.md on winding it down."""
+
+    single = True
+
+    def __init__(self, flags: str, label: str, program: str = "xl") -> None:
+        self._flags, self.label, self._program = flags, label, program
+
+    async def check(self) -> None:
+        """See ``Egress.check``."""
+
+    async def connect(self, xl_flags: str) -> ProcessConnection:
+        """See ``Egress.connect``: the operator's flags and those the source asked for."""
+        flags = sorted(set(self._flags) | set(xl_flags))
+        command = [self._program, "migrate-receive", *(f"-{flag}" for flag in flags)]
+        return start(command, f"{self.label} ({shlex.join(command)})", wind_down=True)
+
+
+def start(command: list[str], label: str, *, wind_down: bool) -> ProcessConnection:
+    """Start a command with pipes, in a session of its own.
+
+    Raises:
+        HypervisorFailed: it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+    except OSError as error:
+        raise HypervisorFailed(f"cannot start {label}: {explain(error)}") from None
+    return ProcessConnection(process, label, wind_down=wind_down)

@@ -1,0 +1,304 @@
+"""tcp: and unix: endpoints, on raw non-blocking sockets.
+
+Every TCP connection to a hypervisor carries SO_LINGER 0 from its first moment to its clean end: whatever else closes
+it, a crash or SIGKILL of the relay included, the hypervisor sees a reset and never a clean end of a cut stream.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from proxy.errors import ConfigurationError, HypervisorFailed
+from proxy.limits import CONNECT_SECONDS_MAX, LISTEN_BACKLOG
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+_LINGER_NORMAL: Final = struct.pack("ii", 0, 0)
+
+
+def tune(sock: socket.socket) -> None:
+    """Non-blocking, no Nagle delay, dead peers noticed by the kernel."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+class SocketConnection:
+    """A connected stream socket.
+
+    Args:
+        sock: connected; this object owns it from now on.
+        label: the endpoint as the operator wrote it.
+    """
+
+    def __init__(self, sock: socket.socket, label: str) -> None:
+        tune(sock)
+        self._sock = sock
+        self._tcp = sock.family != socket.AF_UNIX
+        self.label = label
+        self.read_fd: int | None = sock.fileno()
+        self.write_fd: int | None = sock.fileno()
+        self._linger(_LINGER_RESET)
+
+    def _linger(self, value: bytes) -> None:
+        if self._tcp:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+
+    def read_into(self, buffer: memoryview) -> int | None:
+        """See ``Connection.read_into``."""
+        try:
+            return self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return None
+
+    def write(self, data: memoryview) -> int:
+        """See ``Connection.write``."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def finish(self) -> None:
+        """Shut the write side down; the hypervisor may have gone already, which is its right."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+
+    async def settle(self) -> None:
+        """Close in peace: both directions have ended."""
+        self._linger(_LINGER_NORMAL)
+        self._sock.close()
+
+    async def abort(self) -> None:
+        """Reset (TCP) or close (unix, where known formats notice that the end is short)."""
+        self._sock.close()
+
+
+class _SocketIngress:
+    """What the two listening ingresses share."""
+
+    single = False
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._sock: socket.socket | None = None
+
+    async def accept(self) -> SocketConnection:
+        """See ``Ingress.accept``."""
+        if self._sock is None:
+            raise HypervisorFailed(f"{self.label} is closed")
+        while True:
+            try:
+                sock, _ = await asyncio.get_running_loop().sock_accept(self._sock)
+            except ConnectionAbortedError:
+                continue
+            return SocketConnection(sock, self.label)
+
+    async def close(self) -> None:
+        """See ``Ingress.close``."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def listen_tcp(host: str, port: int, label: str) -> socket.socket:
+    """A non-blocking listening socket.
+
+    Raises:
+        ConfigurationError: the address cannot be resolved or bound.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{label}: {host!r} is no local address ({error})", "give an address of this host"
+        ) from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        remedy = "choose another port, or stop what listens there (ss -ltnp shows it)"
+        if error.errno == errno.EACCES:
+            remedy = "choose a port of 1024 or higher, or grant CAP_NET_BIND_SERVICE"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            remedy = "give an address of this host (ip address shows them)"
+        raise ConfigurationError(f"cannot listen on {label}: {os.strerror(error.errno or 0)}", remedy) from None
+    sock.setblocking(False)
+    return sock
+
+
+class TcpIngress(_SocketIngress):
+    """Listens for the local hypervisor on TCP."""
+
+    def __init__(self, host: str, port: int, label: str) -> None:
+        super().__init__(label)
+        self._host, self._port = host, port
+
+    async def open(self) -> None:
+        """See ``Ingress.open``. With port 0 the label then names the port chosen."""
+        self._sock = listen_tcp(self._host, self._port, self.label)
+        if self._port == 0:
+            self.label = f"tcp:{self._host}:{self._sock.getsockname()[1]}"
+
+
+class UnixIngress(_SocketIngress):
+    """Listens for the local hypervisor on a unix socket, mode 0600."""
+
+    def __init__(self, path: str, label: str) -> None:
+        super().__init__(label)
+        self._path = path
+        self._inode: int | None = None
+
+    async def open(self) -> None:
+        """See ``Ingress.open``. A socket nobody listens on any more is replaced, a living one is not."""
+        _clear_stale(self._path, self.label)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            before = os.umask(0o177)
+            try:
+                sock.bind(self._path)
+            finally:
+                os.umask(before)
+            sock.listen(LISTEN_BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise ConfigurationError(
+                f"cannot listen on {self.label}: {error.strerror or error}",
+                "give a path (at most 107 bytes) in a directory that exists and that you may write",
+            ) from None
+        sock.setblocking(False)
+        self._sock = sock
+        self._inode = os.stat(self._path).st_ino
+
+    async def close(self) -> None:
+        """See ``Ingress.close``. Removes the socket's file if it is still ours."""
+        await super().close()
+        try:
+            if self._inode is not None and os.stat(self._path).st_ino == self._inode:
+                Path(self._path).unlink()
+        except OSError:
+            return
+
+
+def _clear_stale(path: str, label: str) -> None:
+    """Remove a socket file that nobody answers on.
+
+    Raises:
+        ConfigurationError: something else is there, or somebody listens.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"cannot listen on {label}: the path exists and is no socket", "choose another path")
+    # Asked of the kernel, never by connecting: a QEMU that waits there would take the probe for its migration.
+    resolved = {path, os.path.realpath(path)}
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+        alive = any(line.split(None, 7)[-1].rstrip("\n") in resolved for line in table)
+    if not alive:
+        Path(path).unlink(missing_ok=True)
+        return
+    raise ConfigurationError(
+        f"cannot listen on {label}: another process listens there", "choose another path, or stop that process"
+    )
+
+
+class TcpEgress:
+    """Connects to the local hypervisor on TCP; never probes it."""
+
+    single = False
+
+    def __init__(self, host: str, port: int, label: str) -> None:
+        self._host, self._port, self.label = host, port, label
+
+    async def check(self) -> None:
+        """Nothing can be checked: QEMU takes its first connection as the migration."""
+
+    async def connect(self, xl_flags: str) -> SocketConnection:
+        """See ``Egress.connect``."""
+        del xl_flags
+        try:
+            sock = await dial_tcp(self._host, self._port)
+        except (OSError, TimeoutError) as error:
+            raise HypervisorFailed(f"cannot connect to the hypervisor at {self.label}: {explain(error)}") from None
+        return SocketConnection(sock, self.label)
+
+
+class UnixEgress:
+    """Connects to the local hypervisor on a unix socket."""
+
+    single = False
+
+    def __init__(self, path: str, label: str) -> None:
+        self._path, self.label = path, label
+
+    async def check(self) -> None:
+        """Nothing can be checked before the hypervisor is connected to."""
+
+    async def connect(self, xl_flags: str) -> SocketConnection:
+        """See ``Egress.connect``."""
+        del xl_flags
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                await asyncio.get_running_loop().sock_connect(sock, self._path)
+        except (OSError, TimeoutError) as error:
+            sock.close()
+            raise HypervisorFailed(f"cannot connect to the hypervisor at {self.label}: {explain(error)}") from None
+        except BaseException:
+            sock.close()
+            raise
+        return SocketConnection(sock, self.label)
+
+
+async def dial_tcp(host: str, port: int) -> socket.socket:
+    """A connected, non-blocking TCP socket; the addresses of ``host`` are tried in turn.
+
+    Raises:
+        OSError: none of them answered; the last one's reason.
+        TimeoutError: not within ``CONNECT_SECONDS_MAX``.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(CONNECT_SECONDS_MAX):
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        failure: OSError = OSError(errno.EHOSTUNREACH, "no address")
+        for family, kind, proto, _, address in found:
+            sock = socket.socket(family, kind, proto)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, address)
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                tune(sock)
+                return sock
+        raise failure
+
+
+def explain(error: BaseException) -> str:
+    """A short reason for people."""
+    if isinstance(error, TimeoutError) and not getattr(error, "errno", None):
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return f"the name does not resolve ({error.strerror})"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__

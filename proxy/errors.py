@@ -1,0 +1,130 @@
+"""What ends a session, as one tree; each class has its exit code.
+
+    RelayError                       70
+    ├── ConfigurationError            2   something here is set up wrongly; ``remedy`` says what to do
+    ├── PolicyRefused                 3   a policy, here or there, said no
+    ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
+    ├── StreamCorrupt                 5   frames, digests or END disagree
+    │   └── ProtocolViolation         5   an authenticated peer broke the protocol
+    ├── PeerUnreachable               6   no connection to the peer
+    ├── PeerLost                      6   a connection to the peer broke or fell silent
+    ├── HypervisorFailed              7   the local hypervisor's connection failed or ended too early
+    └── PeerAborted               3–7     the peer ended the session and said why
+
+crypto's errors keep their own classes; ``exit_code_of`` knows them too. Everything else is a bug of ours: 70.
+"""
+
+from typing import ClassVar, Final
+
+from crypto.errors import AuthenticationError, IdentityError, IntegrityError, PkiError
+
+EXIT_DONE: Final = 0
+EXIT_CONFIGURATION: Final = 2
+EXIT_POLICY: Final = 3
+EXIT_AUTHENTICATION: Final = 4
+EXIT_INTEGRITY: Final = 5
+EXIT_LOST: Final = 6
+EXIT_HYPERVISOR: Final = 7
+EXIT_BUG: Final = 70
+EXIT_SIGNAL_BASE: Final = 128  # plus the signal's number: 130 and 143
+
+OUTCOMES: Final = {
+    EXIT_DONE: "done",
+    EXIT_CONFIGURATION: "configuration",
+    EXIT_POLICY: "refused",
+    EXIT_AUTHENTICATION: "authentication",
+    EXIT_INTEGRITY: "integrity",
+    EXIT_LOST: "lost",
+    EXIT_HYPERVISOR: "hypervisor",
+    EXIT_BUG: "internal",
+}
+
+
+class RelayError(Exception):
+    """Base of everything raised on purpose in proxy/."""
+
+    exit_code: ClassVar[int] = EXIT_BUG
+
+
+class ConfigurationError(RelayError):
+    """An argument, file, port or program here is wrong; ``remedy`` is a sentence without its full stop."""
+
+    exit_code = EXIT_CONFIGURATION
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class PolicyRefused(RelayError):
+    """A policy refused the session."""
+
+    exit_code = EXIT_POLICY
+
+
+class PeerRefused(RelayError):
+    """The peer, or the way to it, failed before ACCEPT."""
+
+    exit_code = EXIT_AUTHENTICATION
+
+
+class StreamCorrupt(RelayError):
+    """A frame, its running digest or an END disagrees with what was sent."""
+
+    exit_code = EXIT_INTEGRITY
+
+
+class ProtocolViolation(StreamCorrupt):
+    """An authenticated peer sent what the protocol does not allow there."""
+
+
+class PeerUnreachable(RelayError):
+    """No TCP connection to the peer could be made."""
+
+    exit_code = EXIT_LOST
+
+
+class PeerLost(RelayError):
+    """The control connection or a lane broke, or the peer's heartbeat stopped."""
+
+    exit_code = EXIT_LOST
+
+
+class HypervisorFailed(RelayError):
+    """The local end of a channel could not be opened, broke, or ended before its stream did."""
+
+    exit_code = EXIT_HYPERVISOR
+
+
+class PeerAborted(RelayError):
+    """The peer ended the session. ``code`` is the exit code it named, if that concerns us both."""
+
+    _SHARED: ClassVar = frozenset({EXIT_POLICY, EXIT_AUTHENTICATION, EXIT_INTEGRITY, EXIT_LOST, EXIT_HYPERVISOR})
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the peer ended the session: {reason}")
+        # A peer's own bug or signal is, seen from here, a peer that went away.
+        self.code = code if code in self._SHARED else EXIT_LOST
+
+
+class Interrupted(RelayError):
+    """A signal asked this process to stop."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.code = EXIT_SIGNAL_BASE + signal_number
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code a command ends with when ``error`` ended its session."""
+    if isinstance(error, PeerAborted | Interrupted):
+        return error.code
+    if isinstance(error, RelayError):
+        return error.exit_code
+    if isinstance(error, AuthenticationError):
+        return EXIT_AUTHENTICATION
+    if isinstance(error, IntegrityError):
+        return EXIT_INTEGRITY
+    if isinstance(error, IdentityError | PkiError):
+        return EXIT_CONFIGURATION
+    return EXIT_BUG

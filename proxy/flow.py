@@ -1,0 +1,73 @@
+"""Windows: how much credit a receiver gives, and how much a sender keeps in flight. Sans-IO.
+
+Credit bounds memory; the flight window bounds waiting. A sender stays below
+max(2 × bandwidth-delay product, ``IN_FLIGHT_BYTES_MIN``), so that urgent pages do not queue behind bulk. Bandwidth
+and delay come from the acknowledgements themselves, as in BBR (draft-ietf-ccwg-bbr section 4.1): each frame remembers
+how much had been delivered when it left.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.limits import (
+    CREDIT_BYTES_MAX,
+    CREDIT_BYTES_MIN,
+    CREDIT_BYTES_SESSION,
+    IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_BYTES_MIN,
+)
+
+_SAMPLES: Final = 16  # acknowledgements over which the best bandwidth counts
+_DELAY_SECONDS: Final = 10.0  # after which the smallest delay is measured anew
+
+
+def credit_bytes(channels: int) -> int:
+    """Bytes a receiver lets each channel of one direction be ahead, when ``channels`` are open."""
+    return max(CREDIT_BYTES_MIN, min(CREDIT_BYTES_MAX, CREDIT_BYTES_SESSION // max(1, channels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What a sender remembers of a frame: its bytes, when it left, what had been delivered by then."""
+
+    size: int
+    at: float
+    delivered: int
+
+
+class FlightWindow:
+    """The in-flight limit of one session's sending side. Times in seconds, sizes in bytes."""
+
+    def __init__(self) -> None:
+        self.in_flight_bytes = 0
+        self.limit_bytes = IN_FLIGHT_BYTES_MIN
+        self.delay_seconds = 0.0
+        """Smallest time from a frame's departure to its acknowledgement in the last seconds; 0 before any."""
+        self._delivered = 0
+        self._delay_at = 0.0
+        self._rates: deque[float] = deque(maxlen=_SAMPLES)
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that may still leave now."""
+        return max(0, self.limit_bytes - self.in_flight_bytes)
+
+    def depart(self, size: int, now: float) -> Departure:
+        """A frame of ``size`` stream bytes leaves."""
+        self.in_flight_bytes += size
+        return Departure(size, now, self._delivered)
+
+    def arrive(self, departure: Departure, now: float) -> None:
+        """That frame was acknowledged."""
+        self.in_flight_bytes -= departure.size
+        self._delivered += departure.size
+        elapsed = now - departure.at
+        if elapsed <= 0:
+            return
+        if not self.delay_seconds or elapsed < self.delay_seconds or now - self._delay_at > _DELAY_SECONDS:
+            self.delay_seconds = elapsed
+            self._delay_at = now
+        self._rates.append((self._delivered - departure.delivered) / elapsed)
+        product = max(self._rates) * self.delay_seconds
+        self.limit_bytes = int(min(IN_FLIGHT_BYTES_MAX, max(IN_FLIGHT_BYTES_MIN, 2 * product)))

@@ -1,0 +1,50 @@
+"""Every limit and time-out of the relay, with its unit in its name and its reason beside it."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# ---- frames and windows
+FRAME_BYTES_MAX: Final = 4 * MIB  # one Xen batch of 1024 pages: what a receiver must be able to hold
+OPAQUE_FRAME_BYTES: Final = 512 * KIB  # plaintext and ciphertext of one fit a 2 MiB L2 cache together with the kernel's
+FRAME_EAGER_BYTES: Final = 256 * KIB  # a frame this long goes out although earlier ones are still in flight
+FRAMES_IN_FLIGHT_MAX: Final = 256  # per channel and direction; bounds what a peer can queue in tiny frames
+IN_FLIGHT_BYTES_MIN: Final = 4 * MIB  # floor of the adaptive window, so that urgent pages never queue behind more
+IN_FLIGHT_BYTES_MAX: Final = 64 * MIB  # ceiling of the adaptive window: what one session may hold unacknowledged
+CREDIT_BYTES_SESSION: Final = 64 * MIB  # shared by the open channels of one direction
+CREDIT_BYTES_MIN: Final = MIB  # one channel's share however many there are
+CREDIT_BYTES_MAX: Final = 16 * MIB  # one channel's share however few there are
+
+# ---- counts
+CHANNELS_MAX: Final = 64  # per session: QEMU's multifd allows 255, nobody uses more than 16
+LANES_MAX: Final = 16  # per session
+SESSIONS_MAX: Final = 16  # per process, at once
+LANE_ATTEMPTS_MAX: Final = 5  # a lane hello may be refused and made anew
+ACK_ENTRIES_MAX: Final = CHANNELS_MAX  # per ACK record
+HALF_OPEN_MAX: Final = 128  # connections that have not authenticated yet, in all: the oldest makes room
+HALF_OPEN_PER_ADDRESS_MAX: Final = 64  # the same from one address
+LISTEN_BACKLOG: Final = 512  # connections the kernel keeps while the loop is busy
+
+# ---- control connection
+CONTROL_MESSAGE_BYTES_MAX: Final = 64 * KIB
+REASON_CHARACTERS_MAX: Final = 512  # a peer's words in our log
+
+# ---- times
+CONNECT_SECONDS_MAX: Final = 10.0  # TCP connect, to the peer or to a local hypervisor
+FIRST_BYTE_SECONDS_MAX: Final = 5.0  # a connection that says nothing is dropped
+HANDSHAKE_SECONDS_MAX: Final = 10.0  # TLS, offer and answer
+LANE_HELLO_SECONDS_MAX: Final = 5.0  # lane hello to LANE_OK
+CONTROL_SECONDS_MAX: Final = 10.0  # one control message, from its first byte to its last, and one answer
+HEARTBEAT_SECONDS: Final = 5.0
+HEARTBEATS_MISSED_MAX: Final = 3  # then the peer is lost
+CHANNEL_OPEN_SECONDS_MAX: Final = CONNECT_SECONDS_MAX + 5.0  # the destination's connect and its answer
+HANDOVER_SECONDS_MAX: Final = 300.0  # a destination's hypervisor or command may take this long to end after the stream
+WIND_DOWN_SECONDS_MAX: Final = 60.0  # xl migrate-receive destroying its copy
+EXEC_EXIT_SECONDS_MAX: Final = 1.0  # a command that closed its output usually ends: its status is wanted before END
+ABORT_SECONDS_MAX: Final = 2.0  # telling the peer why
+DRAIN_SECONDS_MAX: Final = 5.0  # FINAL records and close_notify
+
+# ---- local transport
+PIPE_BYTES: Final = MIB  # F_SETPIPE_SZ: fewer wake-ups than the default 64 KiB
+END_TAIL_BYTES: Final = 64 * KIB  # of a stream's end, to tell a whole stream of a known format from a cut one

@@ -1,0 +1,37 @@
+"""What one session did, as both ends report it. Sans-IO."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(slots=True)
+class SessionReport:
+    """Facts of one session; the keys of ``--report`` are these names.
+
+    ``bytes_in`` counts stream bytes that entered the pair in a direction, ``bytes_out`` those handed to a hypervisor
+    at its end; ``bytes_wire`` counts TLS and lanes together as sent between the relays in a direction.
+    """
+
+    role: str
+    session_id: str
+    started: datetime
+    peer: str | None = None
+    peer_address: str | None = None
+    vm: str | None = None
+    bytes_in: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    bytes_out: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    pages: dict[str, int] = field(default_factory=dict)
+    digest_blake3: dict[str, dict[str, str]] = field(default_factory=dict)
+    stream_format: str | None = None
+    cipher: str | None = None
+    group: str | None = None
+    lanes: int = 0
+    channels: int = 0
+    resumes: int = 0
+    ended: datetime | None = None
+    seconds: float = 0.0
+    handshake_seconds: float | None = None
+    outcome: str = ""
+    error: str | None = None
+    exit_code: int = 0

@@ -1,0 +1,248 @@
+"""One session's state, sans-IO and role-neutral: channels, frame order, windows, which message may come when.
+
+The shell feeds it frames, acknowledgements and messages, and asks it what to send; it knows no sockets and no clock.
+"""
+
+from enum import Enum, unique
+from types import MappingProxyType
+from typing import Final
+
+from crypto.errors import RecordMalformed
+from crypto.keys import Direction, LaneId, SessionId
+from proxy.channel import ReceiveHalf, SendHalf
+from proxy.control import (
+    Accept,
+    ChannelOpen,
+    ChannelOpened,
+    Finish,
+    Finished,
+    Heartbeat,
+    LaneGranted,
+    LaneProgress,
+    LaneRequest,
+    Message,
+    Offer,
+    Refuse,
+)
+from proxy.errors import PeerLost, ProtocolViolation
+from proxy.flow import FlightWindow, credit_bytes
+from proxy.limits import CHANNELS_MAX, HEARTBEATS_MISSED_MAX
+from proxy.wire import Ack, ChannelId, FrameHeader
+
+
+@unique
+class Role(Enum):
+    """Which end of the migration this relay serves."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+    @property
+    def sends(self) -> Direction:
+        """The direction this end reads from its hypervisor."""
+        return Direction.FORWARD if self is Role.SOURCE else Direction.BACKWARD
+
+
+@unique
+class State(Enum):
+    """Where a session stands; the diagram is in docs/wire-format.md."""
+
+    GREETING = "greeting"  # TLS is up, OFFER and its answer are due
+    OPEN = "open"  # ACCEPT has passed: channels, lanes, frames
+    FINISHING = "finishing"  # all channels have ended; FINISH and FINISHED
+    CLOSED = "closed"
+
+
+# What a peer may say in each state; everything else is a violation. ABORT is always heard (proxy/shell/link.py).
+ACCEPTED: Final = MappingProxyType(
+    {
+        (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
+        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, Heartbeat}),
+        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, Heartbeat}),
+        (Role.SOURCE, State.CLOSED): frozenset({Heartbeat}),
+        (Role.DESTINATION, State.GREETING): frozenset({Offer}),
+        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, Heartbeat, Finish}),
+        (Role.DESTINATION, State.FINISHING): frozenset({Heartbeat}),
+        (Role.DESTINATION, State.CLOSED): frozenset({Heartbeat}),
+    }
+)
+
+# Where a message leads: what this side has sent or received. All others leave the state as it is.
+MOVES: Final = MappingProxyType(
+    {
+        (State.GREETING, Accept): State.OPEN,
+        (State.GREETING, Refuse): State.CLOSED,
+        (State.OPEN, Finish): State.FINISHING,
+        (State.FINISHING, Finished): State.CLOSED,
+    }
+)
+
+
+class _LaneWatch:
+    """How one lane's arrivals compare with what its sender says it has sent."""
+
+    def __init__(self) -> None:
+        self.received_bytes = -1
+        self.stalled = 0
+
+
+class Session:
+    """One session.
+
+    Args:
+        role: which end this is.
+        session_id: 16 random bytes, the source's choice.
+    """
+
+    def __init__(self, role: Role, session_id: SessionId) -> None:
+        self.role = role
+        self.id = session_id
+        self.state = State.GREETING
+        self.flight = FlightWindow()
+        self.senders: dict[ChannelId, SendHalf] = {}
+        self.receivers: dict[ChannelId, ReceiveHalf] = {}
+        self._order_sent = 0
+        self._order_received = 0
+        self._unacknowledged: set[ChannelId] = set()
+        self._watches: dict[LaneId, _LaneWatch] = {}
+
+    # ---- messages
+
+    def received(self, message: Message) -> None:
+        """A message has arrived: is this the time for it?
+
+        Raises:
+            ProtocolViolation: it is not.
+        """
+        if type(message) not in ACCEPTED[self.role, self.state]:
+            raise ProtocolViolation(f"{type(message).__name__} while {self.state.value}")
+        self._move(message)
+
+    def sent(self, message: Message) -> None:
+        """A message has left."""
+        self._move(message)
+
+    def _move(self, message: Message) -> None:
+        self.state = MOVES.get((self.state, type(message)), self.state)
+
+    # ---- channels
+
+    @property
+    def next_channel(self) -> ChannelId:
+        """The number of the next channel: they count in the order accepted.
+
+        Raises:
+            ProtocolViolation: the session has ``CHANNELS_MAX`` already.
+        """
+        if len(self.receivers) >= CHANNELS_MAX:
+            raise ProtocolViolation(f"a session has at most {CHANNELS_MAX} channels")
+        return ChannelId(len(self.receivers))
+
+    def reserve(self, channel: ChannelId) -> int:
+        """Make the receiving half of the next channel, return the credit to give its sender.
+
+        Raises:
+            ProtocolViolation: it is not the next one.
+        """
+        if channel != self.next_channel:
+            raise ProtocolViolation(f"channel {channel} announced, {self.next_channel} expected")
+        credit = credit_bytes(len(self.receivers) + 1)
+        self.receivers[channel] = ReceiveHalf(channel, self.role.sends.opposite, credit)
+        return credit
+
+    def open(self, channel: ChannelId, credit: int) -> SendHalf:
+        """Make the sending half of a reserved channel, with the credit the peer gave.
+
+        Raises:
+            ProtocolViolation: it was not reserved, or is open already.
+        """
+        if channel not in self.receivers or channel in self.senders:
+            raise ProtocolViolation(f"channel {channel} opened out of turn")
+        half = SendHalf(channel, self.role.sends, credit)
+        self.senders[channel] = half
+        return half
+
+    @property
+    def finished(self) -> bool:
+        """Whether every channel has ended both ways and all of it is acknowledged and written."""
+        return (
+            bool(self.senders)
+            and len(self.senders) == len(self.receivers)
+            and all(half.finished for half in self.senders.values())
+            and all(half.finished for half in self.receivers.values())
+        )
+
+    # ---- frames
+
+    def next_order(self) -> int:
+        """The cache-order number of the next frame sent."""
+        order = self._order_sent
+        self._order_sent += 1
+        return order
+
+    def frame(self, header: FrameHeader, body: memoryview) -> ReceiveHalf:
+        """Check an arrived frame; only if this returns may its body go on.
+
+        Raises:
+            ProtocolViolation: an unknown channel, the wrong direction, or out of order.
+            StreamCorrupt: a digest disagrees.
+        """
+        half = self.receivers.get(header.channel)
+        if half is None or header.direction is not half.direction:
+            raise ProtocolViolation(f"a frame for channel {header.channel} {header.direction.label}")
+        if header.cache_order != self._order_received:
+            raise ProtocolViolation(f"frame {header.cache_order} in cache order, {self._order_received} expected")
+        half.accept(header, body)
+        self._order_received += 1
+        return half
+
+    def wrote(self, half: ReceiveHalf, raw_bytes: int) -> None:
+        """A frame of ``raw_bytes`` has been written onward: acknowledge it and give credit."""
+        half.wrote(raw_bytes, credit_bytes(len(self.receivers)))
+        self._unacknowledged.add(half.channel)
+
+    def take_acks(self) -> list[Ack]:
+        """The acknowledgements that are due; none twice."""
+        acks = [self.receivers[channel].acknowledgement() for channel in sorted(self._unacknowledged)]
+        self._unacknowledged.clear()
+        return acks
+
+    def acknowledged(self, acks: list[Ack], now: float) -> None:
+        """Take the peer's acknowledgements. ``now`` in seconds of a monotonic clock.
+
+        Raises:
+            ProtocolViolation: of a channel or direction this side does not send, or impossible.
+        """
+        for ack in acks:
+            half = self.senders.get(ack.channel)
+            if half is None or ack.direction is not half.direction:
+                raise ProtocolViolation(f"an acknowledgement of channel {ack.channel} {ack.direction.label}")
+            for departure in half.acknowledge(ack):
+                self.flight.arrive(departure, now)
+
+    # ---- lanes
+
+    def lane_progress(self, progress: LaneProgress, received_bytes: int, missing_bytes: int) -> None:
+        """Hold a lane's arrivals against its sender's count, once a heartbeat.
+
+        Record lengths are read before they can be authenticated. A length that was raised on the way would make the
+        receiver wait for bytes that never come; here it shows, because the sender has nothing more under way.
+
+        Args:
+            progress: what the sender had put on the lane when it sent the heartbeat (always whole records).
+            received_bytes: what has arrived on it.
+            missing_bytes: what the record under way still lacks, by its header.
+
+        Raises:
+            RecordMalformed: everything sent has arrived, and the record under way claims to be longer.
+            PeerLost: what was sent does not arrive, over ``HEARTBEATS_MISSED_MAX`` heartbeats.
+        """
+        if missing_bytes and received_bytes == progress.sent_bytes:
+            raise RecordMalformed(f"lane {progress.lane}: a record claims {missing_bytes} bytes that were never sent")
+        watch = self._watches.setdefault(LaneId(progress.lane), _LaneWatch())
+        still = received_bytes < progress.sent_bytes and received_bytes == watch.received_bytes
+        watch.stalled = watch.stalled + 1 if still else 0
+        watch.received_bytes = received_bytes
+        if watch.stalled >= HEARTBEATS_MISSED_MAX:
+            missing = progress.sent_bytes - received_bytes
+            raise PeerLost(f"lane {progress.lane}: {missing} bytes do not arrive although the peer is alive")

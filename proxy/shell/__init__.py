@@ -1,0 +1,1 @@
+"""The relay's one asyncio shell around its sans-IO core."""

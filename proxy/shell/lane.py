@@ -1,0 +1,217 @@
+"""One lane on a socket: sealed records out, opened records in, with as few copies and wake-ups as can be."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from crypto.errors import RecordTooLarge
+from crypto.keys import LaneId
+from crypto.records import (
+    HEADER_BYTES,
+    OVERHEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+    TAG_BYTES,
+    Opener,
+    RecordHeader,
+    RecordType,
+    Sealer,
+)
+from proxy.errors import PeerLost
+from proxy.limits import DRAIN_SECONDS_MAX
+from proxy.shell.waiting import Gate
+from proxy.wire import WHOLE_FRAME, FrameFlags
+
+_BUFFER_BYTES = PAYLOAD_BYTES_MAX + TAG_BYTES + HEADER_BYTES
+
+
+class BufferPool:
+    """Plaintext buffers of ``PAYLOAD_BYTES_MAX`` bytes, last in first out, so that the next one used is still cached.
+
+    What bounds their number is the credit a receiver gives, never the pool.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        """A buffer with undefined content."""
+        return self._free.pop() if self._free else bytearray(PAYLOAD_BYTES_MAX)
+
+    def give(self, buffer: bytearray) -> None:
+        """Give a buffer back."""
+        self._free.append(buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An opened record: its header, and a pool buffer of which the first ``header.length`` bytes are its payload."""
+
+    header: RecordHeader
+    buffer: bytearray
+
+    @property
+    def payload(self) -> memoryview:
+        """The plaintext."""
+        return memoryview(self.buffer)[: self.header.length]
+
+
+class Lane:
+    """One lane.
+
+    Args:
+        sock: connected and non-blocking; this object owns it.
+        lane: its id.
+        sealer: for the records this side sends.
+        opener: for those it receives.
+        pool: where plaintext buffers come from.
+    """
+
+    def __init__(self, sock: socket.socket, lane: LaneId, sealer: Sealer, opener: Opener, pool: BufferPool) -> None:
+        self.id = lane
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._sealer, self._opener, self._pool = sealer, opener, pool
+        self._sending = asyncio.Lock()
+        self._send_gate, self._receive_gate = Gate(), Gate()
+        self._sealed = memoryview(bytearray(PAYLOAD_BYTES_MAX + OVERHEAD_BYTES))
+        # [header of the record | its body | header of the next one]: each read asks for all that is certain to come.
+        self._incoming = memoryview(bytearray(HEADER_BYTES + _BUFFER_BYTES))
+        self._filled = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes still to come of the record that has begun to arrive; 0 between records."""
+        if self._filled == 0:
+            return 0
+        if self._filled < HEADER_BYTES:
+            return HEADER_BYTES - self._filled
+        length = int.from_bytes(self._incoming[16:HEADER_BYTES], "big")
+        return max(0, HEADER_BYTES + length + TAG_BYTES - self._filled)
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes that are no record: the hello's token.
+
+        Raises:
+            PeerLost: the connection broke.
+        """
+        async with self._sending:
+            await self._send_all(memoryview(data))
+
+    async def send(self, kind: RecordType, payload: bytes = b"") -> None:
+        """Seal and send one small record.
+
+        Raises:
+            PeerLost: the connection broke.
+        """
+        async with self._sending:
+            total = self._sealer.seal_into(kind, 0, memoryview(payload), self._sealed)
+            await self._send_all(self._sealed[:total])
+
+    async def send_frame(self, frame: memoryview) -> None:
+        """Seal and send one frame, its records one behind the other.
+
+        Raises:
+            PeerLost: the connection broke.
+        """
+        async with self._sending:
+            size = len(frame)
+            for start in range(0, size, PAYLOAD_BYTES_MAX):
+                part = frame[start : start + PAYLOAD_BYTES_MAX]
+                flags = WHOLE_FRAME
+                if size > PAYLOAD_BYTES_MAX:
+                    flags = FrameFlags(0)
+                    if start == 0:
+                        flags |= FrameFlags.FIRST
+                    if start + len(part) == size:
+                        flags |= FrameFlags.LAST
+                total = self._sealer.seal_into(RecordType.FRAME, flags, part, self._sealed)
+                await self._send_all(self._sealed[:total])
+
+    async def _send_all(self, view: memoryview) -> None:
+        self.sent_bytes += len(view)
+        try:
+            while True:
+                try:
+                    sent = self._sock.send(view)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(view):
+                    return
+                view = view[sent:]
+                await self._send_gate.wait_writable(self._fd)
+        except OSError as error:
+            raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
+
+    async def receive(self) -> Record:
+        """The next record, authenticated. Whoever takes it gives its buffer back to the pool.
+
+        Raises:
+            IntegrityError: it is not the record that must come next; nothing of it may be used.
+            PeerLost: the connection broke, or ended without FINAL.
+        """
+        await self._fill(HEADER_BYTES, HEADER_BYTES)
+        header_bytes = self._incoming[:HEADER_BYTES]
+        header = self._opener.parse_header(header_bytes)
+        end = HEADER_BYTES + header.body_bytes
+        # A FINAL is the last thing a lane carries: nothing may be asked for beyond it.
+        await self._fill(end, end if header.type is RecordType.FINAL else end + HEADER_BYTES)
+        buffer = self._pool.take()
+        body = self._incoming[HEADER_BYTES:end]
+        self._opener.open_into(header, header_bytes, body, memoryview(buffer)[: header.length])
+        rest = self._filled - end
+        if rest:
+            self._incoming[:rest] = self._incoming[end : self._filled]
+        self._filled = rest
+        return Record(header, buffer)
+
+    async def receive_exactly(self, record_bytes: int) -> Record:
+        """The next record, which must have this size on the wire: a hello is bounded before it is authenticated.
+
+        Raises:
+            RecordTooLarge: it claims another size; else as ``receive``.
+        """
+        await self._fill(HEADER_BYTES, HEADER_BYTES)
+        claimed = HEADER_BYTES + self._opener.parse_header(self._incoming[:HEADER_BYTES]).body_bytes
+        if claimed != record_bytes:
+            raise RecordTooLarge(f"lane {self.id}: a record of {claimed} bytes, {record_bytes} expected")
+        return await self.receive()
+
+    async def _fill(self, least: int, most: int) -> None:
+        """Read until at least ``least`` bytes stand in the buffer, asking for ``most``."""
+        while self._filled < least:
+            try:
+                got = self._sock.recv_into(self._incoming[self._filled : most])
+            except BlockingIOError:
+                await self._receive_gate.wait_readable(self._fd)
+                continue
+            except OSError as error:
+                raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
+            if got == 0:
+                raise PeerLost(f"lane {self.id} ended without FINAL")
+            self._filled += got
+            self.received_bytes += got
+            if self._filled < least:
+                await self._receive_gate.wait_readable(self._fd)
+
+    async def finish(self) -> None:
+        """Send FINAL. Raises PeerLost if the connection broke."""
+        await self.send(RecordType.FINAL)
+
+    async def close(self) -> None:
+        """Half-close and wait for the peer's end, so that FINAL arrives; then close."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS_MAX):
+                self._sock.shutdown(socket.SHUT_WR)
+                while await loop.sock_recv(self._sock, _BUFFER_BYTES):
+                    pass
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._sock.close()
+
+    def drop(self) -> None:
+        """Close at once."""
+        self._sock.close()

@@ -1,0 +1,170 @@
+"""The control connection on a socket: TLS, messages, byte counts, time-outs."""
+
+import asyncio
+import socket
+from typing import TypeVar
+
+from crypto.errors import AuthenticationError, IntegrityError
+from crypto.tls import PeerInfo, TlsPeer
+from proxy.control import Abort, Message, MessageReader, encode, printable
+from proxy.errors import PeerAborted, PeerLost, PeerRefused, ProtocolViolation
+from proxy.limits import ABORT_SECONDS_MAX, CONTROL_SECONDS_MAX, DRAIN_SECONDS_MAX
+
+_READ_BYTES = 64 * 1024
+
+T = TypeVar("T", bound=Message)
+
+
+class ControlLink:
+    """One control connection, from TCP to messages.
+
+    Args:
+        sock: connected and non-blocking; this object owns it.
+        tls: the TLS endpoint.
+        received: bytes that were read from the socket already.
+    """
+
+    def __init__(self, sock: socket.socket, tls: TlsPeer, received: bytes = b"") -> None:
+        self._sock = sock
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._messages: list[Message] = []
+        self._reader = MessageReader()
+        self._sending = asyncio.Lock()
+        self._open = False
+        self._early = received
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    async def handshake(self) -> PeerInfo:
+        """Run TLS until the peer is verified.
+
+        Raises:
+            AuthenticationError: TLS or the peer's certificate failed.
+            PeerRefused: the connection ended before that.
+        """
+        while self._tls.peer is None:
+            await self._flush()
+            await self._read()
+        await self._flush()
+        return self._tls.peer
+
+    @property
+    def tls(self) -> TlsPeer:
+        """The TLS endpoint, for its exporter."""
+        return self._tls
+
+    def mark_open(self) -> None:
+        """ACCEPT has passed: from now on failures concern the session, not the peer's identity."""
+        self._open = True
+        self._tls.mark_open()
+
+    async def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises:
+            PeerLost: the connection broke (PeerRefused before ACCEPT).
+        """
+        self._tls.send(encode(message))
+        await self._flush()
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            PeerAborted: it was ABORT.
+            PeerLost: the connection ended (PeerRefused before ACCEPT).
+            ProtocolViolation: the bytes are no message.
+            IntegrityError, AuthenticationError: TLS failed, after or before ACCEPT.
+        """
+        while not self._messages:
+            await self._read()
+        message = self._messages.pop(0)
+        if isinstance(message, Abort):
+            raise PeerAborted(message.code, printable(message.reason))
+        return message
+
+    async def expect(self, kind: type[T], seconds: float = CONTROL_SECONDS_MAX) -> T:
+        """The next message, which must be of one kind.
+
+        Raises:
+            ProtocolViolation: it is of another.
+            PeerLost: not within ``seconds`` (PeerRefused before ACCEPT).
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                message = await self.receive()
+        except TimeoutError:
+            raise self._lost(f"no {kind.__name__} within {seconds:.0f} s") from None
+        if not isinstance(message, kind):
+            raise ProtocolViolation(f"{type(message).__name__} where {kind.__name__} was expected")
+        return message
+
+    async def _read(self) -> None:
+        data, self._early = self._early, b""
+        try:
+            data = data or await self._loop.sock_recv(self._sock, _READ_BYTES)
+        except OSError as error:
+            raise self._lost(f"the control connection broke ({error.strerror})") from None
+        if not data:
+            raise self._lost("the control connection ended")
+        self.received_bytes += len(data)
+        try:
+            plaintext = self._tls.receive(data)
+        except (AuthenticationError, IntegrityError):
+            await self._say_farewell()
+            raise
+        await self._flush()
+        self._messages += self._reader.feed(plaintext)
+        if self._tls.closed and not self._messages:
+            raise self._lost("the peer closed the control connection")
+
+    def _lost(self, reason: str) -> PeerLost | PeerRefused:
+        return PeerLost(reason) if self._open else PeerRefused(f"{reason} before the session was accepted")
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            data = self._tls.outgoing()
+            if not data:
+                return
+            self.sent_bytes += len(data)
+            try:
+                await self._loop.sock_sendall(self._sock, data)
+            except OSError as error:
+                raise self._lost(f"the control connection broke ({error.strerror})") from None
+
+    async def _say_farewell(self) -> None:
+        """Send the alert that OpenSSL has queued, so that the peer learns what happened."""
+        try:
+            async with asyncio.timeout(ABORT_SECONDS_MAX):
+                await self._flush()
+        except (TimeoutError, PeerLost, PeerRefused):
+            return
+
+    async def abort(self, code: int, reason: str) -> None:
+        """Tell the peer why the session is over, as far as the connection still carries it. ``close`` follows."""
+        if self._tls.peer is None:
+            return
+        try:
+            async with asyncio.timeout(ABORT_SECONDS_MAX):
+                await self.send(Abort(code, printable(reason)))
+        except (TimeoutError, PeerLost, PeerRefused, AuthenticationError):
+            return
+
+    async def close(self) -> None:
+        """close_notify, half-close, wait for the peer's end, close: so that no reset overtakes what was said last."""
+        self._tls.close()
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS_MAX):
+                await self._flush()
+                self._sock.shutdown(socket.SHUT_WR)
+                while await self._loop.sock_recv(self._sock, _READ_BYTES):
+                    pass
+        except (OSError, TimeoutError, PeerLost, PeerRefused):
+            pass
+        finally:
+            self._sock.close()
+
+    def drop(self) -> None:
+        """Close at once."""
+        self._sock.close()
