@@ -83,8 +83,8 @@ END
         done
         written=$((written + WORDS))
         checked=$((checked + 1))
-        s=$((round % STATIC_MIB))
-        [ $((round % 4)) -ne 0 ] || eval "check s$s \\$sum_s$s"
+        s=$((round / 2 % STATIC_MIB))
+        [ $((round % 2)) -ne 0 ] || eval "check s$s \\$sum_s$s"
         round=$((round + 1))
         echo "$written $checked $bad" 1<>state
         sleep $PAUSE
@@ -120,6 +120,12 @@ class GuestSpec:
     blocks: int = 16
     words: int = 64
     pause_seconds: float = 0.05
+
+    @property
+    def checks_of_everything(self) -> int:
+        """After how many more of its checks the guest has looked at all of its memory once."""
+        rounds = max(self.blocks, 2 * self.static_mib)
+        return 3 * rounds  # in each round a block and the words, in every second one a static part
 
     def kernel_arguments(self) -> str:
         """The kernel's command line: a silent boot on the first serial port, and what init reads."""

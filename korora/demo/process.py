@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,19 +41,26 @@ async def start(
         os.close(sink)
 
 
+def tell(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal, unless the process has ended.
+
+    Not by `process.send_signal`: that polls, and so takes the exit code away from asyncio's own watcher.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
 async def end(process: asyncio.subprocess.Process, grace_seconds: float = TERMINATE_SECONDS) -> int:
     """End `process`: SIGTERM, then SIGKILL after `grace_seconds`; returns its exit code. Cancelling kills at once."""
     try:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            tell(process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
                     return await process.wait()
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        tell(process, signal.SIGKILL)
     return await process.wait()
 
 

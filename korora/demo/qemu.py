@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +185,8 @@ async def _run(command: Sequence[str | Path], timeout_seconds: float) -> tuple[i
         async with asyncio.timeout(timeout_seconds):
             said, _ = await child.communicate()
     finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+        process.tell(child, signal.SIGKILL)
+        await child.wait()
     return child.returncode if child.returncode is not None else -1, said
 
 
@@ -274,7 +274,10 @@ class QemuVm:
         return answer
 
     async def wait_migration(self, timeout_seconds: float) -> str:
-        """Wait for the migration's end: "completed", "failed" or "cancelled". Raises TimeoutError."""
+        """Wait for the first migration's end: "completed", "failed" or "cancelled". Raises TimeoutError, QmpError.
+
+        What happened before `set_capabilities` (such as a guest loaded from a file) does not count.
+        """
         event = await self.qmp.wait_event(
             "MIGRATION", timeout_seconds, lambda data: data["status"] in {"completed", "failed", "cancelled"}
         )
@@ -283,8 +286,7 @@ class QemuVm:
     def kill(self) -> None:
         """SIGKILL: what a host that loses its power looks like to the relay."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            process.tell(self._process, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End the process and close everything; may be called at any time and twice."""

@@ -102,13 +102,20 @@ class Qmp:
         return message.get("return")
 
     async def wait_event(
-        self, name: str, timeout_seconds: float, matching: Callable[[dict[str, Any]], bool] = lambda _: True
+        self,
+        name: str,
+        timeout_seconds: float,
+        matching: Callable[[dict[str, Any]], bool] = lambda _: True,
+        *,
+        since: int = 0,
     ) -> Event:
         """The first event `name` whose data are `matching`, whether it has come already or is to come.
 
+        `since` is the length that `events` had: older ones are left out.
+
         Raises QmpError when QEMU goes away first, TimeoutError after `timeout_seconds`.
         """
-        looked_at = 0
+        looked_at = since
         async with asyncio.timeout(timeout_seconds):
             while True:
                 for event in self.events[looked_at:]:

@@ -108,7 +108,8 @@ class RelayPair:
 
     Args:
         identities: who they are to each other.
-        folder: for reports, logs, and the sending side's socket.
+        folder: for reports and logs.
+        ingress: the ENDPOINT the source's hypervisor connects to.
         egress: the ENDPOINT of the destination's hypervisor, which has to listen by the time a session opens.
         send_options, receive_options: further words for the two command lines.
     """
@@ -117,13 +118,13 @@ class RelayPair:
         self,
         identities: Identities,
         folder: Path,
-        egress: str,
         *,
+        ingress: str,
+        egress: str,
         send_options: Sequence[str] = (),
         receive_options: Sequence[str] = (),
     ) -> None:
         address = f"127.0.0.1:{free_port()}"
-        self.ingress = folder / "ingress"
         receive: list[str | Path] = [
             "receive",
             "--listen",
@@ -134,15 +135,10 @@ class RelayPair:
             identities.destination,
         ]
         receive += ["--name", "source", "--once", *receive_options]
-        send: list[str | Path] = ["send", "--from", f"unix:{self.ingress}", "--peer", address]
+        send: list[str | Path] = ["send", "--from", ingress, "--peer", address]
         send += ["--identity", identities.source, "--name", "destination", "--once", *send_options]
         self.receive = Relay("receive", receive, folder)
         self.send = Relay("send", send, folder)
-
-    @property
-    def ingress_uri(self) -> str:
-        """What QEMU's `migrate` is told."""
-        return f"unix:{self.ingress}"
 
     async def wait(self, timeout_seconds: float = END_SECONDS) -> tuple[int, int]:
         """The exit codes of `send` and `receive` once both have ended by themselves. Raises TimeoutError."""

@@ -23,9 +23,11 @@ def console_for(*, to_stderr: bool) -> Console:
     return console if console.is_terminal else Console(stderr=to_stderr, highlight=False, width=WIDTH_WITHOUT_TERMINAL)
 
 
-def mib(count: float) -> str:
+def size(count: float) -> str:
     """Bytes for people."""
-    return f"{count / MIB:.1f} MiB" if count >= MIB / 10 else f"{count:.0f} B"
+    if count >= MIB / 10:
+        return f"{count / MIB:.1f} MiB"
+    return f"{count / 1024:.1f} KiB" if count >= 1024 else f"{count:.0f} B"
 
 
 class Show:
@@ -53,7 +55,7 @@ class Show:
         """Draw the bar on a terminal, or a line a second elsewhere."""
         done = progress.total_bytes - progress.remaining_bytes
         words = (
-            f"round {progress.rounds}, {mib(progress.sent_bytes)} sent at {mib(progress.bytes_per_second)}/s, "
+            f"round {progress.rounds}, {size(progress.sent_bytes)} sent at {size(progress.bytes_per_second)}/s, "
             f"the guest counts {progress.beat}"
         )
         if not self._console.is_terminal:
@@ -105,11 +107,11 @@ def rows(result: Result) -> list[tuple[str, str]]:
             f"{result.downtime_seconds * 1000:.0f} ms says QEMU; {guest.silence_seconds * 1000:.0f} ms of silence on "
             "the serial line, which has a beat each 110 ms",
         ),
-        ("stream", f"{mib(result.stream_bytes)} forward, {mib(backward)} back"),
-        ("on the network", f"{mib(wire.get('forward', 0))} forward, {mib(wire.get('backward', 0))} back, all sealed"),
+        ("stream", f"{size(result.stream_bytes)} forward, {size(backward)} back"),
+        ("on the network", f"{size(wire.get('forward', 0))} forward, {size(wire.get('backward', 0))} back, all sealed"),
         (
             "throughput",
-            f"{mib(rate)}/s (QEMU was held to {mib(BANDWIDTH_BYTES_PER_SECOND)}/s, to have something to see)",
+            f"{size(rate)}/s (QEMU was held to {size(BANDWIDTH_BYTES_PER_SECOND)}/s, to have something to see)",
         ),
         ("cipher", str(send.get("cipher", "?"))),
         ("key exchange", str(send.get("group", "?"))),
