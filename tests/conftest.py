@@ -2,14 +2,25 @@
 
 `identity_alpha` and `identity_beta` are complete identities of one CA, made once per run. They are shared: a test that
 changes a file, revokes or renews works on a CA or a copy of its own.
+
+hypothesis runs under the profile "ci" unless HYPOTHESIS_PROFILE names another: the same examples in every run, so that
+a failure is the change's and not the dice's. HYPOTHESIS_PROFILE=explore draws new and more ones.
 """
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from crypto.pki import Authority
+
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")
