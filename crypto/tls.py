@@ -168,6 +168,8 @@ class TlsPeer:
             AuthenticationError: anything that fails before ``mark_open``; send ``outgoing`` (an alert), then close.
             ControlForged: a record that does not authenticate, or the peer's alert, after ``mark_open``.
         """
+        if not data:
+            return b""
         self._connection.bio_write(data)
         if self._peer is None:
             self._received_bytes += len(data)

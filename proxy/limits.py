@@ -7,7 +7,7 @@ MIB: Final = 1024 * KIB
 
 # ---- frames and windows
 FRAME_BYTES_MAX: Final = 4 * MIB  # one Xen batch of 1024 pages: what a receiver must be able to hold
-OPAQUE_FRAME_BYTES: Final = 512 * KIB  # plaintext and ciphertext of one fit a 2 MiB L2 cache together with the kernel's
+OPAQUE_FRAME_BYTES: Final = MIB  # plaintext and ciphertext fit a 2 MiB L2 cache; smaller ones cost more Python a byte
 FRAME_EAGER_BYTES: Final = 256 * KIB  # a frame this long goes out although earlier ones are still in flight
 FRAMES_IN_FLIGHT_MAX: Final = 256  # per channel and direction; bounds what a peer can queue in tiny frames
 IN_FLIGHT_BYTES_MIN: Final = 4 * MIB  # floor of the adaptive window, so that urgent pages never queue behind more

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,20 @@ _LINGER_NORMAL: Final = struct.pack("ii", 0, 0)
 
 
 def tune(sock: socket.socket) -> None:
-    """Non-blocking, no Nagle delay, dead peers noticed by the kernel."""
+    """Make a connected socket non-blocking, without Nagle's delay, watched by keep-alives.
+
+    Where both ends are on this host the congestion control becomes reno: a pacing one (BBR, a common default) sends
+    by timer what loopback could take at once, at up to twice the CPU time. A real network keeps what its
+    administrator chose.
+    """
     sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with suppress(OSError):  # the peer may have gone already, or a kernel may not offer the choice
+        if sock.getpeername()[0] == sock.getsockname()[0]:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 class SocketConnection:

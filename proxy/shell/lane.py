@@ -72,7 +72,7 @@ class Lane:
         self._fd = sock.fileno()
         self._sealer, self._opener, self._pool = sealer, opener, pool
         self._sending = asyncio.Lock()
-        self._send_gate, self._receive_gate = Gate(), Gate()
+        self._send_gate, self._receive_gate = Gate(self._fd), Gate(self._fd)
         self._sealed = memoryview(bytearray(PAYLOAD_BYTES_MAX + OVERHEAD_BYTES))
         # [header of the record | its body | header of the next one]: each read asks for all that is certain to come.
         self._incoming = memoryview(bytearray(HEADER_BYTES + _BUFFER_BYTES))
@@ -140,7 +140,7 @@ class Lane:
                 if sent == len(view):
                     return
                 view = view[sent:]
-                await self._send_gate.wait_writable(self._fd)
+                await self._send_gate.wait_writable()
         except OSError as error:
             raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
 
@@ -184,7 +184,7 @@ class Lane:
             try:
                 got = self._sock.recv_into(self._incoming[self._filled : most])
             except BlockingIOError:
-                await self._receive_gate.wait_readable(self._fd)
+                await self._receive_gate.wait_readable()
                 continue
             except OSError as error:
                 raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
@@ -193,7 +193,7 @@ class Lane:
             self._filled += got
             self.received_bytes += got
             if self._filled < least:
-                await self._receive_gate.wait_readable(self._fd)
+                await self._receive_gate.wait_readable()
 
     async def finish(self) -> None:
         """Send FINAL. Raises PeerLost if the connection broke."""
@@ -202,6 +202,7 @@ class Lane:
     async def close(self) -> None:
         """Half-close and wait for the peer's end, so that FINAL arrives; then close."""
         loop = asyncio.get_running_loop()
+        self._release()
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
                 self._sock.shutdown(socket.SHUT_WR)
@@ -214,4 +215,9 @@ class Lane:
 
     def drop(self) -> None:
         """Close at once."""
+        self._release()
         self._sock.close()
+
+    def _release(self) -> None:
+        self._send_gate.release()
+        self._receive_gate.release()

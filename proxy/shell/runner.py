@@ -92,7 +92,7 @@ class Channel:
     def __init__(self, number: ChannelId, connection: Connection) -> None:
         self.number = number
         self.connection = connection
-        self.reading, self.writing = Gate(), Gate()
+        self.reading, self.writing = Gate(connection.read_fd), Gate(connection.write_fd)
         self.inbound: deque[tuple[Record | bytearray, memoryview] | None] = deque()
         """Checked frames to write onward, each with what owns its bytes; None is END."""
         self.settled = False
@@ -252,11 +252,11 @@ class Runner:
         The source does so before it announces the channel: the destination's first frame may overtake its answer.
         """
         self.channels[channel.number] = channel
-        self.serve(self._deliver(channel), f"deliver {channel.number}")
+        self.serve(_releasing(self._deliver(channel), channel.writing), f"deliver {channel.number}")
 
     def start_pump(self, channel: Channel) -> None:
         """Begin to read a channel whose sending half is open."""
-        self.serve(self._pump(channel), f"pump {channel.number}")
+        self.serve(_releasing(self._pump(channel), channel.reading), f"pump {channel.number}")
 
     async def settle_channels(self) -> None:
         """Make every local end's result final.
@@ -284,20 +284,22 @@ class Runner:
         filled = 0
         while True:
             room = min(OPAQUE_FRAME_BYTES, half.credit_room, flight.room_bytes)
-            got = None
+            drained = False
             if filled < room:
                 got = _local(connection, connection.read_into, stream[filled:room])
                 if got == 0:
                     break
                 filled += got or 0
+                # What can be waited for and gave less than asked has no more: the next read would only say so.
+                drained = filled < room and connection.read_fd is not None
             # A frame leaves when it is full, when it is long enough, or when nothing of this stream is in flight.
             if filled and (filled >= min(room, FRAME_EAGER_BYTES) or not half.in_flight) and room:
                 if watch is not None:
                     watch.feed(stream[:filled])
                 await self._send_data(channel, buffer[: FRAME_HEADER_BYTES + filled])
                 filled = 0
-            elif filled < room and connection.read_fd is not None and got is None:
-                await channel.reading.wait_readable(connection.read_fd)
+            elif drained:
+                await channel.reading.wait_readable()
             elif filled >= room:
                 await channel.reading.wait()
         if filled:
@@ -366,7 +368,7 @@ class Runner:
                 taken = _local(connection, connection.write, view)
                 view = view[taken:]
                 if view and connection.write_fd is not None:
-                    await channel.writing.wait_writable(connection.write_fd)
+                    await channel.writing.wait_writable()
             if isinstance(owner, Record):
                 self.pool.give(owner.buffer)
             self._wrote(half.channel, size)
@@ -513,6 +515,14 @@ class Runner:
             }
             for number, receiver in self.session.receivers.items()
         }
+
+
+async def _releasing(work: Coroutine[Any, Any, None], gate: Gate) -> None:
+    """Do the work, then take its descriptor out of the loop: it may be closed next."""
+    try:
+        await work
+    finally:
+        gate.release()
 
 
 def _local(connection: Connection, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

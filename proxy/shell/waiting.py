@@ -4,21 +4,30 @@ import asyncio
 
 
 class Gate:
-    """One waiter that several causes can wake: a readable descriptor, an acknowledgement, credit.
+    """One waiter that several causes can wake: a descriptor that is ready, an acknowledgement, credit.
 
-    A wake-up without a waiter is not kept: whoever waits looks at the state first, and nothing runs in between.
+    A wake-up without a waiter is not kept: whoever waits looks at the state first, and nothing runs in between. A
+    descriptor stays registered with the loop between two waits, because registering anew costs more than a read;
+    it is taken out when it is ready and nobody waits for it. ``release`` must come before the descriptor is closed.
+
+    Args:
+        fd: the descriptor this gate may wait for; None for one that only waits for events.
     """
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_fd", "_future", "_loop", "_reading", "_writing")
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
+        self._fd = fd
+        self._reading = self._writing = False
 
-    def wake(self) -> None:
-        """Wake the waiter, if there is one."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+    def wake(self) -> bool:
+        """Wake the waiter; False if there is none."""
+        if self._future is None or self._future.done():
+            return False
+        self._future.set_result(None)
+        return True
 
     async def wait(self) -> None:
         """Until ``wake``."""
@@ -28,18 +37,40 @@ class Gate:
         finally:
             self._future = None
 
-    async def wait_readable(self, fd: int) -> None:
-        """Until ``wake`` or until ``fd`` can be read."""
-        self._loop.add_reader(fd, self.wake)
-        try:
-            await self.wait()
-        finally:
-            self._loop.remove_reader(fd)
+    async def wait_readable(self) -> None:
+        """Until ``wake`` or until the descriptor can be read."""
+        if self._fd is not None and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._readable)
+        await self.wait()
 
-    async def wait_writable(self, fd: int) -> None:
-        """Until ``wake`` or until ``fd`` can be written."""
-        self._loop.add_writer(fd, self.wake)
-        try:
-            await self.wait()
-        finally:
-            self._loop.remove_writer(fd)
+    async def wait_writable(self) -> None:
+        """Until ``wake`` or until the descriptor can be written."""
+        if self._fd is not None and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
+        await self.wait()
+
+    def _readable(self) -> None:
+        if not self.wake():
+            self._stop_reading()
+
+    def _writable(self) -> None:
+        if not self.wake():
+            self._stop_writing()
+
+    def _stop_reading(self) -> None:
+        if self._reading and self._fd is not None:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _stop_writing(self) -> None:
+        if self._writing and self._fd is not None:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    def release(self) -> None:
+        """Take the descriptor out of the loop, for good."""
+        self._stop_reading()
+        self._stop_writing()
+        self._fd = None
