@@ -6,8 +6,6 @@ from collections.abc import MutableMapping
 from enum import StrEnum, unique
 from typing import Any, Final
 
-import structlog
-
 _HIDDEN: Final = ("key", "token", "secret", "exporter", "password")
 
 
@@ -39,6 +37,8 @@ def hide_secrets(_: object, __: str, event: MutableMapping[str, Any]) -> Mutable
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
     """Set the process's logging up, once, before anything logs."""
+    import structlog  # takes longer than the rest of `korora --help` together
+
     renderer: Any
     if log_format is LogFormat.JSON:
         renderer = structlog.processors.JSONRenderer()

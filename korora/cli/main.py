@@ -3,25 +3,25 @@
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from korora import __version__
 from korora.cli import demo, pki, relay
+from korora.cli.options import help_without_command
 
 app = typer.Typer(
     name="korora",
     help="Kororā: secure live migration of virtual machines.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(pki.app, name="pki")
-app.command()(relay.receive)
-app.command()(relay.send)
+app.command(epilog=relay.RECEIVE_EPILOG)(relay.receive)
+app.command(epilog=relay.SEND_EPILOG)(relay.send)
 app.command()(relay.xl)
-app.command()(demo.demo)
+app.add_typer(pki.app, name="pki")
+app.command(short_help="Watch a real virtual machine migrate through two relays.")(demo.demo)
 
 
 def _version(wanted: bool) -> None:
@@ -32,26 +32,26 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Kororā: secure live migration of virtual machines."""
+    help_without_command(context)
 
 
 def main() -> None:
     """Run a command and exit with its code; no traceback ever reaches the operator."""
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stderr.write(error.format_message() + "\n")
-        code = 2
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx is not None else "korora"
-        words = " ".join(error.format_message().split())
+        code = app(prog_name="korora", standalone_mode=False)
+    except typer.TyperException as error:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "korora"
+        words = " ".join(error.format_message().split()).rstrip(".")
         sys.stderr.write(f"korora: error: {words}; see {where} --help\n")
         code = 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:  # noqa: BLE001 - the last line of defence between an error and the operator
         from korora.errors import complain

@@ -24,10 +24,17 @@ Pins = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="End with the first accepted session.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the session's report as JSON.")]
 ResumeTimeout = Annotated[
-    int, typer.Option("--resume-timeout", min=0, max=3600, metavar="SECONDS", help="How long a peer may be away.")
+    int, typer.Option("--resume-timeout", min=0, max=3600, metavar="SECONDS", help="Patience with a peer that failed.")
 ]
 AllowClassical = Annotated[
     bool, typer.Option("--allow-classical", help="Accept key exchanges without ML-KEM. Not advised.")
 ]
 Format = Annotated[LogFormat, typer.Option("--log-format", help="How log lines look.")]
 Level = Annotated[LogLevel, typer.Option("--log-level", help="Which log lines are written.")]
+
+
+def help_without_command(context: typer.Context) -> None:
+    """Where a command is wanted and none is given: the help, on standard error, and exit code 2."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)

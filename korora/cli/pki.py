@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from korora.cli.options import help_without_command
+
 if TYPE_CHECKING:
     from crypto.pki import Published
     from crypto.pki_index import Entry
@@ -21,13 +23,19 @@ _DAYS_MAX: Final = 36_500  # crypto.certificates.DAYS_MAX, not imported: `korora
 
 app = typer.Typer(
     name="pki",
-    help="A private certificate authority: identities for the hosts, revocation, the CRL.",
-    no_args_is_help=True,
+    help="A private CA: identities for the hosts, revocation, the CRL.",
+    invoke_without_command=True,
     add_completion=False,
 )
 
 _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The CA's directory.", show_default=False)]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The host's name.", show_default=False)]
+
+
+@app.callback()
+def root(context: typer.Context) -> None:
+    """A private CA: identities for the hosts, revocation, the CRL."""
+    help_without_command(context)
 
 
 @app.command()
@@ -84,7 +92,7 @@ def crl(
     directory: _Directory,
     days: Annotated[int, typer.Option(min=1, max=_DAYS_MAX, help="Validity of the CRL in days.")] = 30,
 ) -> None:
-    """Renew the CRL, before it expires: relays do not start with an expired one."""
+    """Renew the CRL; relays do not start with an expired one."""
     with _one_line_errors():
         from crypto.pki import Authority
 
@@ -152,10 +160,10 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except PkiError as error:
-        message = f"{error} ({error.remedy})"
+        message = f"{error}; {error.remedy}"
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        message = f"{where}{error.strerror or error} (check the path, its permissions and the free space)"
+        message = f"{where}{error.strerror or error}; check the path, its permissions and the free space"
     else:
         return
     typer.echo(f"korora: error: {message}", err=True)

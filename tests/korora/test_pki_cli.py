@@ -40,7 +40,7 @@ def one_line(result: Result) -> str:
     """Exit code 2, nothing on standard output, one line on standard error that ends in its remedy."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    assert re.fullmatch(r"korora: error: [^\n]+ \([^\n]+\)\n", result.stderr), result.stderr
+    assert re.fullmatch(r"korora: error: [^\n]+; [^\n]+\n", result.stderr), result.stderr
     return result.stderr
 
 
