@@ -1,20 +1,51 @@
-"""One clear line for whatever goes wrong, and its exit code."""
+"""One clear line for whatever goes wrong, with what to do about it, and its exit code."""
 
 import sys
+from types import MappingProxyType
 from typing import Final
 
+from crypto import errors as crypto
+from proxy import errors as proxy
 from proxy.errors import EXIT_BUG, exit_code_of
 
 PREFIX: Final = "korora: error: "
+
+# For errors that bring no remedy of their own; the closest base class counts.
+REMEDIES: Final = MappingProxyType(
+    {
+        crypto.TlsFailure: "the other relay's log says why",
+        crypto.GroupRefused: "update the peer, or let both sides --allow-classical",
+        crypto.PeerCertificateMissing: "give the peer an identity: korora pki issue",
+        crypto.CertificateUntrusted: "issue both identities from one CA",
+        crypto.CertificateExpired: "issue the peer's identity again, and check both clocks",
+        crypto.CertificateRevoked: "if that host shall be trusted again, issue it a new identity; keep the CRLs current",
+        crypto.CertificateMalformed: "issue the peer's identity by korora pki issue",
+        crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
+        crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",
+        proxy.PolicyRefused: "try again when the destination can take it, or change what it allows",
+        proxy.PeerRefused: "the other relay's log says why",
+        proxy.StreamCorrupt: "no wrong byte was handed on; see that both relays have one version, then retry",
+        proxy.PeerUnreachable: "see that korora receive runs there, and check address and firewall",
+        proxy.PeerLost: "check the network and the other relay's log, then migrate again",
+        proxy.HypervisorFailed: "see that the hypervisor runs; its own log says why",
+        proxy.PeerAborted: "the other relay's log says more",
+    }
+)
 
 
 def line_of(error: BaseException) -> str:
     """What went wrong and what to do about it, on one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     if exit_code_of(error) == EXIT_BUG:
-        return f"{PREFIX}{type(error).__name__}: {message}: this is a bug of Kororā; --log-level debug shows where"
-    remedy = str(getattr(error, "remedy", "")).rstrip(".")
+        return f"{PREFIX}{type(error).__name__}: {message}; this is a bug of Kororā: --log-level debug shows where"
+    remedy = remedy_of(error)
     return f"{PREFIX}{message}; {remedy}" if remedy else f"{PREFIX}{message}"
+
+
+def remedy_of(error: BaseException) -> str:
+    """What to do about it, without a full stop; empty where nothing is to be done, as after a signal."""
+    own = str(getattr(error, "remedy", "")).rstrip(".")
+    return own or next((REMEDIES[kind] for kind in type(error).__mro__ if kind in REMEDIES), "")
 
 
 def complain(error: BaseException) -> int:

@@ -17,12 +17,12 @@ import uvloop
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
-from korora.errors import line_of
+from korora.errors import complain, line_of
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
 from proxy.endpoints.sockets import listen_tcp
-from proxy.errors import EXIT_BUG, EXIT_DONE, HypervisorFailed, Interrupted, exit_code_of
+from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, HypervisorFailed, Interrupted, exit_code_of
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -127,7 +127,7 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
     report.seconds = round(loop.time() - began, 6)
     reports.conclude(report, code, words)
     if path is not None:
-        await asyncio.to_thread(reports.write, path, report)
+        await asyncio.to_thread(_write_report, path, report)
     if words is not None:
         print(words, file=sys.stderr, flush=True)  # noqa: T201 - for people
     else:
@@ -142,6 +142,14 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
             group=report.group,
         )
     return code
+
+
+def _write_report(path: Path, report: SessionReport) -> None:
+    """Write the report; where that fails the session still ended as it did, so its exit code stands."""
+    try:
+        reports.write(path, report)
+    except OSError as error:
+        complain(ConfigurationError(f"cannot write the report {path}: {error.strerror or error}", "free space there"))
 
 
 class _Receiver:
@@ -222,7 +230,7 @@ class _Receiver:
                 now = datetime.now(UTC)
                 report = SessionReport(role=Role.DESTINATION.value, session_id="", started=now, ended=now)
                 reports.conclude(report, code, line_of(self._refusal))
-                reports.write(path, report)
+                _write_report(path, report)
             self._end(code)
 
     def _stop(self, reason: Interrupted) -> None:
