@@ -40,7 +40,7 @@ def demo(
     try:
         result = _play(show, folder)
     except DemoError as error:
-        typer.echo(f"korora demo: {error}" + (f"; {error.remedy}" if error.remedy else ""), err=True)
+        typer.echo(f"korora: error: {error}" + (f"; {error.remedy}" if error.remedy else ""), err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         typer.echo("korora demo: interrupted; every process is ended", err=True)
@@ -54,7 +54,7 @@ def demo(
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     if not result.good:
-        typer.echo("korora demo: the guest did NOT survive unharmed; run again with --keep for the logs", err=True)
+        typer.echo("korora: error: the guest did NOT survive unharmed; run again with --keep for the logs", err=True)
         raise typer.Exit(EXIT_HYPERVISOR)
 
 

@@ -16,7 +16,34 @@ RESUME_SECONDS = 30
 DEFAULT_PORT = 8010
 IDENTITY_DEFAULT = Path("/etc/korora/identity")
 
-_Lanes = Annotated[int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections that carry records.")]
+_EXIT_CODES = """
+Exit codes: 0 done; 2 usage or configuration; 3 refused by policy; 4 authentication failed; 5 integrity; 6 unreachable
+or lost; 7 a hypervisor failed; 70 a bug; 130 and 143 on signals.
+"""
+# A paragraph that begins with \b keeps its lines.
+RECEIVE_EPILOG = f"""
+\b
+ENDPOINT is where an arriving migration is handed over:
+  tcp:HOST:PORT   connect to a hypervisor that waits there
+  unix:PATH       the same, on a unix socket
+  exec:COMMAND    give it to a shell command's standard input and output
+  xl:[FLAGS]      give it to xl migrate-receive; FLAGS are of -e -d -p
+  file:PATH       write PATH.partial, rename it to PATH when it is whole
+  stdio:          write it to standard output
+{_EXIT_CODES}"""
+SEND_EPILOG = f"""
+\b
+ENDPOINT is where a departing migration comes from:
+  tcp:HOST:PORT   listen for the hypervisor there
+  unix:PATH       the same, on a unix socket
+  exec:COMMAND    take it from a shell command's standard output
+  file:PATH       read a file, FIFO or device
+  stdio:          read it from standard input
+{_EXIT_CODES}"""
+
+_Lanes = Annotated[
+    int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections for records; so far one is used.")
+]
 
 
 def receive(
@@ -32,7 +59,7 @@ def receive(
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
-    """Take migrations from other hosts and hand them to the local hypervisor."""
+    """Take migrations from other hosts for the local hypervisor."""
     configure(log_format, log_level)
 
     def run() -> int:
@@ -73,7 +100,7 @@ def send(
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
-    """Take a migration from the local hypervisor and carry it to another host."""
+    """Carry a migration from the local hypervisor to another host."""
     configure(log_format, log_level)
 
     def run() -> int:
@@ -165,7 +192,10 @@ def _common(
     for pin in pins or []:
         match = opt.PIN_PATTERN.match(pin)
         if match is None:
-            raise ConfigurationError(f"--pin {pin!r} is no SHA-256", "give 64 hexadecimal digits (korora pki list)")
+            raise ConfigurationError(
+                f"--pin {pin!r} is no SHA-256",
+                "give the 64 hexadecimal digits that docs/operations.md shows how to get",
+            )
         digests.append(bytes.fromhex(match[1]))
     rules = PeerRules(frozenset(names or ()), frozenset(digests), allow_classical)
     return Common(identity=identity, rules=rules, once=once, report=report, resume_seconds=resume_seconds)
