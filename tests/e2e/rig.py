@@ -7,7 +7,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +88,12 @@ class Scene:
 
     async def reach_middle(self) -> None:
         """Wait until some of the guest has been sent, with most of it to come."""
+        await self.reach(lambda ram: ram["transferred"] >= MIDDLE_BYTES)
+
+    async def reach(self, enough: Callable[[dict[str, int]], bool]) -> None:
+        """Wait until the `ram` part of query-migrate is `enough`: QEMU has no event for these."""
         async with asyncio.timeout(STEP_SECONDS):
-            # QEMU has no event for bytes sent.
-            while (await self.source.migration()).get("ram", {}).get("transferred", 0) < MIDDLE_BYTES:  # noqa: ASYNC110
+            while not ((ram := (await self.source.migration()).get("ram")) and enough(ram)):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def completed(self) -> dict[str, Any]:
