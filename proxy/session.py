@@ -201,6 +201,11 @@ class Session:
         half.wrote(raw_bytes, credit_bytes(len(self.receivers)))
         self._unacknowledged.add(half.channel)
 
+    @property
+    def acks_pending(self) -> bool:
+        """Whether anything written onward has not been acknowledged."""
+        return bool(self._unacknowledged)
+
     def take_acks(self) -> list[Ack]:
         """The acknowledgements that are due; none twice."""
         acks = [self.receivers[channel].acknowledgement() for channel in sorted(self._unacknowledged)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from crypto.errors import RecordTooLarge
@@ -42,6 +43,10 @@ class BufferPool:
         self._free.append(buffer)
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """An opened record: its header, and a pool buffer of which the first ``header.length`` bytes are its payload."""
@@ -77,6 +82,9 @@ class Lane:
         # [header of the record | its body | header of the next one]: each read asks for all that is certain to come.
         self._incoming = memoryview(bytearray(HEADER_BYTES + _BUFFER_BYTES))
         self._filled = 0
+        self.idle = True
+        """Whether nothing of a record has arrived that is not complete: the peer may be waiting for us."""
+        self.on_idle: Callable[[], None] = _nothing
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -184,7 +192,7 @@ class Lane:
             try:
                 got = self._sock.recv_into(self._incoming[self._filled : most])
             except BlockingIOError:
-                await self._receive_gate.wait_readable()
+                await self._wait()
                 continue
             except OSError as error:
                 raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
@@ -193,7 +201,15 @@ class Lane:
             self._filled += got
             self.received_bytes += got
             if self._filled < least:
-                await self._receive_gate.wait_readable()
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Until more has arrived."""
+        if self._filled <= HEADER_BYTES:
+            self.idle = True
+            self.on_idle()
+        await self._receive_gate.wait_readable()
+        self.idle = False
 
     async def finish(self) -> None:
         """Send FINAL. Raises PeerLost if the connection broke."""

@@ -23,12 +23,14 @@ from proxy.endpoints.base import Connection
 from proxy.errors import HypervisorFailed, PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
 from proxy.limits import (
     ABORT_SECONDS_MAX,
+    ACK_EAGER_BYTES,
     DRAIN_SECONDS_MAX,
     FRAME_BYTES_MAX,
     FRAME_EAGER_BYTES,
     HEARTBEAT_SECONDS,
     HEARTBEATS_MISSED_MAX,
     OPAQUE_FRAME_BYTES,
+    TURN_FRAMES,
 )
 from proxy.report import SessionReport
 from proxy.session import Role, Session
@@ -93,8 +95,10 @@ class Channel:
         self.number = number
         self.connection = connection
         self.reading, self.writing = Gate(connection.read_fd), Gate(connection.write_fd)
-        self.inbound: deque[tuple[Record | bytearray, memoryview] | None] = deque()
-        """Checked frames to write onward, each with what owns its bytes; None is END."""
+        self.inbound: deque[tuple[Record | bytearray, memoryview, int] | None] = deque()
+        """Checked frames to write onward: what owns the bytes, those left to write, the frame's size. None is END."""
+        self.blocked = False
+        """Whether a delivery is under way that newer frames must not overtake."""
         self.settled = False
 
 
@@ -119,6 +123,7 @@ class Runner:
         self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=peer.name)
         self._loop = asyncio.get_running_loop()
         self._acks_due = Gate()
+        self._unacknowledged_bytes = 0
         self._progress = Gate()
         self._failure: BaseException | None = None
         self._services: set[asyncio.Task[None]] = set()
@@ -281,7 +286,7 @@ class Runner:
         watch = EndWatch() if self.session.role is Role.SOURCE else None
         buffer = memoryview(bytearray(FRAME_HEADER_BYTES + OPAQUE_FRAME_BYTES))
         stream = buffer[FRAME_HEADER_BYTES:]
-        filled = 0
+        filled = turn = 0
         while True:
             room = min(OPAQUE_FRAME_BYTES, half.credit_room, flight.room_bytes)
             drained = False
@@ -298,6 +303,10 @@ class Runner:
                     watch.feed(stream[:filled])
                 await self._send_data(channel, buffer[: FRAME_HEADER_BYTES + filled])
                 filled = 0
+                turn += 1
+                if turn % TURN_FRAMES == 0:
+                    # A hypervisor always readable, a lane always writable: nobody else would ever run.
+                    await asyncio.sleep(0)
             elif drained:
                 await channel.reading.wait_readable()
             elif filled >= room:
@@ -325,8 +334,6 @@ class Runner:
         half.data(frame, self.session.next_order())
         half.departed(self.session.flight.depart(size, self._loop.time()))
         await self.lane.send_frame(frame)
-        # A hypervisor that is always readable on a lane that is always writable would let nobody else run.
-        await asyncio.sleep(0)
 
     async def _check_end(self, channel: Channel, watch: EndWatch | None) -> None:
         """The hypervisor's stream has ended: was it whole?
@@ -362,39 +369,53 @@ class Runner:
                 self._wrote(half.channel, 0)
                 self._progress.wake()
                 return
-            owner, view = item
-            size = len(view)
-            while view:
-                taken = _local(connection, connection.write, view)
-                view = view[taken:]
-                if view and connection.write_fd is not None:
+            owner, view, size = item
+            channel.blocked = True
+            while view := view[_local(connection, connection.write, view) :]:
+                if connection.write_fd is not None:
                     await channel.writing.wait_writable()
-            if isinstance(owner, Record):
-                self.pool.give(owner.buffer)
-            self._wrote(half.channel, size)
+            channel.blocked = False
+            self._written(half.channel, owner, size)
             if connection.write_fd is None:
                 await asyncio.sleep(0)
 
+    def _written(self, channel: ChannelId, owner: Record | bytearray, size: int) -> None:
+        """A frame has gone to the hypervisor: its buffer is free, its sender is told soon."""
+        if isinstance(owner, Record):
+            self.pool.give(owner.buffer)
+        self._wrote(channel, size)
+
     def _wrote(self, channel: ChannelId, size: int) -> None:
         self.session.wrote(self.session.receivers[channel], size)
-        self._acks_due.wake()
+        self._unacknowledged_bytes += size
+        # While more is arriving its acknowledgement can carry this one; nobody waits for it yet.
+        if self._unacknowledged_bytes >= ACK_EAGER_BYTES or any(lane.idle for lane in self.lanes.values()):
+            self._acks_due.wake()
 
     # ---- lanes
 
     def add_lane(self, lane: Lane) -> None:
         """A lane whose hello has been exchanged joins the session."""
         self.lanes[lane.id] = lane
+        lane.on_idle = self._acks_due_now
         self.report.lanes = len(self.lanes)
         self.serve(self._receive(lane), f"lane {lane.id}")
         self._progress.wake()
 
+    def _acks_due_now(self) -> None:
+        if self.session.acks_pending:
+            self._acks_due.wake()
+
     async def _receive(self, lane: Lane) -> None:
+        turn = 0
         while True:
             record = await lane.receive()
             match record.header.type:
                 case RecordType.FRAME:
                     self._take_part(lane, record)
-                    await asyncio.sleep(0)  # the delivery writes while the frame is still in the cache
+                    turn += 1
+                    if turn % TURN_FRAMES == 0:
+                        await asyncio.sleep(0)
                 case RecordType.ACK:
                     self.session.acknowledged(parse_acks(record.payload), self._loop.time())
                     self.pool.give(record.buffer)
@@ -442,7 +463,14 @@ class Runner:
                 self.pool.give(owner.buffer)
             channel.inbound.append(None)
         else:
-            channel.inbound.append((owner, body))
+            size = len(body)
+            if not channel.inbound and not channel.blocked:
+                # Written here and now, the frame is still in this core's cache and no task has to wake for it.
+                body = body[_local(channel.connection, channel.connection.write, body) :]
+                if not body:
+                    self._written(header.channel, owner, size)
+                    return
+            channel.inbound.append((owner, body, size))
         channel.writing.wake()
 
     # ---- services
@@ -451,6 +479,7 @@ class Runner:
         """Send acknowledgements as they fall due; those of one turn of the loop leave together."""
         while True:
             acks = self.session.take_acks()
+            self._unacknowledged_bytes = 0
             if acks:
                 await self.lane.send(RecordType.ACK, pack_acks(acks))
                 self._progress.wake()

@@ -14,20 +14,19 @@ class Gate:
         fd: the descriptor this gate may wait for; None for one that only waits for events.
     """
 
-    __slots__ = ("_fd", "_future", "_loop", "_reading", "_writing")
+    __slots__ = ("_fd", "_future", "_loop", "_reading", "_wants_descriptor", "_writing")
 
     def __init__(self, fd: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
         self._fd = fd
         self._reading = self._writing = False
+        self._wants_descriptor = False
 
-    def wake(self) -> bool:
-        """Wake the waiter; False if there is none."""
-        if self._future is None or self._future.done():
-            return False
-        self._future.set_result(None)
-        return True
+    def wake(self) -> None:
+        """Wake the waiter, if there is one."""
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
 
     async def wait(self) -> None:
         """Until ``wake``."""
@@ -42,21 +41,32 @@ class Gate:
         if self._fd is not None and not self._reading:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
-        await self.wait()
+        await self._wait_for_descriptor()
 
     async def wait_writable(self) -> None:
         """Until ``wake`` or until the descriptor can be written."""
         if self._fd is not None and not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
-        await self.wait()
+        await self._wait_for_descriptor()
+
+    async def _wait_for_descriptor(self) -> None:
+        self._wants_descriptor = True
+        try:
+            await self.wait()
+        finally:
+            self._wants_descriptor = False
 
     def _readable(self) -> None:
-        if not self.wake():
+        if self._wants_descriptor:
+            self.wake()
+        else:
             self._stop_reading()
 
     def _writable(self) -> None:
-        if not self.wake():
+        if self._wants_descriptor:
+            self.wake()
+        else:
             self._stop_writing()
 
     def _stop_reading(self) -> None:
