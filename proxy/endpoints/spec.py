@@ -27,7 +27,12 @@ def parse_address(text: str, what: str) -> tuple[str, int]:
         raise ConfigurationError(
             f"{what} {text!r} is no HOST:PORT", "write for instance 192.0.2.7:8010 or [2001:db8::7]:8010"
         )
-    return match["v6"] or match["host"], int(match["port"])
+    host = match["v6"] or match["host"]
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigurationError(f"{what} {text!r}: {host!r} is no host name", "give a name or an address") from None
+    return host, int(match["port"])
 
 
 def _split(text: str, forms: str) -> tuple[str, str]:

@@ -147,8 +147,7 @@ class DestinationRunner(Runner):
         self.add_lane(lane)
 
     async def _conduct(self) -> None:
-        self.serve(self.listen(), "listen")
-        self.serve(self.beat(), "heartbeat")
+        self.start_control()
         if not await self.until(lambda: bool(self.lanes), LANE_HELLO_SECONDS_MAX * (LANE_ATTEMPTS_MAX + 1)):
             raise PeerLost("the source opened no lane")
         self.serve(self.acknowledge(), "acknowledge")

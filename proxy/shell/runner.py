@@ -128,6 +128,8 @@ class Runner:
         self._failure: BaseException | None = None
         self._services: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
+        self._concluded = False
+        self._listening: asyncio.Task[None] | None = None
         self._assembling: dict[LaneId, tuple[bytearray, int]] = {}
 
     # ---- life
@@ -139,16 +141,16 @@ class Runner:
             RelayError, CryptoError: what ended it early. The hypervisors and the peer have been told.
         """
         self._main = asyncio.current_task()
+        cancelled = False
         try:
             await self._conduct()
-            self._main = None  # agreed: what breaks from here on, breaks behind a finished session
+            self._concluded = True  # agreed: what breaks from here on, breaks behind a finished session
         except asyncio.CancelledError:
             # Either a task of ours failed and woke us, or somebody called stop().
-            if self._failure is None:
-                self._main = None
-                await self._fail(PeerLost("the session was cancelled"))
-                raise
-            if self._main is not None:
+            cancelled = self._failure is None
+            if cancelled:
+                self._failure = PeerLost("the relay is stopping")
+            elif self._main is not None:
                 self._main.uncancel()
         except (RelayError, CryptoError, OSError) as error:
             self._failure = self._failure or error
@@ -157,6 +159,8 @@ class Runner:
             await self._end_services()
         if self._failure is not None:
             await self._fail(self._failure)
+            if cancelled:
+                raise asyncio.CancelledError
             raise self._failure
         await self._part()
 
@@ -172,11 +176,17 @@ class Runner:
         """Act on a control message other than a heartbeat."""
         raise NotImplementedError
 
-    def serve(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def serve(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a part of the session until it returns; its failure is the session's."""
         task = self._loop.create_task(self._guard(work), name=name)
         self._services.add(task)
         task.add_done_callback(self._services.discard)
+        return task
+
+    def start_control(self) -> None:
+        """Begin to hear the control connection and to send heartbeats."""
+        self._listening = self.serve(self.listen(), "listen")
+        self.serve(self.beat(), "heartbeat")
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -185,12 +195,17 @@ class Runner:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        if self._failure is None and self._main is not None:
+        if self._concluded:
+            return
+        if self._failure is None:
             self._failure = error
-            self._main.cancel()
+            if self._main is not None:
+                self._main.cancel()
+        elif isinstance(self._failure, PeerLost) and isinstance(error, PeerAborted | CryptoError):
+            self._failure = error  # why the peer went says more than that it went
 
     async def _end_services(self) -> None:
-        services = list(self._services)
+        services = [task for task in self._services if task is not self._listening or self._failure is None]
         for task in services:
             task.cancel()
         await asyncio.gather(*services, return_exceptions=True)
@@ -198,9 +213,13 @@ class Runner:
     async def _fail(self, failure: BaseException) -> None:
         """Hypervisors first, then the peer."""
         await self.abandon()
-        if isinstance(failure, PeerLost):
-            failure = await self._reconsider(failure)
-            self._failure = failure
+        if self._listening is not None:
+            if isinstance(failure, PeerLost):
+                # A lane that broke is often the peer giving up: the control connection may still say why.
+                await asyncio.wait({self._listening}, timeout=ABORT_SECONDS_MAX / 2)
+                failure = self._failure or failure
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
         self._tally()
         await self.link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
         for lane in self.lanes.values():
@@ -213,19 +232,6 @@ class Runner:
         for channel in pending:
             channel.settled = True
         await asyncio.gather(*(channel.connection.abort() for channel in pending))
-
-    async def _reconsider(self, lost: PeerLost) -> BaseException:
-        """A lane that broke is often the peer giving up: the control connection may still say why."""
-        try:
-            async with asyncio.timeout(ABORT_SECONDS_MAX / 2):
-                while True:
-                    await self.link.receive()
-        except PeerAborted as reason:
-            return reason
-        except CryptoError as error:
-            return error
-        except (RelayError, TimeoutError, OSError):
-            return lost
 
     async def _part(self) -> None:
         """Both sides have agreed that all is well: FINAL on every lane, close_notify."""

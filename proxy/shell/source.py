@@ -114,8 +114,7 @@ class SourceRunner(Runner):
         await super().abandon()
 
     async def _conduct(self) -> None:
-        self.serve(self.listen(), "listen")
-        self.serve(self.beat(), "heartbeat")
+        self.start_control()
         for grant in self._grants:
             self.add_lane(await self._open_lane(grant))
         self.serve(self.acknowledge(), "acknowledge")
