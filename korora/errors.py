@@ -18,7 +18,7 @@ REMEDIES: Final = MappingProxyType(
         crypto.PeerCertificateMissing: "give the peer an identity: korora pki issue",
         crypto.CertificateUntrusted: "issue both identities from one CA",
         crypto.CertificateExpired: "issue the peer's identity again, and check both clocks",
-        crypto.CertificateRevoked: "if that host shall be trusted again, issue it a new identity; keep the CRLs current",
+        crypto.CertificateRevoked: "issue it a new identity if it is to be trusted again; keep the CRLs current",
         crypto.CertificateMalformed: "issue the peer's identity by korora pki issue",
         crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
         crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",

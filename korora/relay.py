@@ -87,6 +87,18 @@ def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return runner.run(inside())
 
 
+def _check_streams(endpoint: Egress | Ingress) -> None:
+    """`stdio:` with a closed stream would write a migration nowhere, or read an empty one.
+
+    Raises:
+        ConfigurationError: standard input or output was closed when the process began.
+    """
+    if isinstance(endpoint, StdioEndpoint):
+        for name, stream in (("standard input", sys.stdin), ("standard output", sys.stdout)):
+            if stream is None:
+                raise ConfigurationError(f"{endpoint.label}: {name} is closed", "give it a pipe, a file or /dev/null")
+
+
 def _tls(common: Common, role: TlsRole) -> TlsConfig:
     return TlsConfig(Identity.load(common.identity, now=datetime.now(UTC)), role, common.rules)
 
@@ -169,6 +181,7 @@ class _Receiver:
         options, common = self._options, self._options.common
         tls = _tls(common, TlsRole.SERVER)
         reports.check_writable(common.report)
+        _check_streams(options.egress)
         await options.egress.check()
         listener = listen_tcp(*options.listen, options.listen_text)
         self._destination = Destination(
@@ -261,6 +274,7 @@ class _Sender:
         options, common = self._options, self._options.common
         tls = _tls(common, TlsRole.CLIENT)
         reports.check_writable(common.report)
+        _check_streams(options.ingress)
         await options.ingress.open()
         self._source = Source(tls, options.peer, options.ingress)
         stopper = _Stopper(self._stop)

@@ -1,5 +1,6 @@
 """The command line's root: sub-commands, and one clear line for every error."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -43,6 +44,7 @@ def root(
 
 def main() -> None:
     """Run a command and exit with its code; no traceback ever reaches the operator."""
+    _occupy_standard_streams()
     try:
         code = app(prog_name="korora", standalone_mode=False)
     except typer.TyperException as error:
@@ -58,3 +60,17 @@ def main() -> None:
 
         code = complain(error)
     sys.exit(code)
+
+
+def _occupy_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed, lest a socket take its number and get what is meant for people.
+
+    sys.stdin and sys.stdout stay None then, which is how `stdio:` knows.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives

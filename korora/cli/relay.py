@@ -1,6 +1,8 @@
-"""`korora send`, `korora receive`, `korora xl`: arguments in, exit code out."""
+"""`korora send`, `korora receive`, `korora xl`: arguments in, exit code out.
 
-from collections.abc import Callable
+What was typed is checked before anything large is imported, so that a slip of the pen is answered at once.
+"""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,30 +62,23 @@ def receive(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Take migrations from other hosts for the local hypervisor."""
+    from proxy.endpoints.spec import parse_address, parse_egress
+
+    address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), _digests(pin)
     configure(log_format, log_level)
+    from korora import relay
 
-    def run() -> int:
-        from korora import relay
-        from proxy.endpoints.spec import parse_address, parse_egress
-
-        return relay.receive(
-            relay.ReceiveOptions(
-                common=_common(
-                    identity,
-                    name,
-                    pin,
-                    once=once,
-                    report=report,
-                    resume_seconds=resume_timeout,
-                    allow_classical=allow_classical,
-                ),
-                listen=parse_address(listen, "--listen"),
-                listen_text=listen,
-                egress=parse_egress(to),
-            )
-        )
-
-    _exit_with(run)
+    common = _common(
+        identity,
+        name,
+        digests,
+        once=once,
+        report=report,
+        resume_seconds=resume_timeout,
+        allow_classical=allow_classical,
+    )
+    options = relay.ReceiveOptions(common=common, listen=address, listen_text=listen, egress=egress)
+    raise typer.Exit(relay.receive(options))
 
 
 def send(
@@ -101,31 +96,24 @@ def send(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Carry a migration from the local hypervisor to another host."""
+    from proxy.endpoints.spec import parse_address, parse_ingress
+
+    ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
     configure(log_format, log_level)
+    from korora import relay
+    from proxy.shell.source import Peer
 
-    def run() -> int:
-        from korora import relay
-        from proxy.endpoints.spec import parse_address, parse_ingress
-        from proxy.shell.source import Peer
-
-        host, port = parse_address(peer, "--peer")
-        return relay.send(
-            relay.SendOptions(
-                common=_common(
-                    identity,
-                    name,
-                    pin,
-                    once=once,
-                    report=report,
-                    resume_seconds=resume_timeout,
-                    allow_classical=allow_classical,
-                ),
-                ingress=parse_ingress(source),
-                peer=Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout),
-            )
-        )
-
-    _exit_with(run)
+    common = _common(
+        identity,
+        name,
+        digests,
+        once=once,
+        report=report,
+        resume_seconds=resume_timeout,
+        allow_classical=allow_classical,
+    )
+    where = Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout)
+    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
 
 
 def xl(
@@ -144,48 +132,22 @@ def xl(
     log_level: opt.Level = LogLevel.WARNING,
 ) -> None:
     """Be the transport of `xl migrate -s "" DOMAIN "korora xl PEER"`."""
+    from proxy.endpoints.pipes import StdioEndpoint
+    from proxy.endpoints.spec import parse_address
+
+    host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
+    flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
     configure(log_format, log_level)
+    from korora import relay
+    from proxy.shell.source import Peer
 
-    def run() -> int:
-        from korora import relay
-        from proxy.endpoints.pipes import StdioEndpoint
-        from proxy.endpoints.spec import parse_address
-        from proxy.shell.source import Peer
-
-        host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
-        flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
-        return relay.send(
-            relay.SendOptions(
-                common=_common(
-                    identity,
-                    name,
-                    None,
-                    once=True,
-                    report=report,
-                    resume_seconds=RESUME_SECONDS,
-                    allow_classical=False,
-                ),
-                ingress=StdioEndpoint("xl's pipes"),
-                peer=Peer(host, port, xl_flags=flags),
-                announce=False,
-            )
-        )
-
-    _exit_with(run)
+    common = _common(identity, name, (), once=True, report=report, resume_seconds=RESUME_SECONDS, allow_classical=False)
+    ingress, where = StdioEndpoint("xl's pipes"), Peer(host, port, xl_flags=flags)
+    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, announce=False)))
 
 
-def _common(
-    identity: Path,
-    names: list[str] | None,
-    pins: list[str] | None,
-    *,
-    once: bool,
-    report: Path | None,
-    resume_seconds: int,
-    allow_classical: bool,
-) -> "Common":
-    from crypto.tls import PeerRules
-    from korora.relay import Common
+def _digests(pins: list[str] | None) -> tuple[bytes, ...]:
+    """The digests that --pin names."""
     from proxy.errors import ConfigurationError
 
     digests = []
@@ -197,9 +159,21 @@ def _common(
                 "give the 64 hexadecimal digits that docs/operations.md shows how to get",
             )
         digests.append(bytes.fromhex(match[1]))
+    return tuple(digests)
+
+
+def _common(
+    identity: Path,
+    names: list[str] | None,
+    digests: tuple[bytes, ...],
+    *,
+    once: bool,
+    report: Path | None,
+    resume_seconds: int,
+    allow_classical: bool,
+) -> "Common":
+    from crypto.tls import PeerRules
+    from korora.relay import Common
+
     rules = PeerRules(frozenset(names or ()), frozenset(digests), allow_classical)
     return Common(identity=identity, rules=rules, once=once, report=report, resume_seconds=resume_seconds)
-
-
-def _exit_with(run: Callable[[], int]) -> None:
-    raise typer.Exit(run())
