@@ -65,9 +65,16 @@ async def end(process: asyncio.subprocess.Process, grace_seconds: float = TERMIN
 
 
 def last_words(errors: Path) -> str:
-    """The last line a process wrote to its error file, or an empty string."""
+    """The last line a process wrote to its error file, without our own commands' `korora: error:`; or nothing."""
     try:
         lines = errors.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1] if lines else ""
+    return lines[-1].removeprefix("korora: error: ") if lines else ""
+
+
+def why_ended(code: int, errors: Path) -> str:
+    """For people: why a process ended with `code` (negative: by that signal), in its own words where it had time."""
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}"
+    return last_words(errors) or f"it ended with exit code {code}"

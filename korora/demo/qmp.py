@@ -123,7 +123,7 @@ class Qmp:
                         return event
                 looked_at = len(self.events)
                 if self.gone:
-                    raise QmpError(name, "Gone", f"QEMU went away before its event {name}")
+                    raise QmpError(f"waiting for {name}", "Gone", "QEMU has closed the connection")
                 self._changed.clear()
                 await self._changed.wait()
 

@@ -81,8 +81,8 @@ class Relay:
                 raise DemoError(f"korora {self.name} was not ready after {READY_SECONDS:g} s", EXIT_BUG) from None
         if line.strip() != b"ready":
             code = await process.end(self._process)
-            words = process.last_words(self.log) or f"it said {line!r}"
-            raise DemoError(f"korora {self.name}: {words}", code if code > 0 else EXIT_BUG)
+            why = process.why_ended(code, self.log) if code else f"it said {line!r} where `ready` was expected"
+            raise DemoError(f"korora {self.name}: {why}", code if code > 0 else EXIT_BUG)
 
     async def wait(self, timeout_seconds: float = END_SECONDS) -> int:
         """Its exit code once it has ended by itself. Raises TimeoutError."""

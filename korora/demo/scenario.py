@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from korora.demo import process
 from korora.demo.errors import EXIT_HYPERVISOR, EXIT_SETUP, DemoError
 from korora.demo.guest import GuestSpec, initramfs
+from korora.demo.process import why_ended
 from korora.demo.qemu import BOOT_SECONDS, GuestFiles, Machine, QemuChoice, QemuVm, find_guest_files, find_qemu
 from korora.demo.qmp import QmpError
 from korora.demo.relays import RelayPair, issue_identities
@@ -137,7 +137,7 @@ async def run(stage: Stage, folder: Path, env: Mapping[str, str] = os.environ) -
         async with QemuVm("source", machine, folder) as source:
             return await _migrate(stage, folder, machine, source)
     except QmpError as error:
-        raise DemoError(f"QEMU: {error}", EXIT_HYPERVISOR) from None
+        raise DemoError(f"a QEMU failed: {error}", EXIT_HYPERVISOR) from None
 
 
 async def _migrate(stage: Stage, folder: Path, machine: Machine, source: QemuVm) -> Result:
@@ -228,7 +228,7 @@ def _tell(stage: Stage, source: QemuVm, state: Mapping[str, Any]) -> None:
 
 
 def _relay_failed(relays: RelayPair, codes: tuple[int, int]) -> DemoError:
-    """The error for relays that ended with `codes` (send, receive): the first that is not 0, with that one's words."""
-    relay, code = (relays.send, codes[0]) if codes[0] else (relays.receive, codes[1])
-    words = process.last_words(relay.log) or f"it ended with {code}"
-    return DemoError(f"korora {relay.name}: {words}", code if code > 0 else EXIT_HYPERVISOR)
+    """The error for relays that ended with `codes` (send, receive): of the one a signal ended, else the first not 0."""
+    pair = [(relays.send, codes[0]), (relays.receive, codes[1])]
+    relay, code = min((each for each in pair if each[1] != 0), key=lambda each: each[1] > 0)
+    return DemoError(f"korora {relay.name}: {why_ended(code, relay.log)}", code if code > 0 else EXIT_HYPERVISOR)
