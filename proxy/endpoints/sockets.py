@@ -109,6 +109,8 @@ class _SocketIngress:
                 sock, _ = await asyncio.get_running_loop().sock_accept(self._sock)
             except ConnectionAbortedError:
                 continue
+            except OSError as error:
+                raise HypervisorFailed(f"{self.label} takes no connection: {explain(error)}") from None
             return SocketConnection(sock, self.label)
 
     async def close(self) -> None:

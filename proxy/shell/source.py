@@ -121,11 +121,24 @@ class SourceRunner(Runner):
         await self._add(self._first)
         if not self._ingress.single:
             self.serve(self._accept(), "accept")
-        await self.until(lambda: self.session.finished)
+        await self._all_ended()
         await self.settle_channels()
         await self.say(Finish())
         if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
             raise PeerLost("the destination never said that its end is final")
+
+    async def _all_ended(self) -> None:
+        """Wait until every channel has ended both ways.
+
+        Raises:
+            HypervisorFailed: all of ours have, and the other side then neither said anything nor ended.
+        """
+        heard = -1
+        while not await self.until(lambda: self.session.finished, HANDOVER_SECONDS_MAX):
+            moved = sum(half.offset for half in self.session.receivers.values())
+            if moved == heard and all(half.finished for half in self.session.senders.values()):
+                raise HypervisorFailed(f"the destination's hypervisor did not end within {HANDOVER_SECONDS_MAX:.0f} s")
+            heard = moved
 
     async def _hear(self, message: Message) -> None:
         match message:
