@@ -46,10 +46,10 @@ class Offer(_Message, frozen=True, tag="offer"):
     session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     suites: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
     codecs: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
-    egress: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    egress: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
     lanes: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)]
     resume_seconds: _U16
-    xl_flags: Annotated[str, msgspec.Meta(pattern=r"^[edp]{0,3}$")] = ""
+    xl_flags: Annotated[str, msgspec.Meta(pattern=r"^[edp]{0,3}\Z")] = ""
 
 
 class Accept(_Message, frozen=True, tag="accept"):

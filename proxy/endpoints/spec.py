@@ -12,8 +12,8 @@ from proxy.errors import ConfigurationError
 FORMS: Final = "tcp:HOST:PORT, unix:PATH, stdio:, file:PATH, exec:COMMAND"
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
 
-_ADDRESS: Final = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\]|(?P<host>[^:\s\[\]]*)):(?P<port>[0-9]{1,5})$")
-_XL_FLAGS: Final = re.compile(r"^[edp]{0,3}$")
+_ADDRESS: Final = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\]|(?P<host>[^:\s\[\]]*)):(?P<port>[0-9]{1,5})\Z")
+_XL_FLAGS: Final = re.compile(r"^[edp]{0,3}\Z")
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:
