@@ -1,0 +1,319 @@
+"""Control messages: round trip, frozen bytes, limits, and a reader that meets arbitrary bytes in arbitrary pieces."""
+
+import json
+import struct
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.control import (
+    Abort,
+    Accept,
+    ChannelOpen,
+    ChannelOpened,
+    Finish,
+    Finished,
+    Heartbeat,
+    LaneGrant,
+    LaneGranted,
+    LaneProgress,
+    LaneRequest,
+    Message,
+    MessageReader,
+    Offer,
+    Refuse,
+    encode,
+    printable,
+)
+from proxy.errors import ProtocolViolation
+from proxy.limits import CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, KIB, LANES_MAX, REASON_CHARACTERS_MAX
+
+VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "vectors" / "control.json").read_text())[
+    "messages"
+]
+
+U16 = st.integers(0, 0xFFFF)
+U63 = st.integers(0, 2**63 - 1)
+CHANNELS = st.integers(0, CHANNELS_MAX - 1)
+IDS = st.binary(min_size=16, max_size=16)
+REASONS = st.text(max_size=REASON_CHARACTERS_MAX)
+NUMBERS = st.lists(U16, min_size=1, max_size=16).map(tuple)
+GRANTS = st.builds(LaneGrant, U16, IDS)
+EGRESSES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
+FLAGS = st.text("edp", max_size=3)
+LANES = st.integers(1, LANES_MAX)
+
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS),
+    st.builds(Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16),
+    st.builds(Refuse, U16, REASONS),
+    st.builds(LaneRequest),
+    st.builds(LaneGranted, GRANTS),
+    st.builds(ChannelOpen, CHANNELS, U63),
+    st.builds(ChannelOpened, CHANNELS, U63),
+    st.builds(Heartbeat, U63, st.lists(st.builds(LaneProgress, U16, U63), max_size=LANES_MAX).map(tuple)),
+    st.builds(Finish),
+    st.builds(Finished),
+    st.builds(Abort, U16, REASONS),
+)
+
+
+def framed(body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + body
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    """`data` cut at those offsets."""
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+# ------------------------------------------------------------------ round trip
+
+
+@settings(max_examples=150)
+@given(st.lists(MESSAGES, max_size=8), st.lists(st.integers(0, 10_000), max_size=12))
+def test_messages_survive_any_cuts(messages: list[Message], cuts: list[int]) -> None:
+    reader = MessageReader()
+    stream = b"".join(encode(message) for message in messages)
+    heard: list[Message] = []
+    for piece in pieces(stream, cuts):
+        heard += reader.feed(piece)
+    assert heard == messages
+    assert not reader.partial
+
+
+@given(MESSAGES)
+def test_no_message_reaches_the_limit(message: Message) -> None:
+    assert len(encode(message)) <= CONTROL_MESSAGE_BYTES_MAX / 8
+
+
+def test_a_message_byte_by_byte() -> None:
+    reader = MessageReader()
+    stream = encode(Heartbeat(1, ()))
+    for byte in stream[:-1]:
+        assert reader.feed(bytes([byte])) == []
+        assert reader.partial
+    assert reader.feed(stream[-1:]) == [Heartbeat(1, ())]
+    assert not reader.partial
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_frozen_messages(vector: dict[str, Any]) -> None:
+    (message,) = MessageReader().feed(bytes.fromhex(vector["bytes"]))
+    assert type(message).__name__ == vector["name"]
+    assert json.loads(msgspec.json.encode(message)) == vector["fields"]
+    assert encode(message).hex() == vector["bytes"]
+
+
+def test_every_message_is_frozen() -> None:
+    assert {vector["name"] for vector in VECTORS} == {kind.__name__ for kind in Message.__args__}  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------ limits
+
+
+def refuse(body: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        MessageReader().feed(framed(body))
+
+
+def altered(message: Message, **fields: object) -> bytes:
+    """The message's own encoding with other fields."""
+    plain = msgspec.msgpack.decode(encode(message)[4:])
+    return msgspec.msgpack.encode({**plain, **fields})
+
+
+OFFER = Offer(1, bytes(16), (1,), (0,), "default", 1, 30)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("session", bytes(15)),
+        ("session", bytes(17)),
+        ("session", "x" * 16),
+        ("suites", []),
+        ("suites", [1] * 17),
+        ("suites", [65536]),
+        ("codecs", []),
+        ("lanes", 0),
+        ("lanes", LANES_MAX + 1),
+        ("lanes", -1),
+        ("lanes", 1.5),
+        ("version", 65536),
+        ("resume_seconds", -1),
+        ("egress", ""),
+        ("egress", "../../etc"),
+        ("egress", "a" * 64),
+        ("egress", "name\n"),
+        ("egress", "a b"),
+        ("egress", "exec:sh"),
+        ("xl_flags", "x"),
+        ("xl_flags", "eeee"),
+        ("xl_flags", "e\n"),
+        ("unknown", 1),
+        ("type", "offer2"),
+        ("type", None),
+    ],
+)
+def test_an_offer_out_of_bounds(field: str, value: object) -> None:
+    """The egress is a name of the destination's own table: no path, no command, no control character gets that far."""
+    assert MessageReader().feed(framed(altered(OFFER))) == [OFFER]
+    refuse(altered(OFFER, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (ChannelOpen(0, 1), "channel", CHANNELS_MAX),
+        (ChannelOpen(0, 1), "channel", -1),
+        (ChannelOpened(0, 1), "credit", 2**63),
+        (ChannelOpened(0, 1), "credit", -1),
+        (Heartbeat(0, ()), "lanes", [{"lane": 0, "sent_bytes": 0}] * (LANES_MAX + 1)),
+        (Heartbeat(0, ()), "lanes", [{"lane": 0}]),
+        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30), "lanes", []),
+        (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 0, "token": bytes(15)}),
+        (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 65536, "token": bytes(16)}),
+        (Abort(7, ""), "reason", "x" * (REASON_CHARACTERS_MAX + 1)),
+        (Refuse(3, ""), "code", 65536),
+        (Refuse(3, ""), "reason", b"bytes"),
+    ],
+)
+def test_a_field_out_of_bounds(message: Message, field: str, value: object) -> None:
+    refuse(altered(message, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xc0", id="nil"),
+        pytest.param(b"\x80", id="no type"),
+        pytest.param(b"\x93\x01\x02\x03", id="array"),
+        pytest.param(msgspec.msgpack.encode({"type": "finish"}) + b"\x00", id="trailing byte"),
+        pytest.param(msgspec.msgpack.encode({"kind": "finish"}), id="no tag"),
+        pytest.param(b"\x81\xa4type\xa6\xff\xff\xff\xff\xff\xff", id="tag is no UTF-8"),
+        pytest.param(b"\x91" * 60_000, id="deep arrays"),
+        pytest.param(b"\x81\xa4type" * 10_000, id="deep maps"),
+        pytest.param(b"\x82\xa4type\xa6finish\xa1x" + b"\x91" * 60_000, id="deep behind a type"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="endless array"),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="endless map"),
+        pytest.param(b"\xc9\xff\xff\xff\xff\x00", id="endless extension"),
+        pytest.param(b"\xd6\xff\x00\x00\x00\x00", id="timestamp"),
+        pytest.param(b"\xcf" + b"\xff" * 8, id="integer"),
+        pytest.param(b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00", id="not a number"),
+    ],
+)
+def test_a_body_that_is_no_message(body: bytes) -> None:
+    refuse(body)
+
+
+def test_a_length_over_the_limit_is_refused_by_its_four_bytes() -> None:
+    for length in (CONTROL_MESSAGE_BYTES_MAX + 1, 2**31, 2**32 - 1):
+        reader = MessageReader()
+        prefix = struct.pack(">I", length)
+        assert reader.feed(prefix[:3]) == []
+        with pytest.raises(ProtocolViolation, match=str(length)):
+            reader.feed(prefix[3:])
+
+
+def test_what_came_before_a_violation_is_not_acted_on() -> None:
+    reader = MessageReader()
+    with pytest.raises(ProtocolViolation):
+        reader.feed(encode(Finish()) + framed(b"\xc0"))
+
+
+# ------------------------------------------------------------------ fuzz
+
+
+PLAIN = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary(max_size=50)
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=8,
+)
+TAGS = st.sampled_from([kind.__struct_config__.tag for kind in Message.__args__])  # type: ignore[attr-defined]
+TYPED = st.builds(
+    lambda tag, body: {"type": tag, **body},
+    TAGS,
+    st.dictionaries(
+        st.sampled_from(
+            ["version", "session", "lanes", "lane", "credit", "channel", "code", "reason", "grant", "number"]
+        ),
+        PLAIN,
+        max_size=4,
+    ),
+)
+BODIES = st.one_of(st.binary(max_size=200), st.one_of(PLAIN, TYPED).map(msgspec.msgpack.encode))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.one_of(BODIES.map(framed), st.binary(max_size=20)), max_size=5), st.lists(st.integers(0, 999)))
+def test_arbitrary_bytes_are_messages_or_violate_the_protocol(stream: list[bytes], cuts: list[int]) -> None:
+    reader = MessageReader()
+    try:
+        for piece in pieces(b"".join(stream), cuts):
+            for message in reader.feed(piece):
+                assert isinstance(message, Message.__args__)  # type: ignore[attr-defined]
+    except ProtocolViolation:
+        return
+
+
+@settings(max_examples=100)
+@given(MESSAGES, st.integers(0, 10**6), st.integers(1, 255))
+def test_a_changed_byte_is_another_message_or_violates_the_protocol(message: Message, where: int, mask: int) -> None:
+    stream = bytearray(encode(message))
+    stream[4 + where % (len(stream) - 4)] ^= mask
+    try:
+        heard = MessageReader().feed(bytes(stream))
+    except ProtocolViolation:
+        return
+    for other in heard:
+        assert MessageReader().feed(encode(other)) == [other]
+
+
+def test_a_message_that_never_ends_holds_a_bounded_buffer() -> None:
+    """The largest length there may be, its body in dribs and drabs, never the last byte."""
+    reader = MessageReader()
+    tracemalloc.start()
+    try:
+        reader.feed(struct.pack(">I", CONTROL_MESSAGE_BYTES_MAX))
+        for _ in range(CONTROL_MESSAGE_BYTES_MAX // KIB - 1):
+            assert reader.feed(bytes(KIB)) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * CONTROL_MESSAGE_BYTES_MAX
+    with pytest.raises(ProtocolViolation):
+        reader.feed(bytes(KIB))
+
+
+def test_a_flood_of_messages_leaves_nothing_behind() -> None:
+    reader = MessageReader()
+    stream = encode(LaneRequest()) * 1000
+    for _ in range(20):
+        assert len(reader.feed(stream)) == 1000
+    assert not reader.partial
+
+
+# ------------------------------------------------------------------ a peer's words
+
+
+@given(st.text(max_size=2000))
+def test_a_peers_words_are_one_short_printable_line(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert len(shown) == min(len(text), REASON_CHARACTERS_MAX)
+    assert printable(shown) == shown
+
+
+def test_escape_sequences_do_not_reach_a_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\nc\u202ed") == "a?[2Jb??c?d"
