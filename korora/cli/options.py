@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import re
+from enum import StrEnum, unique
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,20 @@ Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="W
 ResumeTimeout = Annotated[
     int, typer.Option("--resume-timeout", min=0, max=3600, metavar="SECONDS", help="Patience with a peer that failed.")
 ]
+Lanes = Annotated[
+    int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections for records; so far one is used.")
+]
+
+
+@unique
+class Encoding(StrEnum):
+    """How stream bytes are encoded; page-aware encodings join when the relay can read pages."""
+
+    AUTO = "auto"
+    OPAQUE = "opaque"
+
+
+Encode = Annotated[Encoding, typer.Option("--encode", help="How stream bytes are encoded; auto is opaque so far.")]
 AllowClassical = Annotated[
     bool, typer.Option("--allow-classical", help="Accept key exchanges without ML-KEM. Not advised.")
 ]

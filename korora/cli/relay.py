@@ -43,10 +43,6 @@ ENDPOINT is where a departing migration comes from:
   stdio:          read it from standard input
 {_EXIT_CODES}"""
 
-_Lanes = Annotated[
-    int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections for records; so far one is used.")
-]
-
 
 def receive(
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where relays reach this one.")],
@@ -56,12 +52,14 @@ def receive(
     pin: opt.Pins = None,
     once: opt.Once = False,
     report: opt.Report = None,
+    lanes: opt.Lanes = 1,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Take migrations from other hosts for the local hypervisor."""
+    del lanes  # one lane carries a session so far, whatever is asked for
     from proxy.endpoints.spec import parse_address, parse_egress
 
     address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), _digests(pin)
@@ -89,13 +87,15 @@ def send(
     pin: opt.Pins = None,
     once: opt.Once = False,
     report: opt.Report = None,
-    lanes: _Lanes = 1,
+    lanes: opt.Lanes = 1,
+    encode: opt.Encode = opt.Encoding.AUTO,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Carry a migration from the local hypervisor to another host."""
+    del encode  # both values mean opaque so far
     from proxy.endpoints.spec import parse_address, parse_ingress
 
     ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
