@@ -10,6 +10,7 @@ FRAME_BYTES_MAX: Final = 4 * MIB  # one Xen batch of 1024 pages: what a receiver
 OPAQUE_FRAME_BYTES: Final = MIB  # plaintext and ciphertext fit a 2 MiB L2 cache; smaller ones cost more Python a byte
 FRAME_EAGER_BYTES: Final = 256 * KIB  # a frame this long goes out although earlier ones are still in flight
 ACK_EAGER_BYTES: Final = 2 * MIB  # half the least window: acknowledged at once although more is arriving
+SMALL_BODY_BYTES: Final = 256 * KIB  # a frame that waits with less is copied, so that its 1 MiB buffer is free
 TURN_FRAMES: Final = 4  # frames a busy stream may move before the loop serves others: 4 MiB, about 2 ms
 FRAMES_IN_FLIGHT_MAX: Final = 256  # per channel and direction; bounds what a peer can queue in tiny frames
 IN_FLIGHT_BYTES_MIN: Final = 4 * MIB  # floor of the adaptive window, so that urgent pages never queue behind more

@@ -41,6 +41,7 @@ from proxy.errors import (
     RelayError,
 )
 from proxy.limits import (
+    CHANNELS_MAX,
     CONTROL_SECONDS_MAX,
     FIRST_BYTE_SECONDS_MAX,
     HANDSHAKE_SECONDS_MAX,
@@ -97,7 +98,7 @@ class DestinationRunner(Runner):
         self._keys, self._egress, self._xl_flags, self._random = keys, egress, xl_flags, random
         self._tokens: dict[bytes, LaneId] = {}
         self._next_lane = 0
-        self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue()
+        self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
         self._finish_asked = False
 
     def grant(self) -> LaneGrant:
@@ -161,7 +162,7 @@ class DestinationRunner(Runner):
 
     async def _hear(self, message: Message) -> None:
         match message:
-            case ChannelOpen():
+            case ChannelOpen() if not self._announced.full():
                 self._announced.put_nowait(message)
             case LaneRequest():
                 await self.say(LaneGranted(self.grant()))

@@ -30,6 +30,7 @@ from proxy.limits import (
     HEARTBEAT_SECONDS,
     HEARTBEATS_MISSED_MAX,
     OPAQUE_FRAME_BYTES,
+    SMALL_BODY_BYTES,
     TURN_FRAMES,
 )
 from proxy.report import SessionReport
@@ -476,6 +477,11 @@ class Runner:
                 if not body:
                     self._written(header.channel, owner, size)
                     return
+            if isinstance(owner, Record) and len(body) < SMALL_BODY_BYTES:
+                # Credit counts stream bytes: a tiny frame that waits must not hold a buffer made for a large one.
+                small = bytearray(body)
+                self.pool.give(owner.buffer)
+                owner, body = small, memoryview(small)
             channel.inbound.append((owner, body, size))
         channel.writing.wake()
 

@@ -103,7 +103,7 @@ class SourceRunner(Runner):
         self._where, self._keys, self._grants = where, keys, list(grants)
         self._ingress, self._first = ingress, first
         self._seen_lanes: set[int] = set()
-        self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue()
+        self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
 
@@ -147,7 +147,7 @@ class SourceRunner(Runner):
                 if waiting is None or waiting.done():
                     raise ProtocolViolation(f"channel {channel} opened without being announced")
                 waiting.set_result(credit)
-            case LaneGranted(grant):
+            case LaneGranted(grant) if not self._granted.full():
                 self._granted.put_nowait(grant)
             case Finished():
                 self._finished = True
