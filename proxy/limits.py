@@ -10,14 +10,14 @@ FRAME_BYTES_MAX: Final = 4 * MIB  # one Xen batch of 1024 pages: what a receiver
 OPAQUE_FRAME_BYTES: Final = MIB  # plaintext and ciphertext fit a 2 MiB L2 cache; smaller ones cost more Python a byte
 FRAME_EAGER_BYTES: Final = 256 * KIB  # a frame this long goes out although earlier ones are still in flight
 ACK_EAGER_BYTES: Final = 2 * MIB  # half the least window: acknowledged at once although more is arriving
-SMALL_BODY_BYTES: Final = 256 * KIB  # a frame that waits with less is copied, so that its 1 MiB buffer is free
+SMALL_BODY_BYTES: Final = 768 * KIB  # a frame that waits with less is copied, so that its 1 MiB buffer is free
 TURN_FRAMES: Final = 4  # frames a busy stream may move before the loop serves others: 4 MiB, about 2 ms
 FRAMES_IN_FLIGHT_MAX: Final = 256  # per channel and direction; bounds what a peer can queue in tiny frames
 IN_FLIGHT_BYTES_MIN: Final = 4 * MIB  # floor of the adaptive window, so that urgent pages never queue behind more
 IN_FLIGHT_BYTES_MAX: Final = 64 * MIB  # ceiling of the adaptive window: what one session may hold unacknowledged
-CREDIT_BYTES_SESSION: Final = 64 * MIB  # shared by the open channels of one direction
+CREDIT_BYTES_SESSION: Final = 32 * MIB  # shared by the open channels of one direction
 CREDIT_BYTES_MIN: Final = MIB  # one channel's share however many there are
-CREDIT_BYTES_MAX: Final = 16 * MIB  # one channel's share however few there are
+CREDIT_BYTES_MAX: Final = 32 * MIB  # one channel's share however few there are
 
 # ---- counts
 CHANNELS_MAX: Final = 64  # per session: QEMU's multifd allows 255, nobody uses more than 16
@@ -50,4 +50,3 @@ DRAIN_SECONDS_MAX: Final = 5.0  # FINAL records and close_notify
 
 # ---- local transport
 PIPE_BYTES: Final = MIB  # F_SETPIPE_SZ: fewer wake-ups than the default 64 KiB
-END_TAIL_BYTES: Final = 64 * KIB  # of a stream's end, to tell a whole stream of a known format from a cut one
