@@ -113,7 +113,7 @@ def without_privilege() -> tuple[str, ...]:
         (["receive"], "Missing option '--listen'"),
         (["receive", "--listen", ":0", "--to", "stdio:"], "Missing option '--identity'"),
         (["receive", "--listen", ":0", "--to", "stdio:", "--identity", "x", "more"], "unexpected extra argument"),
-        (["receive", "--lanes", "2"], "No such option: --lanes"),
+        (["receive", "--rate", "2"], "No such option: --rate"),
         (["receive", "--listen"], "requires an argument"),
         (["receive", "--listen", ":0", "--to", "stdio:", "--identity", "x", "--log-level", "loud"], "--log-level"),
         (["send"], "Missing option '--from'"),
