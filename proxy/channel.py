@@ -175,7 +175,10 @@ class ReceiveHalf(_Half):
             raise ProtocolViolation(
                 f"{self}: frame {header.number} at {header.offset}, {self.frames} at {self.offset} expected"
             )
-        if self.offset + header.raw_bytes > self.credit or self.frames - self.written >= FRAMES_IN_FLIGHT_MAX:
+        waiting = self.frames - self.written
+        # END holds no bytes and comes once: it may follow as many frames as there may be.
+        too_many = waiting >= FRAMES_IN_FLIGHT_MAX and header.kind is FrameKind.DATA
+        if self.offset + header.raw_bytes > self.credit or too_many:
             raise ProtocolViolation(f"{self}: frame {header.number} goes beyond its credit")
         if header.kind is FrameKind.DATA:
             self._hasher.update(body)
