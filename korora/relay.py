@@ -140,19 +140,18 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
     reports.conclude(report, code, words)
     if path is not None:
         await asyncio.to_thread(_write_report, path, report)
+    facts = {
+        "session": report.session_id[:8],
+        "peer": report.peer,
+        "seconds": round(report.seconds, 3),
+        "bytes_forward": report.bytes_in["forward"],
+        "bytes_backward": report.bytes_in["backward"],
+    }
     if words is not None:
+        log.info("session failed", exit_code=code, outcome=report.outcome, **facts)
         print(words, file=sys.stderr, flush=True)  # noqa: T201 - for people
     else:
-        log.info(
-            "session done",
-            session=report.session_id[:8],
-            peer=report.peer,
-            seconds=round(report.seconds, 3),
-            bytes_forward=report.bytes_in["forward"],
-            bytes_backward=report.bytes_in["backward"],
-            cipher=report.cipher,
-            group=report.group,
-        )
+        log.info("session done", **facts, cipher=report.cipher, group=report.group)
     return code
 
 
