@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from proxy.session import Session
+
 
 @dataclass(slots=True)
 class SessionReport:
@@ -35,3 +37,30 @@ class SessionReport:
     outcome: str = ""
     error: str | None = None
     exit_code: int = 0
+
+
+def tally(report: SessionReport, session: Session, *, sent_bytes: int, received_bytes: int) -> None:
+    """Write what a session did into its report.
+
+    Args:
+        report: filled in.
+        session: its halves count and hash.
+        sent_bytes: what this end put on the network, TLS and lanes together.
+        received_bytes: what it took from it.
+    """
+    sends = session.role.sends
+    senders, receivers = session.senders, session.receivers
+    report.channels = len(receivers)
+    report.bytes_wire = {sends.label: sent_bytes, sends.opposite.label: received_bytes}
+    report.bytes_in = {
+        sends.label: sum(half.offset for half in senders.values()),
+        sends.opposite.label: sum(half.offset for half in receivers.values()),
+    }
+    report.bytes_out = {
+        sends.label: sum(half.acknowledged_bytes for half in senders.values()),
+        sends.opposite.label: sum(half.written_bytes for half in receivers.values()),
+    }
+    for number, receiver in receivers.items():
+        halves = [half for half in (senders.get(number), receiver) if half is not None]
+        digests = {half.direction.label: half.digest.hex() for half in sorted(halves, key=lambda half: half.direction)}
+        report.digest_blake3[str(number)] = digests

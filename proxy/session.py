@@ -174,6 +174,16 @@ class Session:
 
     # ---- frames
 
+    def room_bytes(self, half: SendHalf) -> int:
+        """Stream bytes a channel may send now: within its credit, and within the flight window or its share of it.
+
+        The share keeps a channel whose hypervisor reads from being starved by others whose hypervisors do not: QEMU's
+        multifd threads wait for one another, and a window filled by those that wait would never empty.
+        """
+        share = self.flight.limit_bytes // max(1, len(self.senders))
+        own = half.offset - half.acknowledged_bytes
+        return max(0, min(half.credit_room, max(self.flight.room_bytes, share - own)))
+
     def next_order(self) -> int:
         """The cache-order number of the next frame sent."""
         order = self._order_sent

@@ -5,6 +5,7 @@ import hmac
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -53,9 +54,9 @@ from proxy.limits import (
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.greeting import HalfOpen
-from proxy.shell.lane import Lane
+from proxy.shell.lane import Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Channel, LaneKeys, Runner
+from proxy.shell.runner import Channel, Runner
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
@@ -158,7 +159,10 @@ class DestinationRunner(Runner):
         if not await self.until(lambda: self.session.finished, CONTROL_SECONDS_MAX):
             raise ProtocolViolation("FINISH before all channels have ended")
         await self.settle_channels()
-        await self.say(Finished())
+        # Everything has been handed over for good: whether the source still hears so does not change that.
+        self.conclude()
+        with suppress(PeerLost):
+            await self.say(Finished())
 
     async def _hear(self, message: Message) -> None:
         match message:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crypto.errors import RecordTooLarge
-from crypto.keys import LaneId
+from crypto.keys import Direction, EpochKeys, LaneId, Suite, lane_info, lane_secret
 from crypto.records import (
     HEADER_BYTES,
     OVERHEAD_BYTES,
@@ -19,6 +19,7 @@ from crypto.records import (
 )
 from proxy.errors import PeerLost
 from proxy.limits import DRAIN_SECONDS_MAX
+from proxy.session import Session
 from proxy.shell.waiting import Gate
 from proxy.wire import WHOLE_FRAME, FrameFlags
 
@@ -45,6 +46,39 @@ class BufferPool:
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+class LaneKeys:
+    """Derives the sealer and opener of each lane of one TLS connection.
+
+    Args:
+        exporter: that connection's exporter for the session.
+        session: the session.
+        suite: the AEAD agreed on.
+        source_leaf: SHA-256 of the source's leaf certificate.
+        destination_leaf: SHA-256 of the destination's.
+    """
+
+    def __init__(
+        self, exporter: bytes, session: Session, suite: Suite, *, source_leaf: bytes, destination_leaf: bytes
+    ) -> None:
+        self._exporter, self._session, self._suite = exporter, session, suite
+        self._source_leaf, self._destination_leaf = source_leaf, destination_leaf
+
+    def halves(self, lane: LaneId) -> tuple[Sealer, Opener]:
+        """The two record halves of a lane, as this session's role uses them."""
+        sends = self._session.role.sends
+        return Sealer(self._epoch(lane, sends), lane), Opener(self._epoch(lane, sends.opposite), lane)
+
+    def _epoch(self, lane: LaneId, direction: Direction) -> EpochKeys:
+        info = lane_info(
+            suite=self._suite,
+            direction=direction,
+            lane=lane,
+            source_leaf_sha256=self._source_leaf,
+            destination_leaf_sha256=self._destination_leaf,
+        )
+        return EpochKeys(self._suite, lane_secret(self._exporter, self._session.id, info))
 
 
 @dataclass(frozen=True, slots=True)

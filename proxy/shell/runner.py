@@ -15,8 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from crypto.errors import CryptoError
-from crypto.keys import Direction, EpochKeys, LaneId, Suite, lane_info, lane_secret
-from crypto.records import Opener, RecordType, Sealer
+from crypto.keys import LaneId
+from crypto.records import RecordType
 from crypto.tls import PeerInfo
 from proxy.control import Heartbeat, LaneProgress, Message
 from proxy.endpoints.base import Connection
@@ -33,7 +33,7 @@ from proxy.limits import (
     SMALL_BODY_BYTES,
     TURN_FRAMES,
 )
-from proxy.report import SessionReport
+from proxy.report import SessionReport, tally
 from proxy.session import Role, Session
 from proxy.shell.lane import BufferPool, Lane, Record
 from proxy.shell.link import ControlLink
@@ -54,39 +54,6 @@ log = structlog.get_logger("korora.session")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class LaneKeys:
-    """Derives the sealer and opener of each lane of one TLS connection.
-
-    Args:
-        exporter: that connection's exporter for the session.
-        session: the session.
-        suite: the AEAD agreed on.
-        source_leaf: SHA-256 of the source's leaf certificate.
-        destination_leaf: SHA-256 of the destination's.
-    """
-
-    def __init__(
-        self, exporter: bytes, session: Session, suite: Suite, *, source_leaf: bytes, destination_leaf: bytes
-    ) -> None:
-        self._exporter, self._session, self._suite = exporter, session, suite
-        self._source_leaf, self._destination_leaf = source_leaf, destination_leaf
-
-    def halves(self, lane: LaneId) -> tuple[Sealer, Opener]:
-        """The two record halves of a lane, as this session's role uses them."""
-        sends = self._session.role.sends
-        return Sealer(self._epoch(lane, sends), lane), Opener(self._epoch(lane, sends.opposite), lane)
-
-    def _epoch(self, lane: LaneId, direction: Direction) -> EpochKeys:
-        info = lane_info(
-            suite=self._suite,
-            direction=direction,
-            lane=lane,
-            source_leaf_sha256=self._source_leaf,
-            destination_leaf_sha256=self._destination_leaf,
-        )
-        return EpochKeys(self._suite, lane_secret(self._exporter, self._session.id, info))
 
 
 class Channel:
@@ -145,7 +112,6 @@ class Runner:
         cancelled = False
         try:
             await self._conduct()
-            self._concluded = True  # agreed: what breaks from here on, breaks behind a finished session
         except asyncio.CancelledError:
             # Either a task of ours failed and woke us, or somebody called stop().
             cancelled = self._failure is None
@@ -168,6 +134,10 @@ class Runner:
     def stop(self, reason: RelayError) -> None:
         """End the session from outside: the peer and the hypervisors are told ``reason``."""
         self._failed(reason)
+
+    def conclude(self) -> None:
+        """Both ends are final: what breaks from here on, breaks behind a finished session."""
+        self._concluded = True
 
     async def _conduct(self) -> None:
         """The role's way from an open session to its agreed end."""
@@ -221,7 +191,7 @@ class Runner:
                 failure = self._failure or failure
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
-        self._tally()
+        self._account()
         await self.link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
         for lane in self.lanes.values():
             lane.drop()
@@ -236,7 +206,7 @@ class Runner:
 
     async def _part(self) -> None:
         """Both sides have agreed that all is well: FINAL on every lane, close_notify."""
-        self._tally()
+        self._account()
         lanes = list(self.lanes.values())
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
@@ -295,7 +265,7 @@ class Runner:
         stream = buffer[FRAME_HEADER_BYTES:]
         filled = turn = 0
         while True:
-            room = min(OPAQUE_FRAME_BYTES, half.credit_room, flight.room_bytes)
+            room = min(OPAQUE_FRAME_BYTES, self.session.room_bytes(half))
             drained = False
             if filled < room:
                 got = _local(connection, connection.read_into, stream[filled:room])
@@ -332,7 +302,7 @@ class Runner:
     async def until_room(self, channel: Channel, size: int) -> None:
         """Wait until credit and flight window have room for ``size`` bytes."""
         half = self.session.senders[channel.number]
-        while min(half.credit_room, self.session.flight.room_bytes) < size:
+        while half.credit_room < size or (half.in_flight and self.session.room_bytes(half) < size):
             await channel.reading.wait()
 
     async def _send_data(self, channel: Channel, frame: memoryview) -> None:
@@ -485,6 +455,13 @@ class Runner:
             channel.inbound.append((owner, body, size))
         channel.writing.wake()
 
+    def _account(self) -> None:
+        """Write what the session did into its report."""
+        lanes = self.lanes.values()
+        sent = self.link.sent_bytes + sum(lane.sent_bytes for lane in lanes)
+        received = self.link.received_bytes + sum(lane.received_bytes for lane in lanes)
+        tally(self.report, self.session, sent_bytes=sent, received_bytes=received)
+
     # ---- services
 
     async def acknowledge(self) -> None:
@@ -529,33 +506,6 @@ class Runner:
         """Send a control message that the session's state follows."""
         self.session.sent(message)
         await self.link.send(message)
-
-    def _tally(self) -> None:
-        """Write what the session did into its report."""
-        report, sends = self.report, self.session.role.sends
-        report.channels = len(self.session.receivers)
-        sent = self.link.sent_bytes + sum(lane.sent_bytes for lane in self.lanes.values())
-        received = self.link.received_bytes + sum(lane.received_bytes for lane in self.lanes.values())
-        report.bytes_wire = {sends.label: sent, sends.opposite.label: received}
-        senders, receivers = self.session.senders.values(), self.session.receivers.values()
-        report.bytes_in = {
-            sends.label: sum(half.offset for half in senders),
-            sends.opposite.label: sum(half.offset for half in receivers),
-        }
-        report.bytes_out = {
-            sends.label: sum(half.acknowledged_bytes for half in senders),
-            sends.opposite.label: sum(half.written_bytes for half in receivers),
-        }
-        report.digest_blake3 = {
-            str(number): {
-                half.direction.label: half.digest.hex()
-                for half in sorted(
-                    (h for h in (self.session.senders.get(number), receiver) if h is not None),
-                    key=lambda half: half.direction,
-                )
-            }
-            for number, receiver in self.session.receivers.items()
-        }
 
 
 async def _releasing(work: Coroutine[Any, Any, None], gate: Gate) -> None:

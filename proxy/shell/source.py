@@ -47,9 +47,9 @@ from proxy.limits import (
 )
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.lane import Lane
+from proxy.shell.lane import Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Channel, LaneKeys, Runner
+from proxy.shell.runner import Channel, Runner
 from proxy.wire import LANE_MAGIC, ChannelId, Codec
 
 RandomBytes = Callable[[int], bytes]
@@ -151,6 +151,7 @@ class SourceRunner(Runner):
                 self._granted.put_nowait(grant)
             case Finished():
                 self._finished = True
+                self.conclude()
                 self._progress.wake()
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
