@@ -9,6 +9,7 @@ from crypto.tls import PeerInfo, TlsPeer
 from proxy.control import Abort, Message, MessageReader, encode, printable
 from proxy.errors import PeerAborted, PeerLost, PeerRefused, ProtocolViolation
 from proxy.limits import ABORT_SECONDS_MAX, CONTROL_SECONDS_MAX, DRAIN_SECONDS_MAX
+from proxy.shell.waiting import Gate
 
 _READ_BYTES = 64 * 1024
 
@@ -17,6 +18,9 @@ T = TypeVar("T", bound=Message)
 
 class ControlLink:
     """One control connection, from TCP to messages.
+
+    Reads and writes survive a cancellation without losing a byte, which TLS would take for forgery: what a session says
+    last, it says after its tasks were cancelled.
 
     Args:
         sock: connected and non-blocking; this object owns it.
@@ -31,6 +35,8 @@ class ControlLink:
         self._messages: list[Message] = []
         self._reader = MessageReader()
         self._sending = asyncio.Lock()
+        self._read_gate, self._write_gate = Gate(sock.fileno()), Gate(sock.fileno())
+        self._unsent = bytearray()
         self._open = False
         self._early = received
         self.sent_bytes = 0
@@ -102,10 +108,7 @@ class ControlLink:
 
     async def _read(self) -> None:
         data, self._early = self._early, b""
-        try:
-            data = data or await self._loop.sock_recv(self._sock, _READ_BYTES)
-        except OSError as error:
-            raise self._lost(f"the control connection broke ({error.strerror})") from None
+        data = data or await self._receive_bytes()
         if not data:
             raise self._lost("the control connection ended")
         self.received_bytes += len(data)
@@ -114,10 +117,20 @@ class ControlLink:
         except (AuthenticationError, IntegrityError):
             await self._say_farewell()
             raise
-        await self._flush()
         self._messages += self._reader.feed(plaintext)
+        await self._flush()
         if self._tls.closed and not self._messages:
             raise self._lost("the peer closed the control connection")
+
+    async def _receive_bytes(self) -> bytes:
+        # Not the loop's sock_recv: cancelled between its read and our waking, it would drop what it had read.
+        while True:
+            try:
+                return self._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                await self._read_gate.wait_readable()
+            except OSError as error:
+                raise self._lost(f"the control connection broke ({error.strerror})") from None
 
     def _lost(self, reason: str) -> PeerLost | PeerRefused:
         return PeerLost(reason) if self._open else PeerRefused(f"{reason} before the session was accepted")
@@ -125,13 +138,15 @@ class ControlLink:
     async def _flush(self) -> None:
         async with self._sending:
             data = self._tls.outgoing()
-            if not data:
-                return
             self.sent_bytes += len(data)
-            try:
-                await self._loop.sock_sendall(self._sock, data)
-            except OSError as error:
-                raise self._lost(f"the control connection broke ({error.strerror})") from None
+            self._unsent += data
+            while self._unsent:
+                try:
+                    del self._unsent[: self._sock.send(self._unsent)]
+                except BlockingIOError:
+                    await self._write_gate.wait_writable()
+                except OSError as error:
+                    raise self._lost(f"the control connection broke ({error.strerror})") from None
 
     async def _say_farewell(self) -> None:
         """Send the alert that OpenSSL has queued, so that the peer learns what happened."""
@@ -157,14 +172,20 @@ class ControlLink:
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
                 await self._flush()
+                self._release()
                 self._sock.shutdown(socket.SHUT_WR)
                 while await self._loop.sock_recv(self._sock, _READ_BYTES):
                     pass
         except (OSError, TimeoutError, PeerLost, PeerRefused):
             pass
         finally:
-            self._sock.close()
+            self.drop()
 
     def drop(self) -> None:
         """Close at once."""
+        self._release()
         self._sock.close()
+
+    def _release(self) -> None:
+        self._read_gate.release()
+        self._write_gate.release()
