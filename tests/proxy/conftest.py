@@ -1,0 +1,21 @@
+"""What the tests of the relay share: two hosts' TLS contexts, made once, as a relay makes them once."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from crypto.identity import Identity
+from crypto.tls import PeerRules, TlsConfig, TlsRole
+
+
+@pytest.fixture(scope="session")
+def client_tls(identity_alpha: Path) -> TlsConfig:
+    """The source: alpha."""
+    return TlsConfig(Identity.load(identity_alpha, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules())
+
+
+@pytest.fixture(scope="session")
+def server_tls(identity_beta: Path) -> TlsConfig:
+    """The destination: beta."""
+    return TlsConfig(Identity.load(identity_beta, now=datetime.now(UTC)), TlsRole.SERVER, PeerRules())
