@@ -148,6 +148,15 @@ class DestinationRunner(Runner):
             return
         self.add_lane(lane)
 
+    def forget(self, lane: Lane) -> bool:
+        """See ``Runner.forget``: a source that did not get our LANE_OK whole gives that lane up and opens another."""
+        if not lane.unused or (self.session.receivers and len(self.lanes) == 1):
+            return False
+        self.log.warning("a lane was given up before its first use", lane=lane.id)
+        del self.lanes[lane.id]
+        lane.drop()
+        return True
+
     async def _conduct(self) -> None:
         self.start_control()
         if not await self.until(lambda: bool(self.lanes), LANE_HELLO_SECONDS_MAX * (LANE_ATTEMPTS_MAX + 1)):
@@ -180,6 +189,8 @@ class DestinationRunner(Runner):
         """Connect to the hypervisor when the source announces a channel: in order, never before, never as a probe."""
         while True:
             announced = await self._announced.get()
+            if not self.lanes:
+                raise ProtocolViolation(f"channel {announced.channel} announced without a lane")
             if self._egress.single and announced.channel > 0:
                 raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
             number = ChannelId(announced.channel)

@@ -123,6 +123,11 @@ class Lane:
         self.received_bytes = 0
 
     @property
+    def unused(self) -> bool:
+        """Whether nothing has passed but the hello and its answer."""
+        return self._sealer.records <= 1 and self._opener.records <= 1
+
+    @property
     def missing_bytes(self) -> int:
         """Bytes still to come of the record that has begun to arrive; 0 between records."""
         if self._filled == 0:

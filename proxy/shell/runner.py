@@ -253,8 +253,8 @@ class Runner:
 
     @property
     def lane(self) -> Lane:
-        """The lane that frames leave by."""
-        return next(iter(self.lanes.values()))
+        """The lane that frames leave by: the newest, for an older one may be about to show that it is broken."""
+        return next(reversed(self.lanes.values()))
 
     async def _pump(self, channel: Channel) -> None:
         """Read the hypervisor into frames, never beyond its credit, until its clean end."""
@@ -383,10 +383,20 @@ class Runner:
         if self.session.acks_pending:
             self._acks_due.wake()
 
+    def forget(self, lane: Lane) -> bool:
+        """Whether the session does without a lane that broke."""
+        del lane
+        return False
+
     async def _receive(self, lane: Lane) -> None:
         turn = 0
         while True:
-            record = await lane.receive()
+            try:
+                record = await lane.receive()
+            except PeerLost:
+                if self.forget(lane):
+                    return
+                raise
             match record.header.type:
                 case RecordType.FRAME:
                     self._take_part(lane, record)
