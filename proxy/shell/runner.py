@@ -119,7 +119,7 @@ class Runner:
                 self._failure = PeerLost("the relay is stopping")
             elif self._main is not None:
                 self._main.uncancel()
-        except (RelayError, CryptoError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
             self._failure = self._failure or error
         finally:
             self._main = None
