@@ -19,6 +19,7 @@ from bench.measure import GiB, Plan, Sample, measure
 from bench.network import enter_private_network
 from bench.peers import PEERS
 from bench.processes import BenchError, adopt_orphans
+from bench.work import measure_work
 
 EXIT_MISSED = 1
 EXIT_USAGE = 2
@@ -151,14 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "setups": options.setups,
         "network": options.network,
     }
-    about = machine.describe(load_before)
-    table = report.to_markdown(about, settings, left_out, samples)
+    run = report.Run(machine.describe(load_before), settings, left_out, samples, measure_work())
+    table = report.to_markdown(run)
     sys.stdout.write(table)
     try:
         if options.markdown is not None:
             options.markdown.write_text(table)
         if options.json is not None:
-            options.json.write_text(json.dumps(report.to_json(about, settings, left_out, samples), indent=1) + "\n")
+            options.json.write_text(json.dumps(report.to_json(run)) + "\n")
     except OSError as error:
         sys.stderr.write(f"bench: {error.filename}: {error.strerror}; name another file\n")
         return EXIT_USAGE

@@ -199,7 +199,9 @@ def start_ssh(tree: ProcessTree, target: Target) -> int:
     make_ssh_keys(directory)
     port, middle = free_port(), free_port()
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation wants it; empty, root's
+        # sshd run by root insists on this empty directory, which its service makes at boot. It is left there: an sshd
+        # started meanwhile may have come to need it.
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     sshd_options = {
         "ListenAddress": LOOPBACK,
         "AuthorizedKeysFile": str(directory / "authorized"),

@@ -25,6 +25,7 @@ KiB: Final = 1024
 STOP_PATIENCE_S: Final = 2.0  # from SIGTERM to SIGKILL
 POLL_S: Final = 0.01  # how often a state in /proc is looked at
 LOG_TAIL_BYTES: Final = 2000  # of a failed process's standard error, when its last line is quoted
+QUOTE_CHARACTERS_MAX: Final = 160  # of that line
 LISTEN_STATE: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
@@ -216,7 +217,7 @@ class ProcessTree:
             with contextlib.suppress(OSError):
                 lines = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
                 if lines:
-                    return f": {lines[-1]}"
+                    return f": {lines[-1][:QUOTE_CHARACTERS_MAX]}"
         return ""
 
 

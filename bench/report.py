@@ -11,6 +11,7 @@ from typing import Any, Final
 from bench.machine import Machine
 from bench.measure import Sample
 from bench.peers import DIRECT, KORORA, PEERS
+from bench.work import Work
 
 SCHEMA: Final = "korora-bench-1"
 NS_PER_MS: Final = 1e6
@@ -168,19 +169,29 @@ def judge(summaries: Mapping[str, Summary]) -> list[TargetResult]:
     return results
 
 
-def to_json(
-    machine: Machine, settings: Mapping[str, Any], left_out: Mapping[str, str], samples: Sequence[Sample]
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run, ready to be reported: what on, how, and what came of it."""
+
+    machine: Machine
+    settings: Mapping[str, Any]
+    left_out: Mapping[str, str]
+    samples: Sequence[Sample]
+    work: Work
+
+
+def to_json(run: Run) -> dict[str, Any]:
     """Everything a later reader needs to judge the figures or compute others."""
-    summaries = summarise(samples)
+    summaries = summarise(run.samples)
     return {
         "schema": SCHEMA,
-        "machine": asdict(machine),
-        "settings": dict(settings),
-        "left_out": dict(left_out),
+        "machine": asdict(run.machine),
+        "settings": dict(run.settings),
+        "left_out": dict(run.left_out),
+        "work": asdict(run.work),
         "summary": {name: asdict(summary) for name, summary in summaries.items()},
         "targets": [asdict(result) for result in judge(summaries)],
-        "samples": [asdict(sample) for sample in samples],
+        "samples": [asdict(sample) for sample in run.samples],
     }
 
 
@@ -196,11 +207,10 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def to_markdown(
-    machine: Machine, settings: Mapping[str, Any], left_out: Mapping[str, str], samples: Sequence[Sample]
-) -> str:
+def to_markdown(run: Run) -> str:
     """The table for people, with the machine above it and the targets below."""
-    summaries = summarise(samples)
+    machine, settings = run.machine, run.settings
+    summaries = summarise(run.samples)
     best = best_peers(summaries)
     lines = [
         f"{machine.cpu}, {machine.cores} cores, Linux {machine.kernel}, Python {machine.python}; {machine.date}, "
@@ -233,8 +243,8 @@ def to_markdown(
             _spread(summary.setup_ms, 1),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    for name, reason in left_out.items():
-        lines.append(f"| {name} | left out: {reason} | | | | | | | |")
+    for name, reason in run.left_out.items():
+        lines.append(f"| {name} | left out: {reason.replace('|', '/')} | | | | | | | |")
     results = judge(summaries)
     if results:
         lines += ["", "| to reach | measured | limit | |", "| --- | --- | --- | --- |"]
@@ -242,5 +252,23 @@ def to_markdown(
             f"| {result.name} | {result.value:.2f} | {result.limit} | {'met' if result.met else '**missed**'} |"
             for result in results
         ]
+    lines += ["", _floor(run.work, summaries)]
     lines += ["", f"Tools: {'; '.join(f'{name} {version}' for name, version in machine.tools.items())}."]
     return "\n".join(lines) + "\n"
+
+
+def _floor(work: Work, summaries: Mapping[str, Summary]) -> str:
+    """What the pair's duties cost by themselves, as a sentence."""
+    text = (
+        f"In the cache of one core BLAKE3 costs {work.blake3_s_per_gib:.3f} and AES-256-GCM "
+        f"{work.aes_256_gcm_s_per_gib:.3f} CPU-s/GiB, so a pair's digests and cryptography "
+        f"{work.pair_s_per_gib:.2f}"
+    )
+    hop, ours = summaries.get("socat"), summaries.get(KORORA)
+    if hop is None or hop.cpu_s_per_gib is None:
+        return text + "."
+    floor = work.pair_s_per_gib + 2 * hop.cpu_s_per_gib.median
+    text += f"; with two plain socat hops that makes {floor:.2f}"
+    if ours is None or ours.cpu_s_per_gib is None:
+        return text + "."
+    return text + f", and korora uses {ours.cpu_s_per_gib.median / floor:.2f} times as much."
