@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from proxy.errors import ConfigurationError, HypervisorFailed
 from proxy.limits import CONNECT_SECONDS_MAX, PIPE_BYTES
 
 PARTIAL_SUFFIX: Final = ".partial"
+_LOCK_ATTEMPTS_MAX: Final = 3  # sessions that may end between our opening of their file and our lock
 _FIFO_POLL_SECONDS: Final = 0.05  # a FIFO without a reader can only be asked again
 
 
@@ -81,13 +83,7 @@ class FileWriter:
         self.label = label
         self._path = Path(path)
         self._partial = Path(path + PARTIAL_SUFFIX)
-        self._fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._fd, 0)
-        except OSError:
-            os.close(self._fd)
-            raise
+        self._fd = _open_locked(self._partial)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """A file says nothing: its direction ends at once."""
@@ -113,8 +109,12 @@ class FileWriter:
             raise HypervisorFailed(f"cannot finish {self.label}: {explain(error)}") from None
 
     def _commit(self) -> None:
-        os.fsync(self._fd)
-        self._partial.rename(self._path)
+        try:
+            os.fsync(self._fd)
+            self._partial.rename(self._path)
+        except OSError:
+            self._discard()
+            raise
         os.close(self._fd)
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -124,8 +124,35 @@ class FileWriter:
 
     async def abort(self) -> None:
         """Remove the partial file; what stood at PATH before is untouched."""
-        self._partial.unlink(missing_ok=True)
+        self._discard()
+
+    def _discard(self) -> None:
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def _open_locked(partial: Path) -> int:
+    """Open, lock and empty a partial file.
+
+    Raises:
+        BlockingIOError: another session is writing it.
+        OSError: it cannot be opened.
+    """
+    for _ in range(_LOCK_ATTEMPTS_MAX):
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Before the lock was ours, another session may have ended: what we opened is then its whole, renamed file.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), partial.lstat()):
+                    os.ftruncate(fd, 0)
+                    return fd
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
 
 
 class SpecialWriter:

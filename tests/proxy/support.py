@@ -50,6 +50,12 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Look again and again, for what tells nobody when it happens."""
+    while not condition():  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.001)
+
+
 class Wire:
     """One hypervisor's end of one channel: a non-blocking socket with the few calls that tests need."""
 
@@ -88,6 +94,13 @@ class Wire:
         except ConnectionResetError:
             return True
         return False
+
+    async def refused(self) -> None:
+        """Write until that fails: an end that has been half-closed to us shows a reset only so."""
+        with suppress(ConnectionResetError, BrokenPipeError):
+            while True:
+                await self.send(bytes(4096))
+                await asyncio.sleep(0)
 
     def shut(self) -> None:
         """Half-close."""
