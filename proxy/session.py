@@ -237,23 +237,27 @@ class Session:
 
     # ---- lanes
 
-    def lane_progress(self, progress: LaneProgress, received_bytes: int, missing_bytes: int) -> None:
+    def lane_progress(
+        self, progress: LaneProgress, received_bytes: int, *, begun_bytes: int, missing_bytes: int
+    ) -> None:
         """Hold a lane's arrivals against its sender's count, once a heartbeat.
 
         Record lengths are read before they can be authenticated. A length that was raised on the way would make the
-        receiver wait for bytes that never come; here it shows, because the sender has nothing more under way.
+        receiver wait for bytes that never come. It shows here, because the sender's count always stands between two
+        records: none that began before it can end behind it.
 
         Args:
             progress: what the sender had put on the lane when it sent the heartbeat (always whole records).
             received_bytes: what has arrived on it.
+            begun_bytes: how much of that belongs to the record under way.
             missing_bytes: what the record under way still lacks, by its header.
 
         Raises:
-            RecordMalformed: everything sent has arrived, and the record under way claims to be longer.
+            RecordMalformed: the record under way claims to be longer than what was sent.
             PeerLost: what was sent does not arrive, over ``HEARTBEATS_MISSED_MAX`` heartbeats.
         """
-        if missing_bytes and received_bytes == progress.sent_bytes:
-            raise RecordMalformed(f"lane {progress.lane}: a record claims {missing_bytes} bytes that were never sent")
+        if missing_bytes and received_bytes - begun_bytes < progress.sent_bytes < received_bytes + missing_bytes:
+            raise RecordMalformed(f"lane {progress.lane}: a record claims bytes that were never sent")
         watch = self._watches.setdefault(LaneId(progress.lane), _LaneWatch())
         still = received_bytes < progress.sent_bytes and received_bytes == watch.received_bytes
         watch.stalled = watch.stalled + 1 if still else 0

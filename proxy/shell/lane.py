@@ -128,6 +128,11 @@ class Lane:
         return self._sealer.records <= 1 and self._opener.records <= 1
 
     @property
+    def begun_bytes(self) -> int:
+        """Bytes that have arrived of a record that is not complete."""
+        return self._filled
+
+    @property
     def missing_bytes(self) -> int:
         """Bytes still to come of the record that has begun to arrive; 0 between records."""
         if self._filled == 0:

@@ -34,7 +34,7 @@ from proxy.limits import (
     TURN_FRAMES,
 )
 from proxy.report import SessionReport, tally
-from proxy.session import Role, Session
+from proxy.session import Role, Session, State
 from proxy.shell.lane import BufferPool, Lane, Record
 from proxy.shell.link import ControlLink
 from proxy.shell.waiting import Gate
@@ -409,7 +409,7 @@ class Runner:
                     for channel in self.channels.values():
                         channel.reading.wake()
                     self._progress.wake()
-                case RecordType.FINAL:
+                case RecordType.FINAL if self.session.state is not State.OPEN:
                     return
                 case kind:
                     raise ProtocolViolation(f"a {kind.name} record on an open lane")
@@ -508,7 +508,12 @@ class Runner:
                 for progress in message.lanes:
                     lane = self.lanes.get(LaneId(progress.lane))
                     if lane is not None:
-                        self.session.lane_progress(progress, lane.received_bytes, lane.missing_bytes)
+                        self.session.lane_progress(
+                            progress,
+                            lane.received_bytes,
+                            begun_bytes=lane.begun_bytes,
+                            missing_bytes=lane.missing_bytes,
+                        )
             else:
                 await self._hear(message)
 

@@ -132,3 +132,27 @@ async def test_hellos_are_not_made_anew_for_ever(identities: Identities, bad: in
     ]
     assert lanes == sorted(lanes)
     assert len({unit.data for unit in outcome.seen if unit.what == "prefix"}) == min(bad + 1, 5)
+
+
+@pytest.mark.parametrize("which", [first_data, end])
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("extra", [1, 36, 5000])
+@on_uvloop
+async def test_a_raised_length_with_bytes_that_nobody_sent(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch, extra: int, way: Way, which: Which
+) -> None:
+    """More has arrived than was sent, and still a record is incomplete: no reason to wait for ever."""
+    shorten(monkeypatch, HEARTBEAT_SECONDS=0.2)
+    done = []
+
+    def attack(unit: Unit) -> Iterable[Action]:
+        if done or unit.way is not way or not which(unit):
+            return (unit.data,)
+        done.append(unit)
+        fields = list(wire.HEADER.unpack_from(unit.data))
+        fields[-1] += 0x4_0000
+        return (wire.HEADER.pack(*fields) + unit.data[HEADER_BYTES:] + bytes(extra),)
+
+    outcome = await attacked(identities, attack)
+    outcome.check_safe()
+    assert outcome.codes == INTEGRITY, outcome
