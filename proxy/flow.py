@@ -7,8 +7,7 @@ how much had been delivered when it left.
 """
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.limits import (
     CREDIT_BYTES_MAX,
@@ -27,8 +26,7 @@ def credit_bytes(channels: int) -> int:
     return max(CREDIT_BYTES_MIN, min(CREDIT_BYTES_MAX, CREDIT_BYTES_SESSION // max(1, channels)))
 
 
-@dataclass(frozen=True, slots=True)
-class Departure:
+class Departure(NamedTuple):
     """What a sender remembers of a frame: its bytes, when it left, what had been delivered by then."""
 
     size: int

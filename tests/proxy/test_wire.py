@@ -2,7 +2,6 @@
 
 import json
 import struct
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def test_values_on_the_wire() -> None:
 @pytest.mark.parametrize("vector", VECTORS["frames"], ids=lambda vector: vector["name"])
 def test_frozen_frame_headers(vector: dict[str, Any]) -> None:
     parsed = FrameHeader.parse(bytes.fromhex(vector["bytes"]))
-    fields = {**asdict(parsed), "digest": parsed.digest.hex()}
+    fields = {**parsed._asdict(), "digest": parsed.digest.hex()}
     assert fields == vector["fields"]
     assert pack(parsed).hex() == vector["bytes"]
 
@@ -135,7 +134,7 @@ def test_frozen_frame_headers(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", VECTORS["acks"], ids=lambda vector: vector["name"])
 def test_frozen_acknowledgements(vector: dict[str, Any]) -> None:
     parsed = parse_acks(bytes.fromhex(vector["bytes"]))
-    assert [asdict(ack) for ack in parsed] == vector["fields"]
+    assert [ack._asdict() for ack in parsed] == vector["fields"]
     assert pack_acks(parsed).hex() == vector["bytes"]
 
 
@@ -239,16 +238,16 @@ def test_a_field_out_of_its_range(offset: int, value: bytes) -> None:
 
 
 def test_the_largest_frame_and_one_byte_more() -> None:
-    largest = replace(DATA, raw_bytes=FRAME_BYTES_MAX, body_bytes=FRAME_BYTES_MAX)
+    largest = DATA._replace(raw_bytes=FRAME_BYTES_MAX, body_bytes=FRAME_BYTES_MAX)
     assert FrameHeader.parse(pack(largest)) == largest
     with pytest.raises(ProtocolViolation):
-        FrameHeader.parse(pack(replace(DATA, raw_bytes=FRAME_BYTES_MAX + 1, body_bytes=FRAME_BYTES_MAX + 1)))
+        FrameHeader.parse(pack(DATA._replace(raw_bytes=FRAME_BYTES_MAX + 1, body_bytes=FRAME_BYTES_MAX + 1)))
 
 
 @pytest.mark.parametrize(("raw", "body"), [(1, DIGEST_BYTES), (0, 0), (0, DIGEST_BYTES - 1), (0, DIGEST_BYTES + 1)])
 def test_an_end_carries_a_digest_and_nothing_else(raw: int, body: int) -> None:
     with pytest.raises(ProtocolViolation):
-        FrameHeader.parse(pack(replace(DATA, kind=FrameKind.END, raw_bytes=raw, body_bytes=body)))
+        FrameHeader.parse(pack(DATA._replace(kind=FrameKind.END, raw_bytes=raw, body_bytes=body)))
 
 
 @pytest.mark.parametrize("length", [0, 1, 19, 21, 20 * ACK_ENTRIES_MAX + 20], ids=str)
