@@ -17,6 +17,7 @@ from proxy.errors import ConfigurationError, HypervisorFailed
 from proxy.limits import EXEC_EXIT_SECONDS_MAX, HANDOVER_SECONDS_MAX, WIND_DOWN_SECONDS_MAX
 
 _DRAIN_BYTES: Final = 64 * 1024
+_DRAIN_POLL_SECONDS: Final = 0.02
 
 
 def _own_description(fd: int, flags: int) -> int:
@@ -246,18 +247,24 @@ class ProcessConnection(PipeConnection):
                 status = await asyncio.shield(self._ended)
         except TimeoutError:
             raise HypervisorFailed(f"{self.label} did not end in {HANDOVER_SECONDS_MAX:.0f} s") from None
+        finally:
+            if not self._wind_down:
+                await self._kill()  # nothing if it has ended; xl is never killed once it may have taken the domain
+            self._reader.close()
         self._judge(status)
-        self._reader.close()
 
     async def abort(self) -> None:
         """Kill it before its input closes, so that it cannot take the end for a clean one; or wind it down."""
         if self._wind_down:
             await self._unwind()
+        await self._kill()
+        self._close()
+
+    async def _kill(self) -> None:
         if not self._ended.done():
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             await asyncio.shield(self._ended)
-        self._close()
 
     async def _unwind(self) -> None:
         """xl migrate-receive's only clean abort: shut its input, read its answer, let it destroy its copy."""
@@ -266,10 +273,13 @@ class ProcessConnection(PipeConnection):
         try:
             async with asyncio.timeout(WIND_DOWN_SECONDS_MAX):
                 while not self._ended.done():
-                    if self._reader.read_into(buffer) is None:
-                        await asyncio.wait({self._ended}, timeout=0.02)
-                    else:
-                        await asyncio.sleep(0)
+                    match self._reader.read_into(buffer):
+                        case None:
+                            await asyncio.wait({self._ended}, timeout=_DRAIN_POLL_SECONDS)
+                        case 0:
+                            await asyncio.wait({self._ended})
+                        case _:
+                            await asyncio.sleep(0)
         except (OSError, TimeoutError):
             return
 

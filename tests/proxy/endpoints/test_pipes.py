@@ -1,0 +1,486 @@
+"""exec: and xl: endpoints: a command's exit decides, and a failed session never looks like an end to it."""
+
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crypto.tls import TlsConfig
+from proxy.endpoints import pipes
+from proxy.endpoints.base import Egress, Ingress
+from proxy.endpoints.pipes import ExecEndpoint, ProcessConnection, XlEgress, start
+from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, exit_code_of
+from tests.proxy.support import Ended, over_tcp, relays, run, until
+
+STREAM = bytes(range(256)) * 5000
+SECONDS_MAX = 10.0
+
+
+def command(text: str) -> ExecEndpoint:
+    return ExecEndpoint(text, f"exec:{text}")
+
+
+def python(code: str) -> str:
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+
+
+def both(client: TlsConfig, server: TlsConfig, ingress: Ingress, egress: Egress) -> list[Ended]:
+    """A session that begins and ends by itself."""
+
+    async def session() -> list[Ended]:
+        async with relays(client, server, ingress, egress) as pair:
+            return list(await pair.ended())
+
+    return run(session())
+
+
+def into(client: TlsConfig, server: TlsConfig, egress: Egress, stream: bytes) -> tuple[list[Ended], bytes]:
+    """A stream from a TCP hypervisor into a command; the ends, and what the command answered."""
+
+    async def session() -> tuple[list[Ended], bytes]:
+        hypervisors = over_tcp()
+        try:
+            async with relays(client, server, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                answer = b""
+                try:
+                    await near.send(stream)
+                    near.shut()
+                    answer = await near.to_end()
+                except OSError:
+                    answer = b"(reset)"
+                return list(await pair.ended()), answer
+        finally:
+            hypervisors.close()
+
+    return run(session())
+
+
+def failures(ended: list[Ended]) -> list[str]:
+    """What both sides say; each must have ended with code 7."""
+    words = []
+    for side in ended:
+        assert side.error is not None
+        assert exit_code_of(side.error) == EXIT_HYPERVISOR
+        words.append(str(side.error))
+    return words
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ------------------------------------------------------------------ a command that works
+
+
+def test_a_command_into_a_command(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    origin.write_bytes(STREAM)
+    ended = both(client_tls, server_tls, command(f"cat {origin}"), command(f"cat > {target}"))
+    assert [side.error for side in ended] == [None, None]
+    assert target.read_bytes() == STREAM
+
+
+def test_a_command_that_answers(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    ended, answer = into(client_tls, server_tls, command("wc -c"), STREAM)
+    assert [side.error for side in ended] == [None, None]
+    assert int(answer) == len(STREAM)
+
+
+def test_a_command_that_closes_its_output_early_and_reads_on(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exec: of QEMU's own documentation: output closed is a half-close, its status is judged at its end."""
+    monkeypatch.setattr(pipes, "EXEC_EXIT_SECONDS_MAX", 0.05)
+    target = tmp_path / "target"
+    ended, answer = into(client_tls, server_tls, command(f"exec >&-; cat > {target}"), STREAM)
+    assert [side.error for side in ended] == [None, None]
+    assert answer == b""
+    assert target.read_bytes() == STREAM
+
+
+def test_a_command_that_closes_its_output_early_and_then_fails(
+    client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "EXEC_EXIT_SECONDS_MAX", 0.05)
+    ended, _ = into(client_tls, server_tls, command("exec >&-; cat > /dev/null; exit 9"), STREAM)
+    assert all("status 9" in words for words in failures(ended))
+
+
+# ------------------------------------------------------------------ a command that does not
+
+
+def test_a_destination_command_that_fails(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """The migration is not done until the command has ended with status 0; the source is told."""
+    ended, _ = into(client_tls, server_tls, command("cat > /dev/null; exit 3"), STREAM)
+    assert all("status 3" in words for words in failures(ended))
+
+
+def test_a_destination_command_that_is_killed(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    ended, _ = into(client_tls, server_tls, command("cat > /dev/null; kill -9 $$"), STREAM)
+    assert all("SIGKILL" in words for words in failures(ended))
+
+
+def test_a_destination_command_that_stops_reading(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    ended, answer = into(client_tls, server_tls, command("head -c 10 > /dev/null; exit 4"), STREAM * 4)
+    failures(ended)
+    assert answer == b"(reset)"
+
+
+def test_a_destination_command_that_is_not_there(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    ended, _ = into(client_tls, server_tls, command("/nonexistent/command 2>/dev/null"), b"")
+    assert all("status 127" in words for words in failures(ended))
+
+
+@pytest.mark.parametrize(("end", "words"), [("exit 5", "status 5"), ("kill -9 $$", "SIGKILL")])
+def test_a_source_command_that_fails_is_no_clean_end(
+    client_tls: TlsConfig, server_tls: TlsConfig, end: str, words: str
+) -> None:
+    """A pipe ends the same way for a finished and a dead command; its status comes before END."""
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            async with relays(client_tls, server_tls, command(f"echo begun; {end}"), hypervisors.egress) as pair:
+                far = await hypervisors.accept()
+                assert await far.exactly(6) == b"begun\n"
+                assert await far.broken()
+                source, destination = await pair.ended()
+                assert words in str(source.error)
+                failures([source, destination])
+        finally:
+            hypervisors.close()
+
+    run(session())
+
+
+# ------------------------------------------------------------------ a session that fails
+
+
+def test_a_command_is_killed_before_its_input_closes(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    """`cat > disk; boot` must not boot half a disk: it never sees the end of its input."""
+    target, booted = tmp_path / "disk", tmp_path / "booted"
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = command(f"cat > {target}; touch {booted}")
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.send(b"half of it")
+                await until(lambda: target.exists() and target.read_bytes() == b"half of it")
+                connection = pair.arriving[0].channels[next(iter(pair.arriving[0].channels))].connection
+                assert isinstance(connection, ProcessConnection)
+                near.reset()
+                failures(list(await pair.ended()))
+                assert not alive(connection._process.pid)
+                assert connection._process.returncode == -signal.SIGKILL
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert not booted.exists()
+
+
+def test_all_of_a_command_is_killed(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """What it has started is killed with it: the command leads a session of its own."""
+    pids = tmp_path / "pids"
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = command(f"sleep 600 & echo $! $$ > {pids}; wait")
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.send(b"x")
+                await until(lambda: pids.exists() and pids.read_text().endswith("\n"))
+                near.reset()
+                await pair.ended()
+                for pid in map(int, pids.read_text().split()):
+                    assert os.getpgid(0) != pid
+                    await until(lambda pid=pid: not alive(pid))
+        finally:
+            hypervisors.close()
+
+    run(session())
+
+
+def test_a_command_that_never_ends_is_ended(
+    client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the stream it has HANDOVER_SECONDS_MAX; then the session fails and nothing of it is left running."""
+    monkeypatch.setattr(pipes, "HANDOVER_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(pipes, "EXEC_EXIT_SECONDS_MAX", 0.05)
+    started: list[int] = []
+    real = start
+
+    def noted(argv: list[str], label: str, *, wind_down: bool) -> ProcessConnection:
+        connection = real(argv, label, wind_down=wind_down)
+        started.append(connection._process.pid)
+        return connection
+
+    monkeypatch.setattr(pipes, "start", noted)
+    ended, _ = into(client_tls, server_tls, command("exec >&-; cat > /dev/null; exec sleep 600"), b"x")
+    assert any("did not end" in words for words in failures(ended))
+    (pid,) = started
+    deadline = time.monotonic() + SECONDS_MAX
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        assert not alive(pid)
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_commands_leave_no_descriptor_behind(
+    client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "EXEC_EXIT_SECONDS_MAX", 0.02)
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    into(client_tls, server_tls, command("cat"), b"x")
+    before = descriptors()
+    for text in ("cat", "cat > /dev/null; exit 1", "exit 0", "kill -9 $$", "exec >&-; cat > /dev/null; exit 2"):
+        into(client_tls, server_tls, command(text), b"x")
+    assert descriptors() <= before
+
+
+def test_a_program_that_cannot_be_started() -> None:
+    async def story() -> None:
+        with pytest.raises(HypervisorFailed, match="cannot start xl"):
+            await XlEgress("", "xl:", program="/nonexistent/xl").connect("")
+
+    run(story())
+
+
+# ------------------------------------------------------------------ xl migrate-receive
+
+BANNER = b"xl migration receiver ready, send binary domain data.\n"
+READY = b"domain received, ready to unpause\0"
+GO = b"domain is yours, you are cleared to unpause\0"
+REPORT = b"my copy unpause results are as follows\0"
+HEADER = b"Xen saved domain, xl format\n \0 \r".ljust(48, b"\0")
+XEN_END = bytes(8)
+
+RECEIVER = f"""#!{sys.executable}
+import sys, time
+log = open(sys.argv[0] + ".log", "a", buffering=1)
+out, inp = sys.stdout.buffer, sys.stdin.buffer
+def say(words):
+    out.write(words); out.flush()
+def destroy():
+    # It reads to the end of its input, takes a while, and says what it has done.
+    inp.read()
+    log.write("input ended\\n")
+    time.sleep(0.2)
+    say(REPORT_STATUS)
+    say({GO!r})
+    log.write("destroyed\\n")
+    sys.exit(0)
+REPORT_STATUS = {REPORT!r} + b"\\1"
+log.write(" ".join(sys.argv[1:]) + "\\n")
+say({BANNER!r})
+stream = b""
+while not stream.endswith({XEN_END!r}):
+    piece = inp.read1(65536)
+    if not piece:
+        destroy()
+    stream += piece
+say({READY!r})
+go = inp.read({len(GO)})
+if go != {GO!r}:
+    destroy()
+if "-e" in sys.argv:  # stands for an unpause that fails
+    destroy()
+say({REPORT!r} + b"\\0")
+log.write("unpaused %d\\n" % len(stream))
+"""
+
+
+@pytest.fixture
+def xl(tmp_path: Path) -> Path:
+    program = tmp_path / "xl"
+    program.write_text(RECEIVER)
+    program.chmod(0o755)
+    return program
+
+
+def notes(xl: Path) -> list[str]:
+    return xl.with_name("xl.log").read_text().splitlines()
+
+
+def test_the_words_have_the_lengths_of_the_protocol() -> None:
+    assert [len(words) for words in (BANNER, HEADER, READY, GO, REPORT)] == [54, 48, 34, 44, 39]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "given"), [("", "", ""), ("d", "", " -d"), ("d", "p", " -d -p"), ("p", "p", " -p")]
+)
+def test_a_whole_xl_migration(
+    client_tls: TlsConfig, server_tls: TlsConfig, xl: Path, *, own: str, asked: str, given: str
+) -> None:
+    guest = HEADER + b"\1" * 300_000 + XEN_END
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        egress = XlEgress(own, "xl:", program=str(xl))
+        try:
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress, xl_flags=asked) as pair:
+                near = await hypervisors.connect()
+                assert await near.exactly(54) == BANNER
+                await near.send(guest)
+                assert await near.exactly(34) == READY
+                await near.send(GO)
+                assert await near.exactly(40) == REPORT + b"\0"
+                near.shut()
+                assert await near.to_end() == b""
+                source, _ = await pair.ended_well()
+                assert source.stream_format == "xl"
+                assert source.bytes_in == {"forward": len(guest) + 44, "backward": 54 + 34 + 40}
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert notes(xl) == [f"migrate-receive{given}", f"unpaused {len(guest)}"]
+
+
+def test_an_xl_migration_whose_unpause_fails(client_tls: TlsConfig, server_tls: TlsConfig, xl: Path) -> None:
+    """Status 1 and the permission go back to the source, which resumes by itself: the relays carry them as they are."""
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = XlEgress("e", "xl:", program=str(xl))
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.exactly(54)
+                await near.send(HEADER + XEN_END)
+                await near.exactly(34)
+                await near.send(GO)
+                near.shut()
+                assert await near.to_end() == REPORT + b"\1" + GO
+                await pair.ended_well()
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert notes(xl)[-1] == "destroyed"
+
+
+@pytest.mark.parametrize("moment", ["in the stream", "before GO", "half of GO"])
+def test_a_cut_xl_migration_is_wound_down(client_tls: TlsConfig, server_tls: TlsConfig, xl: Path, moment: str) -> None:
+    """Its input is shut, its answer read to the end, and it is not killed: only so does it destroy its copy."""
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = XlEgress("", "xl:", program=str(xl))
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.exactly(54)
+                if moment == "in the stream":
+                    await near.send(HEADER + b"\1" * 100_000)
+                    await until(lambda: pair.arriving[0].session.receivers[0].offset)  # type: ignore[index]
+                else:
+                    await near.send(HEADER + XEN_END)
+                    await near.exactly(34)
+                    if moment == "half of GO":
+                        await near.send(GO[:20])
+                near.reset()
+                failures(list(await pair.ended()))
+                # The session is over for the relay only when xl has ended.
+                assert notes(xl)[-2:] == ["input ended", "destroyed"]
+                connection = next(iter(pair.arriving[0].channels.values())).connection
+                assert isinstance(connection, ProcessConnection)
+                assert connection._process.returncode == 0
+        finally:
+            hypervisors.close()
+
+    run(session())
+
+
+def test_an_xl_that_says_more_than_a_pipe_holds_while_it_is_wound_down(
+    client_tls: TlsConfig, server_tls: TlsConfig, tmp_path: Path
+) -> None:
+    """Its answer is read on, however long: an xl blocked on its output would never destroy its copy."""
+    program, done = tmp_path / "xl", tmp_path / "done"
+    talk = "import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write(bytes(5_000_000)); sys.stdout.flush()"
+    program.write_text(f"#!/bin/sh\n{python(talk)}\ntouch {done}\n")
+    program.chmod(0o755)
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = XlEgress("", "xl:", program=str(program))
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.send(HEADER)
+                await until(lambda: pair.arriving and pair.arriving[0].session.receivers)
+                near.reset()
+                await pair.ended()
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert done.exists()
+
+
+def test_an_xl_that_never_ends_is_killed_in_the_end(
+    client_tls: TlsConfig, server_tls: TlsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "WIND_DOWN_SECONDS_MAX", 0.2)
+    program, pid = tmp_path / "xl", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 600\n")
+    program.chmod(0o755)
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        try:
+            egress = XlEgress("", "xl:", program=str(program))
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.send(HEADER)
+                await until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+                near.reset()
+                await pair.ended()
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert not alive(int(pid.read_text()))
+
+
+def test_winding_down_does_not_spin(client_tls: TlsConfig, server_tls: TlsConfig, tmp_path: Path) -> None:
+    """An xl that has closed its output and is still at work is waited for, not asked a million times."""
+    program = tmp_path / "xl"
+    program.write_text("#!/bin/sh\ncat > /dev/null\nexec >&-\nsleep 0.6\n")
+    program.chmod(0o755)
+
+    async def session() -> float:
+        hypervisors = over_tcp()
+        try:
+            egress = XlEgress("", "xl:", program=str(program))
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                await near.send(HEADER)
+                await until(lambda: pair.arriving and pair.arriving[0].session.receivers)
+                began = time.process_time()
+                near.reset()
+                await pair.ended()
+                return time.process_time() - began
+        finally:
+            hypervisors.close()
+
+    assert run(session()) < 0.3
