@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -104,8 +105,19 @@ def _tls(common: Common, role: TlsRole) -> TlsConfig:
 
 
 def _announce_ready(*, stdio: bool) -> None:
-    """The first and only line of standard output, once work can be taken."""
-    print("ready", file=sys.stderr if stdio else sys.stdout, flush=True)
+    """The first and only line of standard output, once work can be taken.
+
+    Raises:
+        ConfigurationError: nobody can read it.
+    """
+    try:
+        print("ready", file=sys.stderr if stdio else sys.stdout, flush=True)
+    except OSError as error:
+        # What could not be written is tried again when Python ends, and would fail there once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise ConfigurationError(
+            f"cannot write to standard output: {error.strerror}", "give it a file, /dev/null or a pipe that is read"
+        ) from None
 
 
 class _Stopper:
@@ -195,8 +207,8 @@ class _Receiver:
         serving = asyncio.create_task(self._destination.serve())
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
-        _announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
         try:
+            _announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
             code = await self._outcome
             if stopper.reason is not None:
                 await self._drained()
@@ -277,11 +289,11 @@ class _Sender:
         await options.ingress.open()
         self._source = Source(tls, options.peer, options.ingress)
         stopper = _Stopper(self._stop)
-        self._task = asyncio.create_task(self._sessions())
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
-        if options.announce:
-            _announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
         try:
+            if options.announce:
+                _announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
+            self._task = asyncio.create_task(self._sessions())
             return await self._task
         except asyncio.CancelledError:
             if stopper.reason is None:

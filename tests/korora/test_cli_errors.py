@@ -306,6 +306,29 @@ def test_a_closed_standard_stream(identity_alpha: Path, redirection: str, name: 
     assert f"standard {name} is closed" in Ended(done.returncode, done.stdout, done.stderr).complaint(2)
 
 
+@pytest.mark.parametrize("command", ["send", "receive"])
+def test_nobody_can_read_ready(identity_alpha: Path, command: str) -> None:
+    words = {
+        "send": ["--from", "tcp:127.0.0.1:0", "--peer", NOBODY_HOME],
+        "receive": ["--to", "exec:cat", "--listen", "127.0.0.1:0"],
+    }[command]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "wb") as full:
+        for stdout, reason in ((writing, "Broken pipe"), (full.fileno(), "No space left on device")):
+            done = subprocess.run(
+                [*KORORA, command, *words, "--identity", identity_alpha, "--log-level", "error"],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=SECONDS_MAX,
+                check=False,
+            )
+            assert f"standard output: {reason}" in Ended(done.returncode, "", done.stderr).complaint(2)
+    os.close(writing)
+
+
 # ---- identities
 
 
