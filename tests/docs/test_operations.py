@@ -1,6 +1,8 @@
 """docs/operations.md, README.md and deploy/README.md name only what exists: options, codes, keys, events, endpoints."""
 
 import ast
+import errno
+import os
 import re
 import shlex
 import shutil
@@ -74,6 +76,27 @@ def test_every_event_that_is_logged() -> None:
     documented = {(row[0], row[1]) for row in table("event", "level")}
     assert not logged - documented, "rows to put into the table of events"
     assert not documented - logged, "rows to take out of it"
+
+
+XLS_OWN = ["--migratedaway", "--incoming"]
+
+
+def test_the_messages_at_3_am_are_the_program_s() -> None:
+    """Whoever searches the page for what stands on the screen must find it."""
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for room in ("korora", "proxy", "crypto")
+        for path in (ROOT / room).rglob("*.py")
+    )
+    source += "".join(os.strerror(number) for number in errno.errorcode) + "alert"  # the kernel's words, and OpenSSL's
+    quoted = [
+        part
+        for row in table("what is seen", "most likely")
+        for span in re.findall(r"`([^`]+)`", row[0])
+        for part in re.split(r" ?…[,: ]?| N | 'x'| y$|15 s$|^the qemu ", span)
+        if len(part) > 3
+    ]
+    assert [part for part in quoted if part.strip(" ,:") not in source] == XLS_OWN
 
 
 @cache
