@@ -30,6 +30,7 @@ from proxy.endpoints.sockets import dial_tcp, explain
 from proxy.errors import (
     EXIT_POLICY,
     HypervisorFailed,
+    PeerAborted,
     PeerLost,
     PeerRefused,
     PeerUnreachable,
@@ -318,7 +319,10 @@ class Source:
             xl_flags=where.xl_flags,
         )
         await link.send(offer)
-        answer = await link.receive()
+        try:
+            answer = await link.receive()
+        except PeerAborted as abort:
+            raise (PolicyRefused if abort.code == EXIT_POLICY else PeerRefused)(str(abort)) from None
         session.received(answer)
         match answer:
             case Refuse(code, reason):
