@@ -16,6 +16,7 @@ from proxy.limits import FRAMES_IN_FLIGHT_MAX
 from proxy.wire import (
     DIGEST_BYTES,
     FRAME_DIGEST_BYTES,
+    FRAME_HEADER,
     FRAME_HEADER_BYTES,
     Ack,
     ChannelId,
@@ -94,32 +95,45 @@ class SendHalf(_Half):
         if self.ended or not 0 < size <= self.credit_room:
             raise ProtocolViolation(f"{self}: a frame of {size} bytes with credit for {self.credit_room}")
         self._hasher.update(buffer[FRAME_HEADER_BYTES:])
-        self._head(FrameKind.DATA, cache_order, size, size).pack_into(buffer)
+        FRAME_HEADER.pack_into(  # as FrameHeader.pack_into, without making one: this runs once a frame
+            buffer,
+            0,
+            FrameKind.DATA,
+            Codec.OPAQUE,
+            0,
+            self.channel,
+            self.direction,
+            0,
+            self.frames,
+            cache_order,
+            self.offset,
+            size,
+            size,
+            self._hasher.digest(FRAME_DIGEST_BYTES),
+            0,
+        )
         self.offset += size
         self.frames += 1
 
     def end(self, cache_order: int) -> bytearray:
         """The END frame: byte count in its offset, full digest as its body."""
         frame = bytearray(FRAME_HEADER_BYTES + DIGEST_BYTES)
-        self._head(FrameKind.END, cache_order, 0, DIGEST_BYTES).pack_into(memoryview(frame))
-        frame[FRAME_HEADER_BYTES:] = self.digest
-        self.frames += 1
-        self.ended = True
-        return frame
-
-    def _head(self, kind: FrameKind, cache_order: int, raw_bytes: int, body_bytes: int) -> FrameHeader:
-        return FrameHeader(
-            kind=kind,
+        FrameHeader(
+            kind=FrameKind.END,
             codec=Codec.OPAQUE,
             channel=self.channel,
             direction=self.direction,
             number=self.frames,
             cache_order=cache_order,
             offset=self.offset,
-            raw_bytes=raw_bytes,
-            body_bytes=body_bytes,
+            raw_bytes=0,
+            body_bytes=DIGEST_BYTES,
             digest=self._hasher.digest(FRAME_DIGEST_BYTES),
-        )
+        ).pack_into(memoryview(frame))
+        frame[FRAME_HEADER_BYTES:] = self.digest
+        self.frames += 1
+        self.ended = True
+        return frame
 
     def departed(self, departure: Departure) -> None:
         """Remember a frame until it is acknowledged; one call a frame (END's size is 0), before it leaves."""

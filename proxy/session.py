@@ -180,9 +180,13 @@ class Session:
         The share keeps a channel whose hypervisor reads from being starved by others whose hypervisors do not: QEMU's
         multifd threads wait for one another, and a window filled by those that wait would never empty.
         """
-        share = self.flight.limit_bytes // max(1, len(self.senders))
-        own = half.offset - half.acknowledged_bytes
-        return max(0, min(half.credit_room, max(self.flight.room_bytes, share - own)))
+        room = half.credit_room
+        free = self.flight.room_bytes
+        if free < room:
+            share = self.flight.limit_bytes // max(1, len(self.senders))
+            own = half.offset - half.acknowledged_bytes
+            room = min(room, max(free, share - own))
+        return room
 
     def next_order(self) -> int:
         """The cache-order number of the next frame sent."""

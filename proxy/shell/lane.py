@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from crypto.errors import RecordTooLarge
 from crypto.keys import Direction, EpochKeys, LaneId, Suite, lane_info, lane_secret
@@ -81,8 +81,7 @@ class LaneKeys:
         return EpochKeys(self._suite, lane_secret(self._exporter, self._session.id, info))
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An opened record: its header, and a pool buffer of which the first ``header.length`` bytes are its payload."""
 
     header: RecordHeader
@@ -203,12 +202,14 @@ class Lane:
             IntegrityError: it is not the record that must come next; nothing of it may be used.
             PeerLost: the connection broke, or ended without FINAL.
         """
-        await self._fill(HEADER_BYTES, HEADER_BYTES)
+        if self._filled < HEADER_BYTES:
+            await self._fill(HEADER_BYTES, HEADER_BYTES)
         header_bytes = self._incoming[:HEADER_BYTES]
         header = self._opener.parse_header(header_bytes)
         end = HEADER_BYTES + header.body_bytes
         # A FINAL is the last thing a lane carries: nothing may be asked for beyond it.
-        await self._fill(end, end if header.type is RecordType.FINAL else end + HEADER_BYTES)
+        if self._filled < end:
+            await self._fill(end, end if header.type is RecordType.FINAL else end + HEADER_BYTES)
         buffer = self._pool.take()
         body = self._incoming[HEADER_BYTES:end]
         self._opener.open_into(header, header_bytes, body, memoryview(buffer)[: header.length])

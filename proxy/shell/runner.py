@@ -92,6 +92,8 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._acks_due = Gate()
         self._unacknowledged_bytes = 0
+        self._ending = False
+        """Whether any direction has ended: only then can an acknowledgement be the last."""
         self._progress = Gate()
         self._failure: BaseException | None = None
         self._services: set[asyncio.Task[None]] = set()
@@ -296,6 +298,7 @@ class Runner:
         await self._check_end(channel, watch)
         end = half.end(self.session.next_order())
         half.departed(flight.depart(0, self._loop.time()))
+        self._ending = True
         await self.lane.send_frame(memoryview(end))
         self._progress.wake()
 
@@ -343,6 +346,7 @@ class Runner:
             item = channel.inbound.popleft()
             if item is None:
                 _local(connection, connection.finish)
+                self._ending = True
                 self._wrote(half.channel, 0)
                 self._progress.wake()
                 return
@@ -397,31 +401,32 @@ class Runner:
                 if self.forget(lane):
                     return
                 raise
-            match record.header.type:
-                case RecordType.FRAME:
-                    self._take_part(lane, record)
-                    turn += 1
-                    if turn % TURN_FRAMES == 0:
-                        await asyncio.sleep(0)
-                case RecordType.ACK:
-                    self.session.acknowledged(parse_acks(record.payload), self._loop.time())
-                    self.pool.give(record.buffer)
-                    for channel in self.channels.values():
-                        channel.reading.wake()
+            kind = record.header.type
+            if kind is RecordType.FRAME:
+                self._take_part(lane, record)
+                turn += 1
+                if turn % TURN_FRAMES == 0:
+                    await asyncio.sleep(0)
+            elif kind is RecordType.ACK:
+                self.session.acknowledged(parse_acks(record.payload), self._loop.time())
+                self.pool.give(record.buffer)
+                for channel in self.channels.values():
+                    channel.reading.wake()
+                if self._ending:
                     self._progress.wake()
-                case RecordType.FINAL if self.session.state is not State.OPEN:
-                    return
-                case kind:
-                    raise ProtocolViolation(f"a {kind.name} record on an open lane")
+            elif kind is RecordType.FINAL and self.session.state is not State.OPEN:
+                return
+            else:
+                raise ProtocolViolation(f"a {kind.name} record on an open lane")
 
     def _take_part(self, lane: Lane, record: Record) -> None:
         """A FRAME record: a whole frame, or the next part of one that is longer than a record."""
+        if record.header.flags == WHOLE_FRAME and lane.id not in self._assembling:
+            self._take_frame(record, record.payload)
+            return
         flags = FrameFlags(record.header.flags & 3)
         if record.header.flags > WHOLE_FRAME or bool(flags & FrameFlags.FIRST) == (lane.id in self._assembling):
             raise ProtocolViolation(f"lane {lane.id}: frame flags {record.header.flags:#x} out of turn")
-        if flags == WHOLE_FRAME:
-            self._take_frame(record, record.payload)
-            return
         if flags & FrameFlags.FIRST:
             size = FRAME_HEADER_BYTES + FrameHeader.parse(record.payload).body_bytes
             self._assembling[lane.id] = (bytearray(min(size, FRAME_HEADER_BYTES + FRAME_BYTES_MAX)), 0)
@@ -481,7 +486,8 @@ class Runner:
             self._unacknowledged_bytes = 0
             if acks:
                 await self.lane.send(RecordType.ACK, pack_acks(acks))
-                self._progress.wake()
+                if self._ending:
+                    self._progress.wake()
             else:
                 await self._acks_due.wait()
 

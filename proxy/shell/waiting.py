@@ -41,16 +41,19 @@ class Gate:
         if self._fd is not None and not self._reading:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
-        await self._wait_for_descriptor()
+        self._wants_descriptor = True
+        self._future = self._loop.create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+            self._wants_descriptor = False
 
     async def wait_writable(self) -> None:
         """Until ``wake`` or until the descriptor can be written."""
         if self._fd is not None and not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
-        await self._wait_for_descriptor()
-
-    async def _wait_for_descriptor(self) -> None:
         self._wants_descriptor = True
         try:
             await self.wait()
