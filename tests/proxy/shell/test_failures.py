@@ -363,8 +363,9 @@ def test_a_network_that_falls_silent(client_tls: TlsConfig, server_tls: TlsConfi
         source, destination = await pair.ended()
         assert codes(source, destination) == (EXIT_LOST, EXIT_LOST)
         assert isinstance(source.error, PeerLost)
-        assert "heartbeat" in str(source.error)
         assert isinstance(destination.error, PeerLost)
+        # The first to give up closes its sockets, and the middle does pass an end on.
+        assert "heartbeat" in f"{source.error} {destination.error}"
 
     middle = Middle()
     run(through(middle, client_tls, server_tls, story))
