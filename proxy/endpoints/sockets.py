@@ -19,6 +19,7 @@ from proxy.limits import CONNECT_SECONDS_MAX, LISTEN_BACKLOG
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_NORMAL: Final = struct.pack("ii", 0, 0)
+_BACKLOG_POLL_SECONDS: Final = 0.02  # a full backlog can only be asked again
 
 
 def tune(sock: socket.socket) -> None:
@@ -217,15 +218,22 @@ def _clear_stale(path: str, label: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(f"cannot listen on {label}: the path exists and is no socket", "choose another path")
     # Asked of the kernel, never by connecting: a QEMU that waits there would take the probe for its migration.
-    resolved = {path, os.path.realpath(path)}
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
-        alive = any(line.split(None, 7)[-1].rstrip("\n") in resolved for line in table)
-    if not alive:
+        bound = [fields[7].rstrip("\n") for line in table if len(fields := line.split(None, 7)) > 7]
+    if not any(_same_socket(name, path) for name in bound):
         Path(path).unlink(missing_ok=True)
         return
     raise ConfigurationError(
         f"cannot listen on {label}: another process listens there", "choose another path, or stop that process"
     )
+
+
+def _same_socket(name: str, path: str) -> bool:
+    """Whether a socket bound by ``name`` may be the one at ``path``; of which directory a relative name is, is unknown."""
+    real = os.path.realpath(path)
+    if not os.path.isabs(name):
+        return os.path.basename(name) == os.path.basename(real)
+    return os.path.realpath(name) == real
 
 
 class TcpEgress:
@@ -267,7 +275,8 @@ class UnixEgress:
         sock.setblocking(False)
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await asyncio.get_running_loop().sock_connect(sock, self._path)
+                while not _connected(sock, self._path):  # noqa: ASYNC110 - nothing tells when there is room
+                    await asyncio.sleep(_BACKLOG_POLL_SECONDS)
         except (OSError, TimeoutError) as error:
             sock.close()
             raise HypervisorFailed(f"cannot connect to the hypervisor at {self.label}: {explain(error)}") from None
@@ -275,6 +284,18 @@ class UnixEgress:
             sock.close()
             raise
         return SocketConnection(sock, self.label)
+
+
+def _connected(sock: socket.socket, path: str) -> bool:
+    """Connect now, or say that the listener's backlog is full: unix(7) has no connection in progress to wait for.
+
+    The loops' ``sock_connect`` takes that answer for one, and gives back a socket that is not connected.
+    """
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def dial_tcp(host: str, port: int) -> socket.socket:
