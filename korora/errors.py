@@ -13,7 +13,7 @@ PREFIX: Final = "korora: error: "
 # For errors that bring no remedy of their own; the closest base class counts.
 REMEDIES: Final = MappingProxyType(
     {
-        crypto.TlsFailure: "the other relay's log says why",
+        crypto.AuthenticationError: "the other relay's log says why",
         crypto.GroupRefused: "update the peer, or let both sides --allow-classical",
         crypto.PeerCertificateMissing: "give the peer an identity: korora pki issue",
         crypto.CertificateUntrusted: "issue both identities from one CA",
