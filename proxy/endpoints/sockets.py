@@ -229,7 +229,7 @@ def _clear_stale(path: str, label: str) -> None:
 
 
 def _same_socket(name: str, path: str) -> bool:
-    """Whether a socket bound by ``name`` may be the one at ``path``; of which directory a relative name is, is unknown."""
+    """Whether a socket bound by ``name`` may be the one at ``path``; nobody knows where a relative name belongs."""
     real = os.path.realpath(path)
     if not os.path.isabs(name):
         return os.path.basename(name) == os.path.basename(real)
