@@ -21,7 +21,7 @@ def existing() -> dict[str, set[str]]:
 
 def test_every_test_that_is_named_exists() -> None:
     tests = existing()
-    table = PAGE.partition("| defence | tests |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| step: defence | tests |")[2].partition("\n\n")[0]
     named = re.findall(r"`([\w/]+\.py)::(\w+\*?)`", table)
     assert named
     for file, name in named:
@@ -31,9 +31,16 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_every_row_names_a_test() -> None:
-    table = PAGE.partition("| defence | tests |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| step: defence | tests |")[2].partition("\n\n")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
     assert all("::" in row for row in rows)
+    assert [int(row[2:].partition(":")[0]) for row in rows] == sorted(int(row[2:].partition(":")[0]) for row in rows)
+
+
+def test_every_step_is_attacked() -> None:
+    table = PAGE.partition("| step: defence | tests |")[2].partition("\n\n")[0]
+    attacked = set(re.findall(r"^\| (\d+): ", table, re.MULTILINE))
+    assert attacked == set(re.findall(r"^\*\*(\d+)\. ", PAGE, re.MULTILINE))
 
 
 def test_the_steps_are_numbered_without_a_gap() -> None:
