@@ -21,13 +21,14 @@ _DRAIN_POLL_SECONDS: Final = 0.02
 
 
 def _own_description(fd: int, flags: int) -> int:
-    """A non-blocking descriptor for the same pipe with an open file description of its own.
+    """A descriptor for the same stream that can be used without waiting, and without harm to who else has it.
 
     O_NONBLOCK belongs to the description, which a standard stream shares with whoever started us: setting it there
-    would break them. A socket cannot be reopened; it is duplicated and used with MSG_DONTWAIT.
+    would break them. A socket cannot be reopened; it is duplicated and used with MSG_DONTWAIT. A file never blocks, and
+    reopened it would begin at its start: what ``>>`` was to follow would be overwritten.
     """
     mode = os.fstat(fd).st_mode
-    if stat.S_ISSOCK(mode):
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         return os.dup(fd)
     try:
         own = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
