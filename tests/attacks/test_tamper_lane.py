@@ -1,54 +1,29 @@
 """One bit turned on a lane: in a record's header, ciphertext or tag, or in the hello and its answer."""
 
-from collections.abc import Callable, Iterable
-from random import Random
+from collections.abc import Iterable
 
 import pytest
 
 from tests.attacks import wire
 from tests.attacks.mitm import Action, Attack
+from tests.attacks.points import (
+    BACKWARD,
+    FORWARD,
+    FlipOnce,
+    Which,
+    end,
+    final,
+    first_data,
+    hello,
+    middle_ack,
+    places,
+    prefix,
+)
 from tests.attacks.relays import Identities, Outcome, attacked, attacked_all, on_uvloop, shorten
-from tests.attacks.wire import ACK, HEADER_BYTES, TAG_BYTES, Unit, Way, flip
+from tests.attacks.wire import HEADER_BYTES, TAG_BYTES, Unit, Way, flip
 
 INTEGRITY = (5, 5)
 HEADER_BITS = range(8 * HEADER_BYTES)
-Which = Callable[[Unit], bool]
-
-FORWARD, BACKWARD = Way.FORWARD, Way.BACKWARD
-
-
-def first_data(unit: Unit) -> bool:
-    """The first frame of the stream."""
-    return unit.is_data and unit.index <= 2
-
-
-def middle_ack(unit: Unit) -> bool:
-    """An acknowledgement in the middle of the conversation."""
-    return unit.what == "record" and unit.type == ACK and unit.index in {3, 4}
-
-
-def end(unit: Unit) -> bool:
-    """The END frame: the last one."""
-    return unit.is_end
-
-
-class FlipOnce:
-    """Turn one bit of the first unit that is meant."""
-
-    def __init__(self, way: Way, which: Which, bit: int) -> None:
-        self._way, self._which, self._bit = way, which, bit
-        self.done = False
-
-    def __call__(self, unit: Unit) -> Iterable[Action]:
-        """See `Attack`."""
-        if self.done or unit.way is not self._way or not self._which(unit):
-            return (unit.data,)
-        self.done = True
-        bits = 8 * len(unit.data)
-        first = 8 * HEADER_BYTES if self._bit >= 8 * HEADER_BYTES else 0
-        return (
-            flip(unit.data, self._bit % bits if self._bit < bits else first + (self._bit - first) % (bits - first)),
-        )
 
 
 def check_all(attacks: list[FlipOnce], outcomes: list[Outcome], codes: tuple[int, int]) -> None:
@@ -75,24 +50,18 @@ async def test_every_bit_of_a_record_header(
 @pytest.mark.parametrize("way", Way)
 @on_uvloop
 async def test_bits_of_ciphertext_and_tag(identities: Identities, way: Way, which: Which) -> None:
-    attacks = [FlipOnce(way, which, bit) for bit in _body_bits(seed=f"{way}{which.__name__}", count=12)]
+    edges = [0.0, -1, -8, -8 * TAG_BYTES]  # the ciphertext's first bit, the tag's last, first of its last byte, first
+    bits = [*edges, *places(f"{way}{which.__name__}", 12)]
+    attacks = [FlipOnce(way, which, bit) for bit in bits]
     check_all(attacks, await attacked_all(identities, list[Attack](attacks)), INTEGRITY)
 
 
-def _body_bits(seed: str, count: int) -> list[int]:
-    """Bits behind the header: the ciphertext's first and the tag's last (-1), the tag's first, and some at random."""
-    edge = 8 * HEADER_BYTES
-    return [edge, edge + 7, -1, -8, -8 * TAG_BYTES, *(edge + Random(seed).randrange(10_000) for _ in range(count))]
-
-
-def prefix(unit: Unit) -> bool:
-    """Magic and token of the first lane."""
-    return unit.what == "prefix" and unit.lane == 0
-
-
-def hello(unit: Unit) -> bool:
-    """The first record on the first lane: HELLO one way, LANE_OK the other."""
-    return unit.what == "record" and unit.lane == 0 and unit.index == 0
+@pytest.mark.parametrize("way", Way)
+@on_uvloop
+async def test_bits_of_final(identities: Identities, way: Way) -> None:
+    """Both ends have agreed by then that all is done; what breaks now breaks behind a finished session."""
+    attacks = [FlipOnce(way, final, bit) for bit in range(0, 288, 7)]
+    check_all(attacks, await attacked_all(identities, list[Attack](attacks)), (0, 0))
 
 
 HELLO_BITS = {
