@@ -80,7 +80,7 @@ class Mitm:
     """
 
     def __init__(self, target: tuple[str, int], attack: Attack = let_pass) -> None:
-        self._target, self._attack = target, attack
+        self.target, self._attack = target, attack
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._listener.setblocking(False)
         self._wires: list[_Wire] = []
@@ -127,7 +127,7 @@ class Mitm:
 
     async def _forward(self, wire: _Wire) -> None:
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(wire.server, self._target)
+        await loop.sock_connect(wire.server, self.target)
         data = await loop.sock_recv(wire.client, 65536)
         if not data:
             return

@@ -338,9 +338,12 @@ async def attacked(
     script: Script = CONVERSATION,
     *,
     verdict_seconds: float = 3.0,
-    peer: dict[str, Any] | None = None,
+    prepare: Callable[[Mitm], None] | None = None,
 ) -> Outcome:
-    """One session through the attacker; ends by itself within BOUND_SECONDS or the test fails."""
+    """One session through the attacker; ends by itself within BOUND_SECONDS or the test fails.
+
+    `prepare` is shown the attacker before the session begins.
+    """
     async with (
         asyncio.timeout(BOUND_SECONDS),
         StubHypervisor(script) as hypervisor,
@@ -348,7 +351,9 @@ async def attacked(
         Mitm(("127.0.0.1", receiver.port), attack) as mitm,
     ):
         outcome = Outcome(script, Side(), hypervisor.sides, seen=mitm.seen)
-        where = Peer("127.0.0.1", mitm.port, **(peer or {}))
+        if prepare is not None:
+            prepare(mitm)
+        where = Peer("127.0.0.1", mitm.port)
         outcome.source, outcome.source_error, _ = await send(identities.source, where, script, outcome.here)
         outcome.destination = await receiver.verdict(verdict_seconds)
         outcome.destination_error = receiver.errors[0] if receiver.errors else None
