@@ -4,6 +4,10 @@ Credit bounds memory; the flight window bounds waiting. A sender stays below
 max(2 × bandwidth-delay product, ``IN_FLIGHT_BYTES_MIN``), so that urgent pages do not queue behind bulk. Bandwidth
 and delay come from the acknowledgements themselves, as in BBR (draft-ietf-ccwg-bbr section 4.1): each frame remembers
 how much had been delivered when it left.
+
+The delay counts only as frames measure it that leave with little before them: in steady state a frame waits behind
+the whole window, and a delay taken from it would make the window twice as long each time. Where bulk never lets up, the
+window is narrowed for a moment now and then to measure again, as in BBR's ProbeRTT.
 """
 
 from collections import deque
@@ -19,6 +23,8 @@ from proxy.limits import (
 
 _SAMPLES: Final = 16  # acknowledgements over which the best bandwidth counts
 _DELAY_SECONDS: Final = 10.0  # after which the smallest delay is measured anew
+_PROBE_BYTES: Final = IN_FLIGHT_BYTES_MIN // 2  # the window meanwhile; half, because the limit is twice the product
+_PROBE_SECONDS: Final = 2.0  # a measurement that does not come about is given up, and the old one kept
 
 
 def credit_bytes(channels: int) -> int:
@@ -27,11 +33,12 @@ def credit_bytes(channels: int) -> int:
 
 
 class Departure(NamedTuple):
-    """What a sender remembers of a frame: its bytes, when it left, what had been delivered by then."""
+    """What a sender remembers of a frame: its bytes, when it left, what was delivered and (with it) under way then."""
 
     size: int
     at: float
     delivered: int
+    under_way: int = 0
 
 
 class FlightWindow:
@@ -54,7 +61,7 @@ class FlightWindow:
     def depart(self, size: int, now: float) -> Departure:
         """A frame of ``size`` stream bytes leaves."""
         self.in_flight_bytes += size
-        return Departure(size, now, self._delivered)
+        return Departure(size, now, self._delivered, self.in_flight_bytes)
 
     def arrive(self, departure: Departure, now: float) -> None:
         """That frame was acknowledged."""
@@ -63,9 +70,16 @@ class FlightWindow:
         elapsed = now - departure.at
         if elapsed <= 0:
             return
-        if not self.delay_seconds or elapsed < self.delay_seconds or now - self._delay_at > _DELAY_SECONDS:
+        self._rates.append((self._delivered - departure.delivered) / elapsed)
+        due = now - self._delay_at > _DELAY_SECONDS
+        unhindered = departure.under_way <= _PROBE_BYTES
+        if not self.delay_seconds or elapsed < self.delay_seconds or (unhindered and due):
             self.delay_seconds = elapsed
             self._delay_at = now
-        self._rates.append((self._delivered - departure.delivered) / elapsed)
+        elif now - self._delay_at > _DELAY_SECONDS + _PROBE_SECONDS:
+            self._delay_at = now
+        elif due:
+            self.limit_bytes = _PROBE_BYTES
+            return
         product = max(self._rates) * self.delay_seconds
         self.limit_bytes = int(min(IN_FLIGHT_BYTES_MAX, max(IN_FLIGHT_BYTES_MIN, 2 * product)))
