@@ -154,6 +154,7 @@ class Runner:
         task = self._loop.create_task(self._guard(work), name=name)
         self._services.add(task)
         task.add_done_callback(self._services.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would never be awaited
         return task
 
     def start_control(self) -> None:
@@ -236,11 +237,11 @@ class Runner:
         The source does so before it announces the channel: the destination's first frame may overtake its answer.
         """
         self.channels[channel.number] = channel
-        self.serve(_releasing(self._deliver(channel), channel.writing), f"deliver {channel.number}")
+        self.serve(self._deliver(channel), f"deliver {channel.number}")
 
     def start_pump(self, channel: Channel) -> None:
         """Begin to read a channel whose sending half is open."""
-        self.serve(_releasing(self._pump(channel), channel.reading), f"pump {channel.number}")
+        self.serve(self._pump(channel), f"pump {channel.number}")
 
     async def settle_channels(self) -> None:
         """Make every local end's result final.
@@ -259,6 +260,13 @@ class Runner:
         return next(reversed(self.lanes.values()))
 
     async def _pump(self, channel: Channel) -> None:
+        """Read the hypervisor to its end; its descriptor leaves the loop before anything can close it."""
+        try:
+            await self._frame_stream(channel)
+        finally:
+            channel.reading.release()
+
+    async def _frame_stream(self, channel: Channel) -> None:
         """Read the hypervisor into frames, never beyond its credit, until its clean end."""
         half = self.session.senders[channel.number]
         flight, connection = self.session.flight, channel.connection
@@ -337,6 +345,13 @@ class Runner:
             )
 
     async def _deliver(self, channel: Channel) -> None:
+        """Write the hypervisor to its end; its descriptor leaves the loop before anything can close it."""
+        try:
+            await self._write_stream(channel)
+        finally:
+            channel.writing.release()
+
+    async def _write_stream(self, channel: Channel) -> None:
         """Write checked frames to the hypervisor, in order, until END."""
         half = self.session.receivers[channel.number]
         connection = channel.connection
@@ -527,14 +542,6 @@ class Runner:
         """Send a control message that the session's state follows."""
         self.session.sent(message)
         await self.link.send(message)
-
-
-async def _releasing(work: Coroutine[Any, Any, None], gate: Gate) -> None:
-    """Do the work, then take its descriptor out of the loop: it may be closed next."""
-    try:
-        await work
-    finally:
-        gate.release()
 
 
 def _local(connection: Connection, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
