@@ -1,6 +1,5 @@
 """A session's state: which message may come when, channel order, cache order, acknowledgements, lying lanes."""
 
-from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -255,7 +254,7 @@ def test_a_frame_out_of_cache_order() -> None:
 def test_a_frame_for_nobody(change: dict[str, object]) -> None:
     source, destination = opened(1)
     frame = send(source, 0, b"x")
-    header = replace(FrameHeader.parse(frame), **change)  # type: ignore[arg-type]
+    header = FrameHeader.parse(frame)._replace(**change)  # type: ignore[arg-type]
     with pytest.raises(ProtocolViolation, match="a frame for channel"):
         destination.frame(header, memoryview(b"x"))
     assert take(destination, frame) == b"x"
