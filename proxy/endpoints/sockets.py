@@ -251,7 +251,7 @@ class TcpEgress:
         """See ``Egress.connect``."""
         del xl_flags
         try:
-            sock = await dial_tcp(self._host, self._port)
+            sock = await dial_tcp(self._host, self._port, reset=True)
         except (OSError, TimeoutError) as error:
             raise HypervisorFailed(f"cannot connect to the hypervisor at {self.label}: {explain(error)}") from None
         return SocketConnection(sock, self.label)
@@ -298,8 +298,14 @@ def _connected(sock: socket.socket, path: str) -> bool:
     return True
 
 
-async def dial_tcp(host: str, port: int) -> socket.socket:
+async def dial_tcp(host: str, port: int, *, reset: bool = False) -> socket.socket:
     """A connected, non-blocking TCP socket; the addresses of ``host`` are tried in turn.
+
+    Args:
+        host: a name or an address.
+        port: 1 to 65535.
+        reset: closing it resets the connection, from before it exists: a hypervisor that has accepted it must not take
+            a cancellation on our side for a clean end.
 
     Raises:
         OSError: none of them answered; the last one's reason.
@@ -312,6 +318,8 @@ async def dial_tcp(host: str, port: int) -> socket.socket:
         for family, kind, proto, _, address in found:
             sock = socket.socket(family, kind, proto)
             sock.setblocking(False)
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             try:
                 await loop.sock_connect(sock, address)
             except OSError as error:

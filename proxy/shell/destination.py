@@ -190,7 +190,7 @@ class DestinationRunner(Runner):
         while True:
             announced = await self._announced.get()
             if not self.lanes:
-                raise ProtocolViolation(f"channel {announced.channel} announced without a lane")
+                raise PeerLost(f"channel {announced.channel}: the lane it was to use has gone")
             if self._egress.single and announced.channel > 0:
                 raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
             number = ChannelId(announced.channel)
