@@ -236,7 +236,7 @@ class Receiver:
             tls, {"default": egress}, self._listener, terms=terms or Terms(), begin=self._begin, failed=self._failed
         )
         self._task: asyncio.Task[None] | None = None
-        self._verdict = asyncio.Event()
+        self._verdict, self._news = asyncio.Event(), asyncio.Event()
         self.port: int = self._listener.getsockname()[1]
         self.codes: list[int] = []
         """One for each session that ended and each peer that was not let in."""
@@ -255,6 +255,11 @@ class Receiver:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._listener.close()
+
+    async def news(self) -> None:
+        """Until one more session has ended or one more peer was not let in."""
+        self._news.clear()
+        await self._news.wait()
 
     async def verdict(self, seconds: float) -> int | None:
         """The first code, or None if there is none within `seconds`."""
@@ -285,6 +290,7 @@ class Receiver:
         self.codes.append(0 if error is None else exit_code_of(error))
         self.errors.append(error)
         self._verdict.set()
+        self._news.set()
 
 
 @dataclass(frozen=True, slots=True)

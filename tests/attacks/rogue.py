@@ -13,6 +13,7 @@ from typing import Any, Self
 import msgspec
 from blake3 import blake3
 
+from crypto.errors import CryptoError
 from crypto.keys import Direction, EpochKeys, LaneId, SessionId, Suite, lane_info, lane_secret
 from crypto.records import Opener, RecordType, Sealer
 from crypto.tls import TlsConfig, TlsPeer
@@ -155,7 +156,12 @@ class Control:
             raise Gone("control was reset") from error
         if not data:
             raise Gone("control ended")
-        self._plaintext += self.tls.receive(data)
+        try:
+            self._plaintext += self.tls.receive(data)
+        except CryptoError:
+            await self._flush()  # the alert
+            self.sock.shutdown(socket.SHUT_WR)
+            raise
         if self.tls.closed and not self._plaintext:
             raise Gone("control was closed")
         await self._flush()
@@ -235,7 +241,11 @@ class RogueSource:
     async def __aenter__(self) -> Self:
         """Connect and authenticate."""
         self.control = Control(await self.dial(), self._config)
-        await self.control.handshake()
+        try:
+            await self.control.handshake()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
