@@ -142,7 +142,9 @@ class _Files:
         self.issue_again = _ISSUE_AGAIN.format(directory=directory)
         self._renew_crl = _RENEW_CRL.format(directory=directory)
         if not directory.is_dir():
-            raise IdentityMissing(f"there is no identity directory {directory}", self.issue_again)
+            raise IdentityMissing(
+                f"there is no identity directory {directory}", f"issue one: korora pki issue DIR NAME --out {directory}"
+            )
 
     def path(self, file: str) -> Path:
         return self._directory / file

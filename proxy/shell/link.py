@@ -2,18 +2,15 @@
 
 import asyncio
 import socket
-from typing import TypeVar
 
 from crypto.errors import AuthenticationError, IntegrityError
 from crypto.tls import PeerInfo, TlsPeer
 from proxy.control import Abort, Message, MessageReader, encode, printable
-from proxy.errors import PeerAborted, PeerLost, PeerRefused, ProtocolViolation
+from proxy.errors import PeerAborted, PeerLost, PeerRefused
 from proxy.limits import ABORT_SECONDS_MAX, CONTROL_SECONDS_MAX, DRAIN_SECONDS_MAX
 from proxy.shell.waiting import Gate
 
 _READ_BYTES = 64 * 1024
-
-T = TypeVar("T", bound=Message)
 
 
 class ControlLink:
@@ -39,6 +36,8 @@ class ControlLink:
         self._unsent = bytearray()
         self._open = False
         self._early = received
+        self._begun: float | None = None
+        """When the message under way began to arrive."""
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -84,26 +83,18 @@ class ControlLink:
             IntegrityError, AuthenticationError: TLS failed, after or before ACCEPT.
         """
         while not self._messages:
-            await self._read()
+            try:
+                async with asyncio.timeout_at(None if self._begun is None else self._begun + CONTROL_SECONDS_MAX):
+                    await self._read()
+            except TimeoutError:
+                raise self._lost(f"a control message did not end within {CONTROL_SECONDS_MAX:.0f} s") from None
+            if not self._reader.partial:
+                self._begun = None
+            elif self._begun is None or self._messages:
+                self._begun = self._loop.time()
         message = self._messages.pop(0)
         if isinstance(message, Abort):
             raise PeerAborted(message.code, printable(message.reason))
-        return message
-
-    async def expect(self, kind: type[T], seconds: float = CONTROL_SECONDS_MAX) -> T:
-        """The next message, which must be of one kind.
-
-        Raises:
-            ProtocolViolation: it is of another.
-            PeerLost: not within ``seconds`` (PeerRefused before ACCEPT).
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                message = await self.receive()
-        except TimeoutError:
-            raise self._lost(f"no {kind.__name__} within {seconds:.0f} s") from None
-        if not isinstance(message, kind):
-            raise ProtocolViolation(f"{type(message).__name__} where {kind.__name__} was expected")
         return message
 
     async def _read(self) -> None:
