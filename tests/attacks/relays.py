@@ -180,12 +180,19 @@ async def talk(sock: socket.socket, side: Side, turns: list[tuple[bytes, int]]) 
 
 
 class StubHypervisor:
-    """The destination's hypervisor: serves its part of the script on a port, and remembers what it got."""
+    """The destination's hypervisor: serves its part of the script on a port, and remembers what it got.
 
-    def __init__(self, script: Script | None = None) -> None:
-        # Without a script it hears until the end.
+    Args:
+        script: the conversation; without one it hears until the end.
+        reads: whether it reads at all.
+    """
+
+    def __init__(self, script: Script | None = None, *, reads: bool = True) -> None:
+        self._reads = reads
         self._turns = [(b"", len(script[0][0])), *_answers(script)] if script else [(b"", sys.maxsize)]
         self._listener = socket.create_server(("127.0.0.1", 0))
+        if not reads:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._listener.setblocking(False)
         self._tasks: set[asyncio.Task[None]] = set()
         self.port: int = self._listener.getsockname()[1]
@@ -219,6 +226,8 @@ class StubHypervisor:
 
     async def _serve(self, sock: socket.socket, side: Side) -> None:
         with sock:
+            if not self._reads:
+                await asyncio.Event().wait()
             await talk(sock, side, self._turns)
 
 

@@ -26,7 +26,7 @@ REFUSED, POLICY, AUTHENTICATION, INTEGRITY, LOST = 4, 3, 4, 5, 6
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rogue does not close its connections when it is told to: do not wait 5 s for that each time."""
-    shorten(monkeypatch, DRAIN_SECONDS_MAX=0.05)
+    shorten(monkeypatch, DRAIN_SECONDS_MAX=0.02, ABORT_SECONDS_MAX=0.2)
 
 
 @dataclass

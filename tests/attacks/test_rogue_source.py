@@ -15,7 +15,9 @@ import pytest
 
 from crypto.keys import Direction, LaneId
 from crypto.records import RecordType, Sealer
+from proxy.endpoints.base import Connection
 from proxy.endpoints.sockets import TcpEgress
+from proxy.wire import ChannelId
 from tests.attacks import wire
 from tests.attacks.relays import BOUND_SECONDS, Identities, Receiver, StubHypervisor, noise, on_uvloop, shorten
 from tests.attacks.rogue import MIB, Gone, HandLane, RogueSource, Stream, ack, message, offer
@@ -76,7 +78,7 @@ async def scene(identities: Identities) -> AsyncIterator[Scene]:
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rogue does not close its connections when it is told to: do not wait 5 s for that each time."""
-    shorten(monkeypatch, DRAIN_SECONDS_MAX=0.05)
+    shorten(monkeypatch, DRAIN_SECONDS_MAX=0.02, ABORT_SECONDS_MAX=0.2)
 
 
 @on_uvloop
@@ -634,6 +636,22 @@ async def test_a_hello_of_a_mebibyte_is_refused_by_its_header(identities: Identi
 # ---- memory
 
 
+class Unhurried:
+    """An egress that takes its time to connect, as a hypervisor under load does."""
+
+    label = "slow:"
+    single = False
+
+    async def check(self) -> None:
+        """Nothing to check."""
+
+    async def connect(self, xl_flags: str) -> Connection:
+        """Not now."""
+        del xl_flags
+        await asyncio.sleep(BOUND_SECONDS)
+        raise AssertionError("never")
+
+
 @asynccontextmanager
 async def bounded(limit: int) -> AsyncIterator[None]:
     """The peak of Python's memory in here stays within `limit` bytes of where it began."""
@@ -645,3 +663,116 @@ async def bounded(limit: int) -> AsyncIterator[None]:
     finally:
         tracemalloc.stop()
     assert peak - before < limit, f"{(peak - before) / MIB:.1f} MiB"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until the destination has got so far; it tells nobody."""
+    async with asyncio.timeout(10.0):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
+@on_uvloop
+async def test_tiny_frames_hold_tiny_buffers(identities: Identities) -> None:
+    """A hypervisor that does not read, a credit used up in part, then as many one-byte frames as are allowed."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        StubHypervisor(reads=False) as hypervisor,
+        Receiver(identities.destination, TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress")) as receiver,
+        RogueSource(identities.source, receiver.port) as rogue,
+    ):
+        await rogue.offer()
+        lane = await rogue.lane()
+        credit = await rogue.channel()
+        stream = Stream()
+        large = min(8, credit // MIB - 1)
+        for order in range(large):
+            await lane.frame(stream.data(bytes(MIB), order=order))
+        half = receiver.runners[0].session.receivers[ChannelId(0)]
+        await until(lambda: half.frames == large)
+        assert half.written < large, "the hypervisor has taken it all: this test needs larger frames"
+        async with bounded(16 * MIB):
+            for order in range(large, large + 200):
+                await lane.frame(stream.data(b"x", order=order))
+            await until(lambda: half.frames == large + 200)
+        assert receiver.codes == []
+        # And a frame too many is one too many, however small.
+        with suppress(Gone):
+            for order in range(large + 200, large + 300):
+                await lane.frame(stream.data(b"x", order=order))
+        assert await receiver.verdict(5.0) == INTEGRITY
+
+
+@on_uvloop
+async def test_credit_is_what_bounds_a_hypervisor_that_does_not_read(identities: Identities) -> None:
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        StubHypervisor(reads=False) as hypervisor,
+        Receiver(identities.destination, TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress")) as receiver,
+        RogueSource(identities.source, receiver.port) as rogue,
+    ):
+        await rogue.offer()
+        lane = await rogue.lane()
+        credit = await rogue.channel()
+        stream = Stream()
+        with suppress(Gone):
+            for order in range(4 * credit // MIB):
+                await lane.frame(stream.data(bytes(MIB), order=order))
+        assert await receiver.verdict(5.0) == INTEGRITY, receiver.errors
+        assert stream.offset < 3 * credit
+
+
+@on_uvloop
+async def test_a_frame_that_announces_more_than_it_brings(identities: Identities) -> None:
+    """Room is made for what a first part announces: at most for one frame."""
+    async with scene(identities) as made:
+        frame = made.stream.data(b"x", order=1, raw=4 * MIB, length=4 * MIB)
+        async with bounded(6 * MIB):
+            await made.lane.record(RecordType.FRAME, frame, wire.FIRST)
+            for _ in range(100):
+                await made.lane.record(RecordType.FRAME, b"y", 0)
+            await made.rogue.control.say(message("heartbeat", **BEAT))
+            await asyncio.sleep(0.1)
+        await made.lane.record(RecordType.FRAME, b"z", wire.LAST)
+        await made.check(INTEGRITY)
+
+
+@on_uvloop
+async def test_announcements_do_not_pile_up(identities: Identities) -> None:
+    """While the hypervisor takes its time to accept the first connection."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        Receiver(identities.destination, Unhurried()) as receiver,
+        RogueSource(identities.source, receiver.port) as rogue,
+    ):
+        await rogue.offer()
+        await rogue.lane()
+        async with bounded(6 * MIB):
+            with suppress(Gone):
+                for _ in range(200):
+                    await rogue.control.say(message("channel_open", channel=0, credit=MIB) * 100)
+            assert await receiver.verdict(5.0) == INTEGRITY, receiver.errors
+
+
+@on_uvloop
+async def test_heartbeats_without_end_change_nothing(identities: Identities) -> None:
+    progress = [{"lane": lane, "sent_bytes": 0} for lane in range(100, 116)]
+    beats = b"".join(message("heartbeat", number=number, lanes=progress) for number in range(100))
+    async with scene(identities) as made:
+        async with bounded(6 * MIB):
+            for _ in range(20):
+                await made.rogue.control.say(beats)
+            await asyncio.sleep(0.1)
+        await goes_on(made)
+
+
+@on_uvloop
+async def test_a_message_in_tiny_pieces(identities: Identities) -> None:
+    """One TLS record a byte, a mebibyte announced: refused by its length; and a good one is put together."""
+    async with scene(identities) as made:
+        for byte in message("heartbeat", **BEAT):
+            await made.rogue.control.say(bytes((byte,)))
+        await goes_on(made)
+        for byte in (MIB).to_bytes(4, "big"):
+            await made.rogue.control.say(bytes((byte,)))
+        await made.check(INTEGRITY, PROLOGUE + b"unharmed")
