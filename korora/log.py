@@ -29,10 +29,19 @@ class LogLevel(StrEnum):
 
 def hide_secrets(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Second line of defence: nothing logs a secret, and a value under a name that smells of one is replaced."""
-    return {
-        name: "(hidden)" if isinstance(value, bytes) or any(word in name.lower() for word in _HIDDEN) else value
-        for name, value in event.items()
-    }
+    return {name: _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    """The value as it may be logged under this name, whatever it is made of."""
+    if isinstance(value, bytes | bytearray | memoryview) or any(word in name.lower() for word in _HIDDEN):
+        return "(hidden)"
+    if isinstance(value, dict):
+        return {key: _shown(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        inner = [_shown("", each) for each in value]
+        return tuple(inner) if isinstance(value, tuple) else inner
+    return value
 
 
 def configure(log_format: LogFormat, level: LogLevel) -> None:
