@@ -53,10 +53,11 @@ from proxy.limits import (
 )
 from proxy.report import SessionReport
 from proxy.session import Role, Session
+from proxy.shell.channel import Channel
 from proxy.shell.greeting import HalfOpen
 from proxy.shell.lane import Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Channel, Runner
+from proxy.shell.runner import Runner
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
@@ -140,7 +141,7 @@ class DestinationRunner(Runner):
                 hello = await lane.receive_exactly(HELLO_BYTES)
                 if hello.header.type is not RecordType.HELLO:
                     raise ProtocolViolation(f"{hello.header.type.name} instead of HELLO")
-                self.pool.give(hello.buffer)
+                hello.release()
                 await lane.send(RecordType.LANE_OK)
         except (IntegrityError, RelayError, TimeoutError) as error:
             self.log.warning("a lane's hello failed", lane=lane_id, reason=str(error) or "no answer in time")
@@ -195,7 +196,7 @@ class DestinationRunner(Runner):
                 raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
-            channel = Channel(number, await self._egress.connect(self._xl_flags))
+            channel = Channel(number, await self._egress.connect(self._xl_flags), self)
             self.session.open(number, announced.credit)
             self.start_delivery(channel)
             await self.say(ChannelOpened(number, credit))

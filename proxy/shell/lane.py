@@ -86,6 +86,11 @@ class Record(NamedTuple):
 
     header: RecordHeader
     buffer: bytearray
+    pool: BufferPool
+
+    def release(self) -> None:
+        """Give the buffer back; nothing of the payload may be used afterwards."""
+        self.pool.give(self.buffer)
 
     @property
     def payload(self) -> memoryview:
@@ -196,7 +201,7 @@ class Lane:
             raise PeerLost(f"lane {self.id} broke ({error.strerror})") from None
 
     async def receive(self) -> Record:
-        """The next record, authenticated. Whoever takes it gives its buffer back to the pool.
+        """The next record, authenticated. Whoever takes it releases it.
 
         Raises:
             IntegrityError: it is not the record that must come next; nothing of it may be used.
@@ -217,7 +222,7 @@ class Lane:
         if rest:
             self._incoming[:rest] = self._incoming[end : self._filled]
         self._filled = rest
-        return Record(header, buffer)
+        return Record(header, buffer, self._pool)
 
     async def receive_exactly(self, record_bytes: int) -> Record:
         """The next record, which must have this size on the wire: a hello is bounded before it is authenticated.

@@ -8,7 +8,6 @@ The first error ends them all: the hypervisors are told first, then the peer.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,26 +18,22 @@ from crypto.keys import LaneId
 from crypto.records import RecordType
 from crypto.tls import PeerInfo
 from proxy.control import Heartbeat, LaneProgress, Message
-from proxy.endpoints.base import Connection
-from proxy.errors import HypervisorFailed, PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.errors import PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
 from proxy.limits import (
     ABORT_SECONDS_MAX,
     ACK_EAGER_BYTES,
     DRAIN_SECONDS_MAX,
     FRAME_BYTES_MAX,
-    FRAME_EAGER_BYTES,
     HEARTBEAT_SECONDS,
     HEARTBEATS_MISSED_MAX,
-    OPAQUE_FRAME_BYTES,
-    SMALL_BODY_BYTES,
     TURN_FRAMES,
 )
 from proxy.report import SessionReport, tally
-from proxy.session import Role, Session, State
+from proxy.session import Session, State
+from proxy.shell.channel import Channel, FrameOwner
 from proxy.shell.lane import BufferPool, Lane, Record
 from proxy.shell.link import ControlLink
 from proxy.shell.waiting import Gate
-from proxy.streams.formats import EndWatch
 from proxy.wire import (
     FRAME_HEADER_BYTES,
     WHOLE_FRAME,
@@ -54,20 +49,6 @@ log = structlog.get_logger("korora.session")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Channel:
-    """One channel's local end and what waits for it."""
-
-    def __init__(self, number: ChannelId, connection: Connection) -> None:
-        self.number = number
-        self.connection = connection
-        self.reading, self.writing = Gate(connection.read_fd), Gate(connection.write_fd)
-        self.inbound: deque[tuple[Record | bytearray, memoryview, int] | None] = deque()
-        """Checked frames to write onward: what owns the bytes, those left to write, the frame's size. None is END."""
-        self.blocked = False
-        """Whether a delivery is under way that newer frames must not overtake."""
-        self.settled = False
 
 
 class Runner:
@@ -237,11 +218,11 @@ class Runner:
         The source does so before it announces the channel: the destination's first frame may overtake its answer.
         """
         self.channels[channel.number] = channel
-        self.serve(self._deliver(channel), f"deliver {channel.number}")
+        self.serve(channel.deliver(), f"deliver {channel.number}")
 
     def start_pump(self, channel: Channel) -> None:
         """Begin to read a channel whose sending half is open."""
-        self.serve(self._pump(channel), f"pump {channel.number}")
+        self.serve(channel.pump(), f"pump {channel.number}")
 
     async def settle_channels(self) -> None:
         """Make every local end's result final.
@@ -259,134 +240,24 @@ class Runner:
         """The lane that frames leave by: the newest, for an older one may be about to show that it is broken."""
         return next(reversed(self.lanes.values()))
 
-    async def _pump(self, channel: Channel) -> None:
-        """Read the hypervisor to its end; its descriptor leaves the loop before anything can close it."""
-        try:
-            await self._frame_stream(channel)
-        finally:
-            channel.reading.release()
-
-    async def _frame_stream(self, channel: Channel) -> None:
-        """Read the hypervisor into frames, never beyond its credit, until its clean end."""
-        half = self.session.senders[channel.number]
-        flight, connection = self.session.flight, channel.connection
-        watch = EndWatch() if self.session.role is Role.SOURCE else None
-        buffer = memoryview(bytearray(FRAME_HEADER_BYTES + OPAQUE_FRAME_BYTES))
-        stream = buffer[FRAME_HEADER_BYTES:]
-        filled = turn = 0
-        while True:
-            room = min(OPAQUE_FRAME_BYTES, self.session.room_bytes(half))
-            drained = False
-            if filled < room:
-                got = _local(connection, connection.read_into, stream[filled:room])
-                if got == 0:
-                    break
-                filled += got or 0
-                # What can be waited for and gave less than asked has no more: the next read would only say so.
-                drained = filled < room and connection.read_fd is not None
-            # A frame leaves when it is full, when it is long enough, or when nothing of this stream is in flight.
-            if filled and (filled >= min(room, FRAME_EAGER_BYTES) or not half.in_flight) and room:
-                if watch is not None:
-                    watch.feed(stream[:filled])
-                await self._send_data(channel, buffer[: FRAME_HEADER_BYTES + filled])
-                filled = 0
-                turn += 1
-                if turn % TURN_FRAMES == 0:
-                    # A hypervisor always readable, a lane always writable: nobody else would ever run.
-                    await asyncio.sleep(0)
-            elif drained:
-                await channel.reading.wait_readable()
-            elif filled >= room:
-                await channel.reading.wait()
-        if filled:
-            await self.until_room(channel, filled)
-            if watch is not None:
-                watch.feed(stream[:filled])
-            await self._send_data(channel, buffer[: FRAME_HEADER_BYTES + filled])
-        await self._check_end(channel, watch)
-        end = half.end(self.session.next_order())
-        half.departed(flight.depart(0, self._loop.time()))
-        self._ending = True
-        await self.lane.send_frame(memoryview(end))
-        self._progress.wake()
-
-    async def until_room(self, channel: Channel, size: int) -> None:
-        """Wait until credit and flight window have room for ``size`` bytes."""
-        half = self.session.senders[channel.number]
-        while half.credit_room < size or (half.in_flight and self.session.room_bytes(half) < size):
-            await channel.reading.wait()
-
-    async def _send_data(self, channel: Channel, frame: memoryview) -> None:
-        half = self.session.senders[channel.number]
-        size = len(frame) - FRAME_HEADER_BYTES
-        half.data(frame, self.session.next_order())
-        half.departed(self.session.flight.depart(size, self._loop.time()))
+    async def send_frame(self, frame: memoryview) -> None:
+        """See ``Carrier.send_frame``."""
         await self.lane.send_frame(frame)
 
-    async def _check_end(self, channel: Channel, watch: EndWatch | None) -> None:
-        """The hypervisor's stream has ended: was it whole?
-
-        Raises:
-            HypervisorFailed: the command behind it failed, or a known format ends before its end.
-        """
-        ended_well = getattr(channel.connection, "ended_well", None)
-        if ended_well is not None:
-            await ended_well()
-        if watch is None:
-            return
-        if channel.number == 0:
-            self.report.stream_format = watch.format.value
-        answered = self.session.receivers[channel.number].offset > 0
-        if watch.cut(answered=answered):
-            offset = self.session.senders[channel.number].offset
-            kind = watch.format.value
-            raise HypervisorFailed(
-                f"{channel.connection.label}: the {kind} stream ended after {offset} bytes, before its end"
-            )
-
-    async def _deliver(self, channel: Channel) -> None:
-        """Write the hypervisor to its end; its descriptor leaves the loop before anything can close it."""
-        try:
-            await self._write_stream(channel)
-        finally:
-            channel.writing.release()
-
-    async def _write_stream(self, channel: Channel) -> None:
-        """Write checked frames to the hypervisor, in order, until END."""
-        half = self.session.receivers[channel.number]
-        connection = channel.connection
-        while True:
-            while not channel.inbound:
-                await channel.writing.wait()
-            item = channel.inbound.popleft()
-            if item is None:
-                _local(connection, connection.finish)
-                self._ending = True
-                self._wrote(half.channel, 0)
-                self._progress.wake()
-                return
-            owner, view, size = item
-            channel.blocked = True
-            while view := view[_local(connection, connection.write, view) :]:
-                if connection.write_fd is not None:
-                    await channel.writing.wait_writable()
-            channel.blocked = False
-            self._written(half.channel, owner, size)
-            if connection.write_fd is None:
-                await asyncio.sleep(0)
-
-    def _written(self, channel: ChannelId, owner: Record | bytearray, size: int) -> None:
-        """A frame has gone to the hypervisor: its buffer is free, its sender is told soon."""
+    def written(self, channel: ChannelId, owner: FrameOwner | None, size: int) -> None:
+        """See ``Carrier.written``: the frame's buffer is free, its sender is told soon."""
         if isinstance(owner, Record):
-            self.pool.give(owner.buffer)
-        self._wrote(channel, size)
-
-    def _wrote(self, channel: ChannelId, size: int) -> None:
+            owner.release()
         self.session.wrote(self.session.receivers[channel], size)
         self._unacknowledged_bytes += size
         # While more is arriving its acknowledgement can carry this one; nobody waits for it yet.
         if self._unacknowledged_bytes >= ACK_EAGER_BYTES or any(lane.idle for lane in self.lanes.values()):
             self._acks_due.wake()
+
+    def ended(self) -> None:
+        """See ``Carrier.ended``."""
+        self._ending = True
+        self._progress.wake()
 
     # ---- lanes
 
@@ -424,7 +295,7 @@ class Runner:
                     await asyncio.sleep(0)
             elif kind is RecordType.ACK:
                 self.session.acknowledged(parse_acks(record.payload), self._loop.time())
-                self.pool.give(record.buffer)
+                record.release()
                 for channel in self.channels.values():
                     channel.reading.wake()
                 if self._ending:
@@ -451,12 +322,12 @@ class Runner:
             raise ProtocolViolation(f"lane {lane.id}: {end} bytes of a frame of {len(frame)}")
         frame[filled:end] = record.payload
         self._assembling[lane.id] = (frame, end)
-        self.pool.give(record.buffer)
+        record.release()
         if flags & FrameFlags.LAST:
             del self._assembling[lane.id]
             self._take_frame(frame, memoryview(frame))
 
-    def _take_frame(self, owner: Record | bytearray, frame: memoryview) -> None:
+    def _take_frame(self, owner: FrameOwner, frame: memoryview) -> None:
         header = FrameHeader.parse(frame)
         body = frame[FRAME_HEADER_BYTES:]
         if len(body) != header.body_bytes:
@@ -467,23 +338,10 @@ class Runner:
             raise ProtocolViolation(f"a frame for channel {header.channel} before it is open")
         if header.kind is FrameKind.END:
             if isinstance(owner, Record):
-                self.pool.give(owner.buffer)
-            channel.inbound.append(None)
+                owner.release()
+            channel.take_end()
         else:
-            size = len(body)
-            if not channel.inbound and not channel.blocked:
-                # Written here and now, the frame is still in this core's cache and no task has to wake for it.
-                body = body[_local(channel.connection, channel.connection.write, body) :]
-                if not body:
-                    self._written(header.channel, owner, size)
-                    return
-            if isinstance(owner, Record) and len(body) < SMALL_BODY_BYTES:
-                # Credit counts stream bytes: a tiny frame that waits must not hold a buffer made for a large one.
-                small = bytearray(body)
-                self.pool.give(owner.buffer)
-                owner, body = small, memoryview(small)
-            channel.inbound.append((owner, body, size))
-        channel.writing.wake()
+            channel.take(owner, body)
 
     def _account(self) -> None:
         """Write what the session did into its report."""
@@ -542,11 +400,3 @@ class Runner:
         """Send a control message that the session's state follows."""
         self.session.sent(message)
         await self.link.send(message)
-
-
-def _local(connection: Connection, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do something to the hypervisor's connection; its errors are the hypervisor's failure."""
-    try:
-        return act(*args, **kwargs)
-    except OSError as error:
-        raise HypervisorFailed(f"{connection.label} broke: {error.strerror or error}") from None

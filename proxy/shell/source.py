@@ -48,9 +48,10 @@ from proxy.limits import (
 )
 from proxy.report import SessionReport
 from proxy.session import Role, Session
+from proxy.shell.channel import Channel
 from proxy.shell.lane import Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Channel, Runner
+from proxy.shell.runner import Runner
 from proxy.wire import LANE_MAGIC, ChannelId, Codec
 
 RandomBytes = Callable[[int], bytes]
@@ -168,7 +169,7 @@ class SourceRunner(Runner):
 
     async def _add(self, connection: Connection) -> None:
         """Announce a channel, wait until the destination's end is open, begin to read."""
-        channel = Channel(self.session.next_channel, connection)
+        channel = Channel(self.session.next_channel, connection, self)
         credit = self.session.reserve(channel.number)
         opened = self._opened[channel.number] = asyncio.get_running_loop().create_future()
         self.start_delivery(channel)
@@ -213,7 +214,7 @@ class SourceRunner(Runner):
             answer = await lane.receive()
             if answer.header.type is not RecordType.LANE_OK:
                 raise PeerLost(f"lane {lane.id}: {answer.header.type.name} instead of LANE_OK")
-            self.pool.give(answer.buffer)
+            answer.release()
         except BaseException:
             lane.drop()
             raise

@@ -34,6 +34,7 @@ from proxy.limits import HEARTBEATS_MISSED_MAX
 from proxy.session import Role
 from proxy.shell import runner as runner_module
 from proxy.shell import source as source_module
+from proxy.shell.channel import Channel
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Runner
 from proxy.shell.source import SourceRunner
@@ -484,15 +485,16 @@ def test_a_signal_tells_everybody(client_tls: TlsConfig, server_tls: TlsConfig) 
     tell(client_tls, server_tls, over_tcp(), story)
 
 
-@pytest.mark.parametrize("where", ["acknowledge", "_pump", "_deliver", "beat", "listen", "until", "settle_channels"])
+@pytest.mark.parametrize("where", ["acknowledge", "pump", "deliver", "beat", "listen", "until", "settle_channels"])
 def test_a_bug_of_ours_fails_closed(
     client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """An error nobody thought of, in any part of a source's session: both hypervisors see a reset, the code is 70."""
-    real = getattr(Runner, where)
+    part = Channel if hasattr(Channel, where) else Runner
+    real = getattr(part, where)
 
-    async def broken(self: Runner, *args: object, **kwargs: object) -> object:
-        if isinstance(self, SourceRunner):
+    async def broken(self: Runner | Channel, *args: object, **kwargs: object) -> object:
+        if isinstance(self._carrier if isinstance(self, Channel) else self, SourceRunner):
             raise LookupError("a bug")
         return await real(self, *args, **kwargs)
 
@@ -500,7 +502,7 @@ def test_a_bug_of_ours_fails_closed(
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                monkeypatch.setattr(Runner, where, broken)
+                monkeypatch.setattr(part, where, broken)
                 near = await hypervisors.connect()
                 with suppress(OSError):
                     await near.send(b"?")
