@@ -250,6 +250,10 @@ class RogueSource:
 
     async def __aexit__(self, *_: object) -> None:
         """Close everything."""
+        self.close()
+
+    def close(self) -> None:
+        """Close everything."""
         for sock in self._sockets:
             sock.close()
 
@@ -289,6 +293,18 @@ class RogueSource:
         answer = await self.control.hear()
         assert answer["type"] == "channel_opened", answer
         return int(answer["credit"])
+
+
+async def finish_well(rogue: RogueSource, lane: HandLane, stream: Stream, order: int) -> None:
+    """End a session as a source in order does, whose hypervisor got no answer but the end."""
+    await lane.frame(stream.end(order=order))
+    kind, payload = await lane.receive()
+    while kind is not RecordType.FRAME:
+        kind, payload = await lane.receive()
+    assert payload == Stream(direction=Direction.BACKWARD).end(order=0)
+    await lane.record(RecordType.ACK, ack(0, 1, 1, MIB))
+    await rogue.control.say(message("finish"))
+    assert await rogue.control.hear() == {"type": "finished"}
 
 
 @dataclass(slots=True)

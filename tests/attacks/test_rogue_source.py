@@ -20,7 +20,7 @@ from proxy.endpoints.sockets import TcpEgress
 from proxy.wire import ChannelId
 from tests.attacks import wire
 from tests.attacks.relays import BOUND_SECONDS, Identities, Receiver, StubHypervisor, noise, on_uvloop, shorten
-from tests.attacks.rogue import MIB, Gone, HandLane, RogueSource, Stream, ack, message, offer
+from tests.attacks.rogue import MIB, Gone, HandLane, RogueSource, Stream, ack, finish_well, message, offer
 
 PROLOGUE = noise(5000, 1)
 REFUSED, INTEGRITY, LOST, HYPERVISOR = 4, 5, 6, 7
@@ -85,15 +85,7 @@ def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_rogue_can_behave(identities: Identities) -> None:
     """The tools of this file speak the protocol well when they want to: what fails below fails for its reason."""
     async with scene(identities) as made:
-        await made.lane.frame(made.stream.end(order=1))
-        answer = Stream(direction=Direction.BACKWARD)
-        kind, payload = await made.lane.receive()
-        while kind is not RecordType.FRAME:
-            kind, payload = await made.lane.receive()
-        assert payload == answer.end(order=0)
-        await made.lane.record(RecordType.ACK, ack(0, 1, 1, MIB))
-        await made.rogue.control.say(message("finish"))
-        assert await made.rogue.control.hear() == {"type": "finished"}
+        await finish_well(made.rogue, made.lane, made.stream, order=1)
         assert await made.receiver.verdict(5.0) == 0
         assert (made.delivered, made.hypervisor.sides[0].ended) == (PROLOGUE, "eof")
 
