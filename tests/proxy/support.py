@@ -153,6 +153,64 @@ class Hypervisors:
         self._listener.close()
 
 
+class Middle:
+    """A network between the relays that can fall silent or be cut, and counts what it carries."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self.target = 0
+        self.silent = False
+        self.links: list[tuple[socket.socket, socket.socket]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, target: int) -> None:
+        self.target = target
+        self._tasks.append(asyncio.create_task(self._accept()))
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            near, _ = await loop.sock_accept(self._listener)
+            far = socket.create_connection(("127.0.0.1", self.target))
+            for sock in (near, far):
+                sock.setblocking(False)
+            self.links.append((near, far))
+            self._tasks += [asyncio.create_task(self._carry(*pair)) for pair in ((near, far), (far, near))]
+
+    async def _carry(self, origin: socket.socket, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(OSError):
+            while data := await loop.sock_recv(origin, 65_536):
+                if not self.silent:
+                    await loop.sock_sendall(target, data)
+            target.shutdown(socket.SHUT_WR)
+
+    async def cut(self, which: int, *, reset: bool) -> None:
+        """End one of the connections towards both relays: 0 is control, then come the lanes."""
+        if not reset:
+            for sock in self.links[which]:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_WR)
+            return
+        carrying = self._tasks[1 + 2 * which : 3 + 2 * which]
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+        for sock in self.links[which]:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sock in (self._listener, *(sock for pair in self.links for sock in pair)):
+            sock.close()
+
+
 def over_tcp() -> Hypervisors:
     listener = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
     listener.setblocking(False)

@@ -38,7 +38,7 @@ from proxy.shell.channel import Channel
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Runner
 from proxy.shell.source import SourceRunner
-from tests.proxy.support import Ended, Hypervisors, Pair, Wire, over_tcp, over_unix, relays, run
+from tests.proxy.support import Ended, Hypervisors, Middle, Pair, Wire, over_tcp, over_unix, relays, run
 
 BEAT_SECONDS = 0.05
 Story = Callable[[Pair, Wire, Wire], Awaitable[None]]
@@ -65,48 +65,6 @@ def codes(source: Ended, destination: Ended) -> tuple[int, int]:
     assert source.error is not None
     assert destination.error is not None
     return exit_code_of(source.error), exit_code_of(destination.error)
-
-
-class Middle:
-    """A network between the relays that can fall silent or be cut, and counts what it carries."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.setblocking(False)
-        self.port: int = self._listener.getsockname()[1]
-        self.target = 0
-        self.silent = False
-        self.links: list[tuple[socket.socket, socket.socket]] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def start(self, target: int) -> None:
-        self.target = target
-        self._tasks.append(asyncio.create_task(self._accept()))
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            near, _ = await loop.sock_accept(self._listener)
-            far = socket.create_connection(("127.0.0.1", self.target))
-            for sock in (near, far):
-                sock.setblocking(False)
-            self.links.append((near, far))
-            self._tasks += [asyncio.create_task(self._carry(*pair)) for pair in ((near, far), (far, near))]
-
-    async def _carry(self, origin: socket.socket, target: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with suppress(OSError):
-            while data := await loop.sock_recv(origin, 65_536):
-                if not self.silent:
-                    await loop.sock_sendall(target, data)
-            target.shutdown(socket.SHUT_WR)
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for sock in (self._listener, *(sock for pair in self.links for sock in pair)):
-            sock.close()
 
 
 async def through(middle: Middle, client: TlsConfig, server: TlsConfig, story: Story) -> None:
@@ -453,17 +411,7 @@ def test_a_connection_between_the_relays_breaks(
     client_tls: TlsConfig, server_tls: TlsConfig, which: int, how: str
 ) -> None:
     async def story(pair: Pair, near: Wire, far: Wire) -> None:
-        for sock in middle.links[which]:
-            if how == "reset":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            else:
-                sock.shutdown(socket.SHUT_WR)
-        if how == "reset":
-            for task in middle._tasks[1 + 2 * which : 3 + 2 * which]:
-                task.cancel()
-            await asyncio.sleep(0)
-            for sock in middle.links[which]:
-                sock.close()
+        await middle.cut(which, reset=how == "reset")
         assert await near.broken()
         assert await far.broken()
         assert codes(*await pair.ended()) == (EXIT_LOST, EXIT_LOST)
