@@ -1,8 +1,11 @@
 """exec: and xl: endpoints: a command's exit decides, and a failed session never looks like an end to it."""
 
+import hashlib
 import os
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -377,6 +380,71 @@ def test_an_xl_migration_whose_unpause_fails(client_tls: TlsConfig, server_tls: 
 
     run(session())
     assert notes(xl)[-1] == "destroyed"
+
+
+CHECKOUT = Path(__file__).parents[3]
+CORPUS = Path(os.environ.get("KORORA_SHARED", CHECKOUT.parent / "shared")) / "corpus"
+ZSTD = shutil.which("zstd")
+REAL = CORPUS / "xen417-live-idle-a.xlmig-up.zst"
+
+REAL_RECEIVER = f"""#!{sys.executable}
+import hashlib, sys
+out, inp = sys.stdout.buffer, sys.stdin.buffer
+said = open(sys.argv[0] + ".down", "rb").read()
+length = int(open(sys.argv[0] + ".length").read())
+def say(count):
+    global said
+    out.write(said[:count]); out.flush()
+    said = said[count:]
+say(54)
+digest = hashlib.sha256()
+while length > 44:
+    piece = inp.read1(min(1 << 20, length - 44))
+    if not piece:
+        sys.exit(1)
+    digest.update(piece)
+    length -= len(piece)
+say(34)
+digest.update(inp.read(44))
+say(40)
+open(sys.argv[0] + ".sha256", "w").write(digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(not REAL.exists() or ZSTD is None, reason="no corpus of whole streams (KORORA_SHARED), or no zstd")
+def test_a_captured_xl_migration(client_tls: TlsConfig, server_tls: TlsConfig, tmp_path: Path) -> None:
+    """Both sides of a real live migration, byte by byte, in the order in which xl says them."""
+    assert ZSTD is not None
+    up = subprocess.run([ZSTD, "-dcq", "--long=27", str(REAL)], capture_output=True, check=True).stdout
+    down = REAL.with_name("xen417-live-idle-a.xlmig-down").read_bytes()
+    assert (down[:54], down[54:88], down[88:]) == (BANNER, READY, REPORT + b"\0")
+    program = tmp_path / "xl"
+    program.write_text(REAL_RECEIVER)
+    program.chmod(0o755)
+    program.with_name("xl.down").write_bytes(down)
+    program.with_name("xl.length").write_text(str(len(up)))
+
+    async def session() -> None:
+        hypervisors = over_tcp()
+        egress = XlEgress("", "xl:", program=str(program))
+        try:
+            async with relays(client_tls, server_tls, hypervisors.ingress, egress) as pair:
+                near = await hypervisors.connect()
+                heard = await near.exactly(54)
+                await near.send(up[:-44])
+                heard += await near.exactly(34)
+                await near.send(up[-44:])
+                heard += await near.exactly(40)
+                near.shut()
+                assert await near.to_end() == b""
+                assert heard == down
+                source, _ = await pair.ended_well()
+                assert source.bytes_in == {"forward": len(up), "backward": 128}
+        finally:
+            hypervisors.close()
+
+    run(session())
+    assert program.with_name("xl.sha256").read_text() == hashlib.sha256(up).hexdigest()
 
 
 @pytest.mark.parametrize("moment", ["in the stream", "before GO", "half of GO"])

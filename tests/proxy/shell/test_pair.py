@@ -332,25 +332,29 @@ async def filled(pair: Pair, channel: ChannelId) -> None:
         quiet = quiet + 1 if half.offset == before > 0 else 0
 
 
-def test_a_stuck_channel_blocks_no_other(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
-    """multifd: a thread that waits for another channel's sync stops reading its own until that sync has come."""
+@pytest.mark.parametrize("stuck", [1, 3])
+def test_stuck_channels_block_no_other(client_tls: TlsConfig, server_tls: TlsConfig, stuck: int) -> None:
+    """multifd: threads that wait for another channel's sync stop reading their own until that sync has come."""
+    stream = blob(3, 48 * MIB // stuck)
 
     async def session() -> None:
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                (near0, far0), (near1, far1) = [await hypervisors.channel() for _ in range(2)]
-                stream = blob(3, 48 * MIB)
-                flood = asyncio.create_task(write_all(near0, [stream]))
-                await filled(pair, ChannelId(0))
+                ends = [await hypervisors.channel() for _ in range(stuck + 1)]
+                floods = [asyncio.create_task(write_all(near, [stream])) for near, _ in ends[:stuck]]
+                for number in range(stuck):
+                    await filled(pair, ChannelId(number))
+                near, far = ends[stuck]
                 async with asyncio.timeout(5):
                     for number in range(50):
-                        await near1.send(blob(number, 100_000))
-                        assert await far1.exactly(100_000) == blob(number, 100_000)
-                assert await far0.exactly(len(stream)) == stream
-                await flood
-                near1.shut()
-                for wire in (far0, far1):
+                        await near.send(blob(number, 100_000))
+                        assert await far.exactly(100_000) == blob(number, 100_000)
+                for _, behind in ends[:stuck]:
+                    assert await behind.exactly(len(stream)) == stream
+                await asyncio.gather(*floods)
+                near.shut()
+                for _, wire in ends:
                     wire.shut()
                 await pair.ended_well()
         finally:
