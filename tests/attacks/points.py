@@ -10,40 +10,51 @@ from tests.attacks.wire import ACK, FINAL, HEADER_BYTES, TLS_HEADER_BYTES, Kind,
 
 Which = Callable[[Unit], bool]
 FORWARD, BACKWARD = Way.FORWARD, Way.BACKWARD
+MESSAGES = {
+    FORWARD: ("CHANNEL_OPEN", "FINISH", "the source's close_notify"),
+    BACKWARD: ("CHANNEL_OPENED", "FINISHED", "the destination's close_notify"),
+}
+"""What the ends say on the control connection after ACCEPT, heartbeats apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Ordinals of the control connection's TLS records in a clean session.
+    """What the control connection's TLS records are, as a clean session without heartbeats shows it.
 
     Args:
         server_flight: records 0 to this - 1 are the destination's part of the handshake, sent before the source's last.
-        offer: the source's OFFER; what is before it is its part of the handshake.
-        accept: the destination's ACCEPT; between the flight and it there may be session tickets.
-        forward: how many records the source sends in all; the last is close_notify, the one before FINISH.
-        backward: how many the destination sends; the last is close_notify, the one before FINISHED.
+        offer: ordinal of the source's OFFER; what is before it is its part of the handshake.
+        accept: ordinal of the destination's ACCEPT; between the flight and it there may be session tickets.
+        sizes: bytes of the later records, by name. Heartbeats, which are longer, may shift their ordinals.
     """
 
     server_flight: int
     offer: int
     accept: int
-    forward: int
-    backward: int
+    sizes: dict[str, int]
 
     @classmethod
     def of(cls, clean: Outcome) -> "Control":
-        """By what was seen of a clean session without heartbeats."""
+        """By what was seen of a clean session."""
         first_lane = next(at for at, unit in enumerate(clean.seen) if unit.kind is Kind.LANE)
-        tls = [unit for unit in clean.seen if unit.what == "tls"]
+        records = [unit for unit in clean.seen if unit.what == "tls"]
         before = [unit for unit in clean.seen[:first_lane] if unit.what == "tls"]
-        answer = next(at for at, unit in enumerate(tls) if unit.way is FORWARD and unit.index == 1)
+        after = [unit for unit in clean.seen[first_lane:] if unit.what == "tls"]
+        answer = next(at for at, unit in enumerate(records) if unit.way is FORWARD and unit.index == 1)
+        sent, answered = ([len(unit.data) for unit in after if unit.way is way] for way in Way)
+        assert len(sent) == len(answered) == len(MESSAGES[FORWARD]), "heartbeats in a clean session"
         return cls(
-            server_flight=sum(unit.way is BACKWARD for unit in tls[:answer]),
+            server_flight=sum(unit.way is BACKWARD for unit in records[:answer]),
             offer=max(unit.index for unit in before if unit.way is FORWARD),
             accept=max(unit.index for unit in before if unit.way is BACKWARD),
-            forward=sum(unit.way is FORWARD for unit in tls),
-            backward=sum(unit.way is BACKWARD for unit in tls),
+            sizes=dict(zip((*MESSAGES[FORWARD], *MESSAGES[BACKWARD]), (*sent, *answered), strict=True)),
         )
+
+    def message(self, name: str) -> Which:
+        """Tells one of the later records."""
+        way = FORWARD if name in MESSAGES[FORWARD] else BACKWARD
+        last, size = self.offer if way is FORWARD else self.accept, self.sizes[name]
+        return lambda unit: unit.what == "tls" and unit.way is way and unit.index > last and len(unit.data) == size
 
 
 class FlipOnce:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from crypto.certificates import HOST_URI_PREFIX
 from crypto.identity import Identity
@@ -78,7 +78,9 @@ def bare(identity: Identity, role: TlsRole) -> TlsConfig:
     """One without a certificate of its own, that would believe anybody."""
     made = TlsConfig(identity, role, ANYBODY)
     context = SSL.Context(SSL.TLS_METHOD)
-    context.get_cert_store().add_cert(_openssl(identity.ca))
+    store = context.get_cert_store()
+    assert store is not None
+    store.add_cert(crypto.X509.from_cryptography(identity.ca))
     _groups(context, "X25519MLKEM768")
     made.context = context
     return made
@@ -101,10 +103,5 @@ def outdated(identity: Identity, role: TlsRole) -> TlsConfig:
 
 
 def _groups(context: SSL.Context, groups: str) -> None:
-    assert SSL._lib.SSL_CTX_set1_curves_list(context._context, groups.encode()) == 1
-
-
-def _openssl(certificate: x509.Certificate) -> "SSL.X509":
-    from OpenSSL import crypto
-
-    return crypto.X509.from_cryptography(certificate)
+    lib = SSL._lib  # type: ignore[attr-defined]
+    assert lib.SSL_CTX_set1_curves_list(context._context, groups.encode()) == 1

@@ -58,7 +58,7 @@ async def test_without_an_attack(hosts: Hosts, tmp_path: Path) -> None:
     async with StubHypervisor(CONVERSATION) as there, pair(hosts, tmp_path, f"tcp:127.0.0.1:{there.port}") as made:
         here = await made.talk(CONVERSATION)
         assert await made.codes() == (0, 0), (made.send.lines, made.receive.lines)
-        assert (here.received, here.ended) == (BACKWARD_BYTES, "eof")
+        assert (bytes(here.received), here.ended) == (BACKWARD_BYTES, "eof")
         assert [(bytes(side.received), side.ended) for side in there.sides] == [(FORWARD_BYTES, "eof")]
         source, destination = made.reports()
         assert source["digest_blake3"] == destination["digest_blake3"]

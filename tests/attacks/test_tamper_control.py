@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from tests.attacks.mitm import Action, Attack
-from tests.attacks.points import BACKWARD, FORWARD, Control, FlipOnce, places, tls
+from tests.attacks.points import BACKWARD, FORWARD, MESSAGES, Control, FlipOnce, Which, places, tls
 from tests.attacks.relays import Identities, Outcome, attacked, attacked_all, on_uvloop, shorten
 from tests.attacks.wire import Kind, Unit, Way
 
 HEADER_BITS = range(40)
 LENGTH_BITS = range(24, 40)  # of a TLS record's header
 MINOR_VERSION_BITS = range(16, 24)  # legacy_record_version: to be ignored in plaintext records (RFC 8446 section 5.1)
-IMPATIENT = {"HANDSHAKE_SECONDS_MAX": 0.4, "HEARTBEAT_SECONDS": 0.3, "HANDOVER_SECONDS_MAX": 0.5}
+IMPATIENT = {"HANDSHAKE_SECONDS_MAX": 1.0, "HEARTBEAT_SECONDS": 0.4, "HANDOVER_SECONDS_MAX": 0.5}
 
 Codes = set[tuple[int | None, int | None]]
 AUTHENTICATION: Codes = {(4, 4)}
@@ -24,15 +24,17 @@ STALLED: Codes = {(5, 5), (6, 6)}  # a raised length swallows what follows: it f
 
 
 async def flip_all(
-    identities: Identities, way: Way, index: int, bits: Iterable[int | float]
-) -> dict[int | float, Outcome]:
-    """A session for each bit of one TLS record."""
-    attacks = {bit: FlipOnce(way, tls(index), bit) for bit in bits}
-    outcomes = await attacked_all(identities, list[Attack](attacks.values()), at_once=12, verdict_seconds=1.0)
-    assert all(attack.done for attack in attacks.values())
+    identities: Identities, way: Way, bits: dict[Which, list[int | float]]
+) -> list[tuple[Which, int | float, Outcome]]:
+    """A session for each bit of some TLS records: the record, the bit, what came of it."""
+    places = [(which, bit) for which, some in bits.items() for bit in some]
+    attacks = [FlipOnce(way, which, bit) for which, bit in places]
+    # Those that wait for a raised length to time out wait together.
+    outcomes = await attacked_all(identities, list[Attack](attacks), at_once=40, verdict_seconds=2.0)
+    assert all(attack.done for attack in attacks)
     for outcome in outcomes:
         outcome.check_safe()
-    return dict(zip(attacks, outcomes, strict=True))
+    return [(which, bit, outcome) for (which, bit), outcome in zip(places, outcomes, strict=True)]
 
 
 @pytest.mark.parametrize("way", Way)
@@ -43,18 +45,19 @@ async def test_bits_of_the_handshake(identities: Identities, monkeypatch: pytest
     points = Control.of(await attacked(identities))
     records = points.offer if way is FORWARD else points.server_flight
     assert records >= 4
-    for index in range(records):
-        bits = [*HEADER_BITS, -1, *places(f"{way}{index}", 40 if index == 0 else 12)]
-        for bit, outcome in (await flip_all(identities, way, index, bits)).items():
-            if outcome.codes == (0, 0):
-                assert index == 0, outcome
-                assert bit in MINOR_VERSION_BITS, outcome
-                continue
-            expected = AUTHENTICATION
-            if way is FORWARD and index == 0 and bit in range(8):
-                expected = {(4, None)}  # the first byte: this is no TLS any more, and what is not TLS does not count
-            assert outcome.codes in expected, (index, bit, str(outcome))
-            assert outcome.there == [], (index, bit, str(outcome))
+    hello = tls(0)
+    bits: dict[Which, list[int | float]] = {hello: [*HEADER_BITS, -1, *places(f"{way} hello", 40)]}
+    bits |= {tls(index): [*HEADER_BITS, -1, *places(f"{way}{index}", 12)] for index in range(1, records)}
+    for which, bit, outcome in await flip_all(identities, way, bits):
+        if outcome.codes == (0, 0):
+            assert which is hello, outcome
+            assert bit in MINOR_VERSION_BITS, outcome
+            continue
+        expected = AUTHENTICATION
+        if way is FORWARD and which is hello and bit in range(8):
+            expected = {(4, None)}  # the first byte: this is no TLS any more, and what is not TLS does not count
+        assert outcome.codes in expected, (bit, str(outcome))
+        assert outcome.there == [], (bit, str(outcome))
 
 
 @on_uvloop
@@ -62,37 +65,35 @@ async def test_bits_of_the_offer_and_its_answer(identities: Identities, monkeypa
     shorten(monkeypatch, **IMPATIENT)
     points = Control.of(await attacked(identities))
     bits = [*HEADER_BITS, -1, *places("offer", 12)]
-    for bit, outcome in (await flip_all(identities, FORWARD, points.offer, bits)).items():
+    for _, bit, outcome in await flip_all(identities, FORWARD, {tls(points.offer): bits}):
         assert outcome.codes in AUTHENTICATION, (bit, str(outcome))
         assert outcome.there == []
     # The source has seen no ACCEPT; the destination has sent one, and for it a session breaks. Session tickets, where
     # OpenSSL sends them, stand between.
-    for index in range(points.server_flight, points.accept + 1):
-        for bit, outcome in (await flip_all(identities, BACKWARD, index, bits)).items():
-            assert outcome.codes in {(4, 5), (4, 6)}, (index, bit, str(outcome))
-            assert outcome.destination == 5 or bit in LENGTH_BITS, (index, bit, str(outcome))
-            assert outcome.there == []
+    answer = {tls(index): bits for index in range(points.server_flight, points.accept + 1)}
+    for _, bit, outcome in await flip_all(identities, BACKWARD, answer):
+        assert outcome.codes in {(4, 5), (4, 6)}, (bit, str(outcome))
+        assert outcome.destination == 5 or bit in LENGTH_BITS, (bit, str(outcome))
+        assert outcome.there == []
 
 
 @pytest.mark.parametrize("way", Way)
 @on_uvloop
 async def test_bits_of_messages_after_accept(identities: Identities, monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
-    shorten(monkeypatch, **IMPATIENT)
-    points = Control.of(await attacked(identities))
-    first, last = (points.offer, points.forward) if way is FORWARD else (points.accept, points.backward)
+    clean = Control.of(await attacked(identities))
+    shorten(monkeypatch, HEARTBEAT_SECONDS=0.4, HANDOVER_SECONDS_MAX=0.5)
+    messages = {clean.message(name): name for name in MESSAGES[way]}
     bits = [*HEADER_BITS, -1, *places(f"open{way}", 12)]
-    assert last - first == 4  # the channel's message, FINISH or FINISHED, close_notify
-    for index in range(first + 1, last - 1):
-        finished = way is BACKWARD and index == last - 2
-        for bit, outcome in (await flip_all(identities, way, index, bits)).items():
-            expected = STALLED if bit in LENGTH_BITS else INTEGRITY
-            if finished:
+    for which, bit, outcome in await flip_all(identities, way, dict.fromkeys(messages, bits)):
+        expected = STALLED if bit in LENGTH_BITS else INTEGRITY
+        match messages[which]:
+            case "the source's close_notify" | "the destination's close_notify":
+                expected = {(0, 0)}
+            case "FINISHED":
                 # Two generals: the destination's end is final, and only the last message is lost.
                 expected = {(code, 0) for code, _ in expected}
                 assert outcome.there[0].received == outcome.forward
-            assert outcome.codes in expected, (index, bit, str(outcome))
-    for bit, outcome in (await flip_all(identities, way, last - 1, bits)).items():
-        assert outcome.codes == (0, 0), (bit, str(outcome))
+        assert outcome.codes in expected, (messages[which], bit, str(outcome))
 
 
 # ---- whole records
