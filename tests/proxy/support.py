@@ -259,6 +259,15 @@ class Pair:
         assert self.source.current is not None
         return self.source.current
 
+    async def channel(self, hypervisors: Hypervisors) -> tuple[Wire, Wire]:
+        """Both ends of the next channel; an error where the session has ended instead of opening it."""
+        opening = asyncio.ensure_future(hypervisors.channel())
+        await asyncio.wait({opening, self.source_ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            raise AssertionError(f"the session ended early: {self.source_ended.result().error!r}")
+        return opening.result()
+
     async def ended(self) -> tuple[Ended, Ended]:
         """Both sides' ends."""
         return await self.source_ended, await self.destination_ended

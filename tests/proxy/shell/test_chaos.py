@@ -115,7 +115,7 @@ async def story(seed: int, client: TlsConfig, server: TlsConfig) -> None:
             middle.start(pair.port)
             ends = []
             for _ in range(dice.choice([1, 1, 2, 4])):
-                near, far = await hypervisors.channel()
+                near, far = await pair.channel(hypervisors)
                 sizes = [dice.choice([0, 1, 1000, 300 * KIB, 3 * MIB]) for _ in range(2)]
                 ends.append(
                     tuple(

@@ -114,7 +114,7 @@ def test_any_bytes_in_any_writes_both_ways_arrive_exactly(
         hypervisors = sockets(transport, folder)
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress, suites=(suite,)) as pair:
-                ends = [await hypervisors.channel() for _ in scripts]
+                ends = [await pair.channel(hypervisors) for _ in scripts]
                 arrived = await together(
                     *(converse(near, far, script) for (near, far), script in zip(ends, scripts, strict=True))
                 )
@@ -141,7 +141,7 @@ def open_pair(
     async def session() -> None:
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                near, far = await hypervisors.channel()
+                near, far = await pair.channel(hypervisors)
                 await script(pair, near, far)  # type: ignore[misc]
         finally:
             hypervisors.close()
@@ -205,11 +205,11 @@ def test_one_channel_ends_while_others_run(client_tls: TlsConfig, server_tls: Tl
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                first, second = [await hypervisors.channel() for _ in range(2)]
+                first, second = [await pair.channel(hypervisors) for _ in range(2)]
                 await converse(*first, Script([b"one"], [b"eno"]))
                 await second[0].send(b"still here")
                 assert await second[1].exactly(10) == b"still here"
-                third = await hypervisors.channel()
+                third = await pair.channel(hypervisors)
                 await converse(*third, Script([b"late"], []))
                 await converse(*second, Script([], []))
                 source, _ = await pair.ended_well()
@@ -230,7 +230,7 @@ def test_as_many_channels_as_there_may_be(client_tls: TlsConfig, server_tls: Tls
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                ends = [await hypervisors.channel() for _ in scripts]
+                ends = [await pair.channel(hypervisors) for _ in scripts]
                 arrived = await together(
                     *(converse(near, far, script) for (near, far), script in zip(ends, scripts, strict=True))
                 )
@@ -250,7 +250,7 @@ def test_one_channel_too_many_ends_the_session(client_tls: TlsConfig, server_tls
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                ends = [await hypervisors.channel() for _ in range(CHANNELS_MAX)]
+                ends = [await pair.channel(hypervisors) for _ in range(CHANNELS_MAX)]
                 surplus = await hypervisors.connect()
                 source, destination = await pair.ended()
                 assert "more than 64 connections" in str(source.error)
@@ -341,7 +341,7 @@ def test_stuck_channels_block_no_other(client_tls: TlsConfig, server_tls: TlsCon
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                ends = [await hypervisors.channel() for _ in range(stuck + 1)]
+                ends = [await pair.channel(hypervisors) for _ in range(stuck + 1)]
                 floods = [asyncio.create_task(write_all(near, [stream])) for near, _ in ends[:stuck]]
                 for number in range(stuck):
                     await filled(pair, ChannelId(number))
@@ -406,7 +406,7 @@ def test_pings_do_not_wait_behind_a_busy_channel(client_tls: TlsConfig, server_t
         hypervisors = over_tcp()
         try:
             async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
-                bulk, urgent = [await hypervisors.channel() for _ in range(2)]
+                bulk, urgent = [await pair.channel(hypervisors) for _ in range(2)]
                 counted = _Counted()
                 draining = asyncio.create_task(counted.drain(bulk[1]))
                 writing = asyncio.create_task(write_all(bulk[0], [blob(1, MIB)] * 64))

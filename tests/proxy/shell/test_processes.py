@@ -2,11 +2,13 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ STREAM = bytes(range(256)) * 9000
 STDIO_READY = b"ready"
 
 
+def free_port() -> int:
+    """A port that nobody listens on, below the kernel's own range: no outgoing connection takes it meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @dataclass
 class Processes:
     """Starts relays with the identities of alpha (source) and beta (destination), and ends them all."""
@@ -30,9 +41,7 @@ class Processes:
 
     def __post_init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
 
     def start(self, *words: str, **streams: Any) -> "subprocess.Popen[bytes]":
         """`korora` with these words; streams not given are pipes."""
@@ -89,13 +98,6 @@ def code(process: "subprocess.Popen[bytes]") -> int:
 def words_of(process: "subprocess.Popen[bytes]") -> str:
     assert process.stderr is not None
     return process.stderr.read().decode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 # ------------------------------------------------------------------ standard streams
