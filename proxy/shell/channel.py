@@ -134,8 +134,10 @@ class Channel:
         if self.number == 0:
             self._carrier.report.stream_format = watch.format.value
         if watch.cut(answered=session.receivers[self.number].offset > 0):
-            what = f"the {watch.format.value} stream ended after {session.senders[self.number].offset} bytes"
-            raise HypervisorFailed(f"{self.connection.label}: {what}, before its end")
+            kind, size = watch.format.value, session.senders[self.number].offset
+            raise HypervisorFailed(
+                f"{self.connection.label}: the {kind} stream ended after {size} bytes, before its end"
+            )
 
     # ---- to the hypervisor
 
