@@ -96,6 +96,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def measure_patiently(name: str, round_number: int, plan: Plan, scratch: Path, progress: Progress) -> Sample:
+    """One peer's round; a failure is tried once more, because a port can be lost to somebody else on the machine.
+
+    Raises:
+        BenchError: it failed twice.
+    """
+    try:
+        return measure(PEERS[name], round_number, plan, scratch)
+    except BenchError as error:
+        progress.warn(f"{error}; once more")
+        return measure(PEERS[name], round_number, plan, scratch)
+
+
 def measure_all(options: argparse.Namespace, left_out: dict[str, str]) -> list[Sample]:
     """All rounds; a peer that fails is left out from then on, with its reason, and its earlier samples with it."""
     plan = Plan(stream_bytes=int(options.gib * GiB), pings=options.pings, setups=options.setups)
@@ -112,7 +125,7 @@ def measure_all(options: argparse.Namespace, left_out: dict[str, str]) -> list[S
                         continue
                     progress.step(f"round {round_number}: {name}")
                     try:
-                        samples.append(measure(PEERS[name], round_number, plan, Path(scratch)))
+                        samples.append(measure_patiently(name, round_number, plan, Path(scratch), progress))
                     except BenchError as error:
                         left_out[name] = str(error)
                         progress.warn(f"{error}; {name} is left out")

@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from bench.processes import BenchError, KiB, ProcessTree, free_port
+from bench.processes import BenchError, KiB, ProcessTree, free_ports
 
 START_TIMEOUT_S: Final = 20.0  # until a relay listens, Python's imports on a busy machine included
 COMMAND_TIMEOUT_S: Final = 60.0  # ssh-keygen, korora pki
@@ -142,7 +142,7 @@ def start_direct(_tree: ProcessTree, target: Target) -> int:
 
 def start_socat(tree: ProcessTree, target: Target) -> int:
     """One plain hop."""
-    port = free_port()
+    [port] = free_ports(1)
     tree.spawn([
         program("socat"), "-b", str(SOCAT_BLOCK_BYTES),
         f"TCP-LISTEN:{port},bind={LOOPBACK},fork,reuseaddr,nodelay",
@@ -161,7 +161,7 @@ def start_socat_openssl(tree: ProcessTree, target: Target) -> int:
         f"[defaults]\nMinProtocol = TLSv1.3\nCiphersuites = {TLS_CIPHER}\n"
     )
     tls = f"cert={pem},cafile={pem},verify=1,openssl-min-proto-version=TLS1.3,nodelay"
-    port, middle = free_port(), free_port()
+    port, middle = free_ports(2)
     base = [program("socat"), "-b", str(SOCAT_BLOCK_BYTES)]
     env = {"OPENSSL_CONF": str(config)}
     tree.spawn(
@@ -199,7 +199,7 @@ def start_ssh(tree: ProcessTree, target: Target) -> int:
     """An sshd of our own on loopback, and a forwarding through it (or a fresh `ssh -W` for each session)."""
     directory = target.directory
     make_ssh_keys(directory)
-    port, middle = free_port(), free_port()
+    port, middle = free_ports(2)
     if os.geteuid() == 0:
         # sshd run by root insists on this empty directory, which its service makes at boot. It is left there: an sshd
         # started meanwhile may have come to need it.
@@ -237,7 +237,7 @@ def start_ssh(tree: ProcessTree, target: Target) -> int:
 def start_stunnel(tree: ProcessTree, target: Target) -> int:
     """Two stunnels with TLS 1.3 between them."""
     pem = make_certificate(target.directory)
-    port, middle = free_port(), free_port()
+    port, middle = free_ports(2)
     common = (
         "foreground = yes\npid =\ndebug = err\nsslVersion = TLSv1.3\n"
         f"ciphersuites = {TLS_CIPHER}\ncert = {pem}\nCAfile = {pem}\nverifyChain = yes\n"
@@ -282,7 +282,7 @@ def await_ready(process: subprocess.Popen[bytes], tree: ProcessTree, what: str) 
 def start_korora(tree: ProcessTree, target: Target) -> int:
     """`korora receive` and `korora send`, one process each."""
     source, destination = make_identities(target.directory)
-    port, middle = free_port(), free_port()
+    port, middle = free_ports(2)
     korora = [sys.executable, "-m", "korora"]
     quiet = ["--log-level", "warning"]
     receive = tree.spawn(

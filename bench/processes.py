@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,11 @@ POLL_S: Final = 0.01  # how often a state in /proc is looked at
 LOG_TAIL_BYTES: Final = 2000  # of a failed process's standard error, when its last line is quoted
 QUOTE_CHARACTERS_MAX: Final = 160  # of that line
 LISTEN_STATE: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
+LOCAL_PORT_RANGE: Final = PROC / "sys/net/ipv4/ip_local_port_range"
+DEFAULT_LOCAL_PORT_LEAST: Final = 32768  # Linux's own, where that file cannot be read
+PORT_LEAST: Final = 10240  # above what daemons are known by
+PORT_MOST: Final = 65536
+PORT_ATTEMPTS_MAX: Final = 1000
 PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 
 
@@ -48,22 +54,52 @@ def adopt_orphans() -> None:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # failing only means that a stray is init's to reap
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago, for programs that cannot bind to port 0 and say which they got."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Different loopback ports, free a moment ago, for programs that cannot bind to port 0 and say which they got.
+
+    They lie below the range that the kernel takes ports of outgoing connections from: one of those was often enough
+    taken between our look and the program's bind.
+
+    Raises:
+        BenchError: there are none.
+    """
+    try:
+        below = int(LOCAL_PORT_RANGE.read_text().split()[0])
+    except OSError:
+        below = DEFAULT_LOCAL_PORT_LEAST
+    candidates = range(PORT_LEAST, below if below > PORT_LEAST + count else PORT_MOST)
+    found: list[int] = []
+    for _ in range(PORT_ATTEMPTS_MAX):
+        port = random.choice(candidates)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise BenchError(f"no free port from {candidates.start} to {candidates.stop - 1}; end what listens there")
 
 
-def is_listening(port: int) -> bool:
-    """Whether somebody listens on the TCP port; read from /proc, because a probing connection would be a session."""
+def listening_inodes(port: int) -> set[str]:
+    """Inodes of what listens on the TCP port; from /proc, because a probing connection would be a session."""
     suffix = f":{port:04X}"
+    inodes: set[str] = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (PROC / "net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[1].endswith(suffix) and fields[3] == LISTEN_STATE:
+                    inodes.add(fields[9])
+    return inodes
+
+
+def holds_socket(pid: int, inodes: set[str]) -> bool:
+    """Whether the process has one of these sockets open."""
+    names = {f"socket:[{inode}]" for inode in inodes}
+    with contextlib.suppress(OSError):
+        for link in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()) in names:
                     return True
     return False
 
@@ -163,19 +199,24 @@ class ProcessTree:
         return process
 
     def await_listening(self, port: int, timeout_s: float) -> None:
-        """Wait until somebody listens on `port`.
+        """Wait until a process of the tree listens on `port` (somebody else may have taken it in the meantime).
 
         Raises:
-            BenchError: nobody did in time, or a process of the tree ended first.
+            BenchError: none did in time, or a process of the tree ended first.
         """
         deadline = time.monotonic() + timeout_s
-        while not is_listening(port):
+        while not self._listens(port):
             self.check_alive()
             if time.monotonic() > deadline:
                 raise BenchError(
-                    f"{self._name}: nothing listens on port {port} after {timeout_s:.0f} s{self._last_words()}"
+                    f"{self._name} does not listen on port {port} after {timeout_s:.0f} s{self._last_words()}"
                 )
             time.sleep(POLL_S)
+
+    def _listens(self, port: int) -> bool:
+        """Whether a process of the tree listens on the port."""
+        inodes = listening_inodes(port)
+        return bool(inodes) and any(holds_socket(pid, inodes) for pid in self.pids())
 
     def check_alive(self) -> None:
         """Raise BenchError if a process of the tree has ended by itself."""

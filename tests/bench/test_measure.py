@@ -12,7 +12,7 @@ from bench import peers
 from bench.__main__ import parse
 from bench.measure import Plan, measure, measure_stream
 from bench.peers import PEERS, Peer, Target
-from bench.processes import REPOSITORY, BenchError, ProcessTree, free_port
+from bench.processes import REPOSITORY, BenchError, ProcessTree, free_ports
 
 MiB = 1024 * 1024
 PLAN = Plan(stream_bytes=3 * MiB + 5, pings=10, setups=2)
@@ -40,7 +40,7 @@ def test_a_round_has_every_figure(name: str, tmp_path: Path) -> None:
 
 def start_cutter(tree: ProcessTree, target: Target) -> int:
     """A relay that passes the first mebibyte on and ends."""
-    port = free_port()
+    [port] = free_ports(1)
     tree.spawn([
         peers.program("socat"), "-u", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr",
         f"SYSTEM:head -c {MiB} | socat -u - TCP\\:127.0.0.1\\:{target.sink_port}",

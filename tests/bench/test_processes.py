@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import BenchError, ProcessTree, cpu_clock_s, descendants, free_port, is_listening
+from bench.processes import (
+    BenchError,
+    ProcessTree,
+    cpu_clock_s,
+    descendants,
+    free_ports,
+    holds_socket,
+    listening_inodes,
+)
 
 BURN_S = 0.4
 # Burns a known amount of CPU time in a thread of its own, says so, and waits.
@@ -71,13 +79,14 @@ def test_a_process_that_is_gone_has_no_clock() -> None:
 
 
 def test_memory_is_read_for_each_process(tmp_path: Path) -> None:
+    wanted = ["sh", "sleep", "sleep"]
     with ProcessTree("shell", tmp_path) as tree:
-        tree.spawn(["sh", "-c", "sleep 60 & sleep 60"])
-        deadline = time.monotonic() + 5
-        while len(tree.pids()) < 3 and time.monotonic() < deadline:
+        tree.spawn(["sh", "-c", "sleep 60 & sleep 60 & wait"])
+        deadline = time.monotonic() + 10
+        while sorted(item.command for item in tree.memory()) != wanted and time.monotonic() < deadline:
             time.sleep(0.01)
         memory = tree.memory()
-    assert sorted(item.command for item in memory) == ["sh", "sleep", "sleep"]
+    assert sorted(item.command for item in memory) == wanted
     assert all(item.peak_kib > 0 for item in memory)
 
 
@@ -108,7 +117,7 @@ def test_a_program_that_ends_is_quoted(tmp_path: Path) -> None:
     with ProcessTree("peer", tmp_path) as tree:
         tree.spawn(["sh", "-c", "echo first >&2; echo the reason >&2; exit 3"])
         with pytest.raises(BenchError, match=r"^peer: sh ended with code 3: the reason$"):
-            tree.await_listening(free_port(), 10)
+            tree.await_listening(free_ports(1)[0], 10)
 
 
 def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -116,16 +125,25 @@ def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
         tree.spawn(["/nonexistent/program"])
 
 
-def test_nobody_listening_is_an_error_in_time(tmp_path: Path) -> None:
+def test_not_listening_is_an_error_in_time(tmp_path: Path) -> None:
     with ProcessTree("sleep", tmp_path) as tree:
         tree.spawn(["sleep", "60"])
-        with pytest.raises(BenchError, match="nothing listens"):
-            tree.await_listening(free_port(), 0.1)
+        with pytest.raises(BenchError, match="does not listen on port"):
+            tree.await_listening(free_ports(1)[0], 0.1)
 
 
 def test_a_listener_is_seen_without_connecting() -> None:
-    port = free_port()
-    assert not is_listening(port)
-    with socket.create_server(("127.0.0.1", port)):
-        assert is_listening(port)
+    first, second = free_ports(2)
+    assert first != second
+    assert not listening_inodes(first)
+    with socket.create_server(("127.0.0.1", first)):
+        assert holds_socket(os.getpid(), listening_inodes(first))
+        assert not holds_socket(os.getpid(), listening_inodes(second))
     assert os.getpid() in descendants([os.getpid()])
+
+
+def test_somebody_elses_listener_is_not_the_peers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, ProcessTree("sleep", tmp_path) as tree:
+        tree.spawn(["sleep", "60"])
+        with pytest.raises(BenchError, match="does not listen on port"):
+            tree.await_listening(other.getsockname()[1], 0.1)
