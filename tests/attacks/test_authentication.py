@@ -472,8 +472,9 @@ async def test_a_port_with_somebody_else_behind_it(
 
 @on_uvloop
 async def test_a_port_with_nobody_behind_it(guests: dict[str, Identity]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     alpha = config(guests["alpha"], CLIENT, names("beta"))
-    code, error, here = await send(alpha, Peer("127.0.0.1", port), conversation())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens: nobody else can take the port meanwhile
+        where = Peer("127.0.0.1", taken.getsockname()[1])
+        code, error, here = await send(alpha, where, conversation())
     assert (code, here.ended) == (6, "reset"), repr(error)
