@@ -98,7 +98,7 @@ def outdated(identity: Identity, role: TlsRole) -> TlsConfig:
     made = TlsConfig(identity, role, PeerRules(allow_classical=True))
     made.context.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.context.set_max_proto_version(SSL.TLS1_2_VERSION)
-    _groups(made.context, "X25519")
+    _groups(made.context, "X25519:P-256")  # TLS 1.2 needs the curve of an ECDSA certificate among them
     return made
 
 
