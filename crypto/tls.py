@@ -10,6 +10,7 @@ until the handshake is over and the peer's certificate, name and group have been
 """
 
 import hashlib
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, unique
@@ -145,7 +146,14 @@ class TlsPeer:
         self._received_bytes = 0
         self.closed = False
         """Whether the peer has sent close_notify."""
-        self._connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._judge)
+        # By a weak reference: the connection keeps its callback, and a cycle would keep both until the collector comes.
+        judge = weakref.WeakMethod(self._judge)
+
+        def verdict(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+            method = judge()
+            return method is not None and method(connection, certificate, error, depth, ok)
+
+        self._connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verdict)
         if config.role is TlsRole.CLIENT:
             self._connection.set_connect_state()
             self._handshake()

@@ -186,6 +186,7 @@ class Channel:
                 await self.writing.wait()
             item = self._inbound.popleft()
             if item is None:
+                self.writing.release()  # finishing a pipe closes it
                 self._local(connection.finish)
                 self._carrier.written(self.number, None, 0)
                 self._carrier.ended()

@@ -122,6 +122,8 @@ class DestinationRunner(Runner):
 
     def redeem(self, token: bytes) -> LaneId | None:
         """The lane a token opens; a token works once."""
+        if self.over:
+            return None
         found = None
         for known in self._tokens:
             if hmac.compare_digest(known, token):
@@ -147,6 +149,9 @@ class DestinationRunner(Runner):
             self.log.warning("a lane's hello failed", lane=lane_id, reason=str(error) or "no answer in time")
             lane.drop()
             return
+        except BaseException:
+            lane.drop()
+            raise
         self.add_lane(lane)
 
     def forget(self, lane: Lane) -> bool:
@@ -179,6 +184,7 @@ class DestinationRunner(Runner):
             case ChannelOpen() if not self._announced.full():
                 self._announced.put_nowait(message)
             case LaneRequest():
+                self._tokens.clear()  # it gave the earlier ones up
                 await self.say(LaneGranted(self.grant()))
             case Finish():
                 self._finish_asked = True
@@ -274,32 +280,37 @@ class Destination:
     async def _greet(self, sock: socket.socket, address: str) -> None:
         """The first byte tells control from lane; what is neither is closed and does not count."""
         tune(sock)
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(FIRST_BYTE_SECONDS_MAX):
-                first = await loop.sock_recv(sock, 1)
-                if first and first[0] == LANE_FIRST_BYTE:
-                    await self._lane(sock, first)
-                    return
+                first = await asyncio.get_running_loop().sock_recv(sock, 1)
         except (OSError, TimeoutError):
             first = b""
         except asyncio.CancelledError:
             sock.close()
             raise
-        if not first or first[0] != TLS_FIRST_BYTE:
+        if first and first[0] == LANE_FIRST_BYTE:
+            await self._lane(sock, first)
+        elif first and first[0] == TLS_FIRST_BYTE:
+            await self._control(sock, first, address)
+        else:
             sock.close()
-            return
-        await self._control(sock, first, address)
 
     async def _lane(self, sock: socket.socket, first: bytes) -> None:
         """A lane hello: its token names the session."""
         loop = asyncio.get_running_loop()
         prefix = first
-        while len(prefix) < LANE_PREFIX_BYTES:
-            more = await loop.sock_recv(sock, LANE_PREFIX_BYTES - len(prefix))
-            if not more:
-                break
-            prefix += more
+        try:
+            async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):
+                while len(prefix) < LANE_PREFIX_BYTES:
+                    more = await loop.sock_recv(sock, LANE_PREFIX_BYTES - len(prefix))
+                    if not more:
+                        break
+                    prefix += more
+        except (OSError, TimeoutError):
+            prefix = b""
+        except asyncio.CancelledError:
+            sock.close()
+            raise
         if len(prefix) == LANE_PREFIX_BYTES and prefix.startswith(LANE_MAGIC):
             for runner in self._sessions:
                 lane = runner.redeem(prefix[len(LANE_MAGIC) :])

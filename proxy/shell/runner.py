@@ -80,6 +80,8 @@ class Runner:
         self._services: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._concluded = False
+        self.over = False
+        """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
         self._listening: asyncio.Task[None] | None = None
         self._assembling: dict[LaneId, tuple[bytearray, int]] = {}
 
@@ -94,7 +96,8 @@ class Runner:
         self._main = asyncio.current_task()
         cancelled = False
         try:
-            await self._conduct()
+            if self._failure is None:  # stop() may have come before us
+                await self._conduct()
         except asyncio.CancelledError:
             # Either a task of ours failed and woke us, or somebody called stop().
             cancelled = self._failure is None
@@ -106,6 +109,7 @@ class Runner:
             self._failure = self._failure or error
         finally:
             self._main = None
+            self.over = True
             await self._end_services()
         if self._failure is not None:
             await self._fail(self._failure)
@@ -166,8 +170,8 @@ class Runner:
         await asyncio.gather(*services, return_exceptions=True)
 
     async def _fail(self, failure: BaseException) -> None:
-        """Hypervisors first, then the peer."""
-        await self.abandon()
+        """Hypervisors first, and the peer at once: one that is wound down may take a minute."""
+        abandoning = self._loop.create_task(self.abandon())
         if self._listening is not None:
             if isinstance(failure, PeerLost):
                 # A lane that broke is often the peer giving up: the control connection may still say why.
@@ -177,6 +181,7 @@ class Runner:
             await asyncio.gather(self._listening, return_exceptions=True)
         self._account()
         await self.link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
+        await abandoning
         for lane in self.lanes.values():
             lane.drop()
         await self.link.close()
@@ -186,10 +191,11 @@ class Runner:
         pending = [channel for channel in self.channels.values() if not channel.settled]
         for channel in pending:
             channel.settled = True
-        await asyncio.gather(*(channel.connection.abort() for channel in pending))
+        await asyncio.gather(*(channel.connection.abort() for channel in pending), return_exceptions=True)
 
     async def _part(self) -> None:
         """Both sides have agreed that all is well: FINAL on every lane, close_notify."""
+        await self.abandon()  # what connected after the end belongs to no session
         self._account()
         lanes = list(self.lanes.values())
         try:
@@ -232,13 +238,13 @@ class Runner:
         """
         for channel in self.channels.values():
             if not channel.settled:
-                channel.settled = True
                 await channel.connection.settle()
+                channel.settled = True
 
     @property
     def lane(self) -> Lane:
         """The lane that frames leave by: the newest, for an older one may be about to show that it is broken."""
-        return next(reversed(self.lanes.values()))
+        return self.lanes[max(self.lanes)]
 
     async def send_frame(self, frame: memoryview) -> None:
         """See ``Carrier.send_frame``."""
@@ -262,7 +268,10 @@ class Runner:
     # ---- lanes
 
     def add_lane(self, lane: Lane) -> None:
-        """A lane whose hello has been exchanged joins the session."""
+        """A lane whose hello has been exchanged joins the session, unless that is over."""
+        if self.over:
+            lane.drop()
+            return
         self.lanes[lane.id] = lane
         lane.on_idle = self._acks_due_now
         self.report.lanes = len(self.lanes)
@@ -290,9 +299,6 @@ class Runner:
             kind = record.header.type
             if kind is RecordType.FRAME:
                 self._take_part(lane, record)
-                turn += 1
-                if turn % TURN_FRAMES == 0:
-                    await asyncio.sleep(0)
             elif kind is RecordType.ACK:
                 self.session.acknowledged(parse_acks(record.payload), self._loop.time())
                 record.release()
@@ -304,6 +310,9 @@ class Runner:
                 return
             else:
                 raise ProtocolViolation(f"a {kind.name} record on an open lane")
+            turn += 1
+            if turn % TURN_FRAMES == 0:
+                await asyncio.sleep(0)
 
     def _take_part(self, lane: Lane, record: Record) -> None:
         """A FRAME record: a whole frame, or the next part of one that is longer than a record."""
@@ -382,6 +391,7 @@ class Runner:
                     message = await self.link.receive()
             except TimeoutError:
                 raise PeerLost(f"no heartbeat for {silence:.0f} s") from None
+            await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else
             self.session.received(message)
             if isinstance(message, Heartbeat):
                 for progress in message.lanes:

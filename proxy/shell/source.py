@@ -121,9 +121,12 @@ class SourceRunner(Runner):
             self.add_lane(await self._open_lane(grant))
         self.serve(self.acknowledge(), "acknowledge")
         await self._add(self._first)
-        if not self._ingress.single:
-            self.serve(self._accept(), "accept")
+        accepting = self.serve(self._accept(), "accept") if not self._ingress.single else None
         await self._all_ended()
+        if accepting is not None:
+            # What connects from here on is the next migration.
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
         await self.settle_channels()
         await self.say(Finish())
         if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
