@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from proxy.errors import ConfigurationError, HypervisorFailed
 from proxy.limits import CONNECT_SECONDS_MAX, PIPE_BYTES
 
 PARTIAL_SUFFIX: Final = ".partial"
+_CLOSED: Final = -1  # in place of a number that may be somebody else's descriptor by now
 _LOCK_ATTEMPTS_MAX: Final = 3  # sessions that may end between our opening of their file and our lock
 _FIFO_POLL_SECONDS: Final = 0.05  # a FIFO without a reader can only be asked again
 
@@ -47,6 +49,8 @@ class FileReader:
 
     def read_into(self, buffer: memoryview) -> int | None:
         """See ``Connection.read_into``."""
+        if self._fd == _CLOSED:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if not self._begun:
             # A FIFO that nobody has opened for writing yet reads as ended; only poll tells the two apart.
             if not self._poll.poll(0):
@@ -66,11 +70,16 @@ class FileReader:
 
     async def settle(self) -> None:
         """Close."""
-        os.close(self._fd)
+        self._close()
 
     async def abort(self) -> None:
         """Close: the file stays where it was."""
-        os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
 
 class FileWriter:
@@ -84,6 +93,8 @@ class FileWriter:
         self._path = Path(path)
         self._partial = Path(path + PARTIAL_SUFFIX)
         self._fd = _open_locked(self._partial)
+        self._ending = threading.Lock()
+        """Held while it is decided who ends the file: ``settle``, which works in a thread, or ``abort``."""
 
     def read_into(self, buffer: memoryview) -> int | None:
         """A file says nothing: its direction ends at once."""
@@ -111,11 +122,15 @@ class FileWriter:
     def _commit(self) -> None:
         try:
             os.fsync(self._fd)
-            self._partial.rename(self._path)
+            with self._ending:
+                if self._fd == _CLOSED:
+                    # Called off in the meantime, and the lock with it: the name may be another session's by now.
+                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+                self._partial.rename(self._path)
+                self._close()
         except OSError:
             self._discard()
             raise
-        os.close(self._fd)
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -127,9 +142,16 @@ class FileWriter:
         self._discard()
 
     def _discard(self) -> None:
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
-        os.close(self._fd)
+        with self._ending:
+            if self._fd == _CLOSED:
+                return  # nothing at that name is ours any more
+            with suppress(OSError):
+                self._partial.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, _CLOSED
+        os.close(fd)
 
 
 def _open_locked(partial: Path) -> int:
@@ -191,11 +213,16 @@ class SpecialWriter:
         except OSError as error:
             raise HypervisorFailed(f"cannot finish {self.label}: {explain(error)}") from None
         finally:
-            os.close(self._fd)
+            self._close()
 
     async def abort(self) -> None:
         """Close."""
-        os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
 
 class FileIngress:

@@ -16,6 +16,7 @@ from proxy.endpoints.sockets import explain
 from proxy.errors import ConfigurationError, HypervisorFailed
 from proxy.limits import EXEC_EXIT_SECONDS_MAX, HANDOVER_SECONDS_MAX, WIND_DOWN_SECONDS_MAX
 
+_CLOSED: Final = -1  # in place of a number that may be somebody else's descriptor by now
 _DRAIN_BYTES: Final = 64 * 1024
 _DRAIN_POLL_SECONDS: Final = 0.02
 
@@ -58,9 +59,11 @@ class _ReadEnd:
             return None
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        os.close(self.fd)
+        fd, self.fd = self.fd, _CLOSED
+        if fd != _CLOSED:
+            if self._socket is not None:
+                self._socket.close()
+            os.close(fd)
 
 
 class _WriteEnd:
@@ -71,7 +74,6 @@ class _WriteEnd:
         mode = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self.wait_fd = None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else fd
-        self._closed = False
 
     def write(self, data: memoryview) -> int:
         try:
@@ -92,11 +94,11 @@ class _WriteEnd:
             self.close()
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        fd, self.fd = self.fd, _CLOSED
+        if fd != _CLOSED:
             if self._socket is not None:
                 self._socket.close()
-            os.close(self.fd)
+            os.close(fd)
 
 
 class PipeConnection:

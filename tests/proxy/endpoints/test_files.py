@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -438,5 +439,78 @@ def test_special_files_are_told_from_regular_ones(tmp_path: Path) -> None:
         assert isinstance(writer, FileWriter)
         assert writer.read_into(memoryview(bytearray(1))) == 0
         await writer.abort()
+
+    run(story())
+
+
+# ------------------------------------------------------------------ after the close
+
+
+async def opened(tmp_path: Path, kind: str) -> FileReader | FileWriter | SpecialWriter:
+    origin = tmp_path / "origin"
+    match kind:
+        case "reader":
+            origin.write_bytes(b"x")
+            return await ingress(origin).accept()
+        case "fifo":
+            os.mkfifo(origin)
+            return await ingress(origin).accept()
+        case "writer":
+            return await egress(tmp_path / "target").connect("")
+    return await egress(Path("/dev/null")).connect("")
+
+
+@pytest.mark.parametrize("kind", ["reader", "fifo", "writer", "special"])
+@pytest.mark.parametrize("how", ["settle", "abort"])
+def test_a_closed_file_touches_no_descriptor_that_has_its_number_now(tmp_path: Path, kind: str, how: str) -> None:
+    async def story() -> None:
+        connection = await opened(tmp_path, kind)
+        number = connection._fd
+        await getattr(connection, how)()
+        innocent = tmp_path / "innocent"
+        innocent.write_bytes(b"innocent")
+        other = os.open(innocent, os.O_RDWR)
+        os.dup2(other, number)
+        try:
+            act = connection.read_into if isinstance(connection, FileReader) else connection.write
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                act(memoryview(bytearray(8)))
+            await connection.abort()
+            assert innocent.read_bytes() == b"innocent"
+            assert os.fstat(number).st_ino == innocent.stat().st_ino, "closed once, not twice"
+        finally:
+            for fd in {number, other}:
+                os.close(fd)
+
+    run(story())
+
+
+def test_a_file_called_off_while_it_is_made_final_stays_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next session may have begun its own partial file by then: that must not be renamed into place."""
+    target = tmp_path / "guest"
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        del fd
+        syncing.set()
+        go_on.wait(10)
+
+    async def story() -> None:
+        first = await egress(target).connect("")
+        first.write(memoryview(b"called off"))
+        monkeypatch.setattr(os, "fsync", slow)
+        settling = asyncio.ensure_future(first.settle())
+        await asyncio.to_thread(syncing.wait, 10)
+        await first.abort()
+        second = await egress(target).connect("")
+        second.write(memoryview(b"half of the next"))
+        go_on.set()
+        with pytest.raises(HypervisorFailed):
+            await settling
+        assert not target.exists()
+        assert partial(target).read_bytes() == b"half of the next"
+        await second.abort()
 
     run(story())

@@ -15,7 +15,7 @@ import pytest
 from crypto.tls import TlsConfig
 from proxy.endpoints import pipes
 from proxy.endpoints.base import Egress, Ingress
-from proxy.endpoints.pipes import ExecEndpoint, ProcessConnection, XlEgress, start
+from proxy.endpoints.pipes import ExecEndpoint, ProcessConnection, XlEgress, _ReadEnd, _WriteEnd, start
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, exit_code_of
 from tests.proxy.support import Ended, over_tcp, relays, run, until
 
@@ -552,3 +552,30 @@ def test_winding_down_does_not_spin(client_tls: TlsConfig, server_tls: TlsConfig
             hypervisors.close()
 
     assert run(session()) < 0.3
+
+
+# ------------------------------------------------------------------ after the close
+
+
+@pytest.mark.parametrize("kind", [_ReadEnd, _WriteEnd])
+def test_a_closed_end_touches_no_descriptor_that_has_its_number_now(
+    tmp_path: Path, kind: type[_ReadEnd] | type[_WriteEnd]
+) -> None:
+    innocent = tmp_path / "innocent"
+    innocent.write_bytes(b"innocent")
+    pair = os.pipe()
+    number = pair[0] if kind is _ReadEnd else pair[1]
+    end = kind(number)
+    end.close()
+    other = os.open(innocent, os.O_RDWR)
+    os.dup2(other, number)
+    try:
+        act = end.read_into if isinstance(end, _ReadEnd) else end.write
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            act(memoryview(bytearray(8)))
+        end.close()
+        assert os.fstat(number).st_ino == innocent.stat().st_ino, "closed once, not twice"
+        assert innocent.read_bytes() == b"innocent"
+    finally:
+        for fd in {*pair, other}:
+            os.close(fd)
