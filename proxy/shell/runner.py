@@ -391,7 +391,6 @@ class Runner:
                     message = await self.link.receive()
             except TimeoutError:
                 raise PeerLost(f"no heartbeat for {silence:.0f} s") from None
-            await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else
             self.session.received(message)
             if isinstance(message, Heartbeat):
                 for progress in message.lanes:
@@ -405,6 +404,7 @@ class Runner:
                         )
             else:
                 await self._hear(message)
+            await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else
 
     async def say(self, message: Message) -> None:
         """Send a control message that the session's state follows."""
