@@ -142,6 +142,7 @@ class StdioEndpoint:
 
     def __init__(self, label: str = "stdio:") -> None:
         self.label = label
+        self._used = False
 
     async def open(self) -> None:
         """See ``Ingress.open``."""
@@ -173,6 +174,10 @@ class StdioEndpoint:
         return self._connection()
 
     def _connection(self) -> PipeConnection:
+        if self._used:
+            # They lead to /dev/null by now: a migration written there would be called done, and be lost.
+            raise HypervisorFailed(f"{self.label}: the standard streams have been used by an earlier session")
+        self._used = True
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         # Nobody migrates from a keyboard: a terminal as the far side's standard input has nothing to say.
         reader = os.dup(null) if os.isatty(0) else _own_description(0, os.O_RDONLY)

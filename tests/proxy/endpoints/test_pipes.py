@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from crypto.tls import TlsConfig
 from proxy.endpoints import pipes
 from proxy.endpoints.base import Egress, Ingress
-from proxy.endpoints.pipes import ExecEndpoint, ProcessConnection, XlEgress, _ReadEnd, _WriteEnd, start
+from proxy.endpoints.pipes import ExecEndpoint, ProcessConnection, StdioEndpoint, XlEgress, _ReadEnd, _WriteEnd, start
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, exit_code_of
 from tests.proxy.support import Ended, over_tcp, relays, run, until
 
@@ -579,3 +580,43 @@ def test_a_closed_end_touches_no_descriptor_that_has_its_number_now(
     finally:
         for fd in {*pair, other}:
             os.close(fd)
+
+
+# ------------------------------------------------------------------ standard input and output
+
+
+@pytest.fixture
+def streams() -> Iterator[tuple[int, int]]:
+    """Pipes as the process's standard streams: what writes to its input, what reads from its output."""
+    kept = os.dup(0), os.dup(1)
+    (input_end, far_input), (far_output, output_end) = os.pipe(), os.pipe()
+    os.dup2(input_end, 0)
+    os.dup2(output_end, 1)
+    os.close(input_end)
+    os.close(output_end)
+    try:
+        yield far_input, far_output
+    finally:
+        os.dup2(kept[0], 0)
+        os.dup2(kept[1], 1)
+        for fd in (*kept, far_input, far_output):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_the_standard_streams_serve_one_session(streams: tuple[int, int], side: str) -> None:
+    """What a second one wrote would go to /dev/null, and be called done."""
+    far_input, far_output = streams
+    endpoint = StdioEndpoint()
+
+    async def story() -> None:
+        first = await (endpoint.accept() if side == "ingress" else endpoint.connect(""))
+        os.write(far_input, b"asked")
+        assert first.read_into(memoryview(bytearray(8))) == 5
+        assert first.write(memoryview(b"answered")) == 8
+        await first.settle()
+        assert os.read(far_output, 100) == b"answered"
+        with pytest.raises(HypervisorFailed, match="stdio:: the standard streams have been used by an earlier session"):
+            await (endpoint.accept() if side == "ingress" else endpoint.connect(""))
+
+    run(story())
