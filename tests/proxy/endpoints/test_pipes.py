@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -585,7 +586,7 @@ def test_a_closed_end_touches_no_descriptor_that_has_its_number_now(
 # ------------------------------------------------------------------ standard input and output
 
 
-@pytest.fixture
+@contextmanager
 def streams() -> Iterator[tuple[int, int]]:
     """Pipes as the process's standard streams: what writes to its input, what reads from its output."""
     kept = os.dup(0), os.dup(1)
@@ -604,12 +605,11 @@ def streams() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("side", ["ingress", "egress"])
-def test_the_standard_streams_serve_one_session(streams: tuple[int, int], side: str) -> None:
+def test_the_standard_streams_serve_one_session(side: str) -> None:
     """What a second one wrote would go to /dev/null, and be called done."""
-    far_input, far_output = streams
     endpoint = StdioEndpoint()
 
-    async def story() -> None:
+    async def story(far_input: int, far_output: int) -> None:
         first = await (endpoint.accept() if side == "ingress" else endpoint.connect(""))
         os.write(far_input, b"asked")
         assert first.read_into(memoryview(bytearray(8))) == 5
@@ -619,4 +619,5 @@ def test_the_standard_streams_serve_one_session(streams: tuple[int, int], side: 
         with pytest.raises(HypervisorFailed, match="stdio:: the standard streams have been used by an earlier session"):
             await (endpoint.accept() if side == "ingress" else endpoint.connect(""))
 
-    run(story())
+    with streams() as (far_input, far_output):
+        run(story(far_input, far_output))
