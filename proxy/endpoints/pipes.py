@@ -11,10 +11,14 @@ import subprocess
 from contextlib import suppress
 from typing import Final
 
+import structlog
+
 from proxy.endpoints.files import grow_pipe
 from proxy.endpoints.sockets import explain
 from proxy.errors import ConfigurationError, HypervisorFailed
-from proxy.limits import EXEC_EXIT_SECONDS_MAX, HANDOVER_SECONDS_MAX, WIND_DOWN_SECONDS_MAX
+from proxy.limits import ABORT_SECONDS_MAX, EXEC_EXIT_SECONDS_MAX, HANDOVER_SECONDS_MAX, WIND_DOWN_SECONDS_MAX
+
+log = structlog.get_logger("korora.endpoints")
 
 _CLOSED: Final = -1  # in place of a number that may be somebody else's descriptor by now
 _DRAIN_BYTES: Final = 64 * 1024
@@ -266,13 +270,33 @@ class ProcessConnection(PipeConnection):
         if self._wind_down:
             await self._unwind()
         await self._kill()
-        self._close()
+        if self._ended.done() and not self._outlived():
+            self._close()
+            return
+        # It runs as another user, or hangs in the kernel: a closed input would be a clean end to it.
+        log.warning(
+            "a command could not be killed; its input stays open until this process ends",
+            command=self.label,
+            pid=self._process.pid,
+        )
+        self._reader.close()
 
     async def _kill(self) -> None:
+        """Kill all of it, and wait a little for its end."""
         if not self._ended.done():
-            with suppress(ProcessLookupError):
+            with suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            await asyncio.shield(self._ended)
+            await asyncio.wait({self._ended}, timeout=ABORT_SECONDS_MAX)
+
+    def _outlived(self) -> bool:
+        """Whether something it has started as another user (sudo) lives on without it."""
+        try:
+            os.killpg(self._process.pid, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return False  # ours, and killed
 
     async def _unwind(self) -> None:
         """xl migrate-receive's only clean abort: shut its input, read its answer, let it destroy its copy."""

@@ -1,5 +1,7 @@
 """exec: and xl: endpoints: a command's exit decides, and a failed session never looks like an end to it."""
 
+import asyncio
+import errno
 import hashlib
 import os
 import shlex
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from crypto.tls import TlsConfig
 from proxy.endpoints import pipes
@@ -554,6 +557,64 @@ def test_winding_down_does_not_spin(client_tls: TlsConfig, server_tls: TlsConfig
             hypervisors.close()
 
     assert run(session()) < 0.3
+
+
+def refuse(pid: int, number: int) -> None:
+    del pid, number
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("how", ["abort", "settle"])
+def test_a_command_that_may_not_be_killed_sees_no_clean_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It runs as another user: all that can be done is not to close its input, to say so, and not to wait for ever."""
+    monkeypatch.setattr(pipes, "ABORT_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(pipes, "HANDOVER_SECONDS_MAX", 0.1)
+    target, booted = tmp_path / "disk", tmp_path / "booted"
+    text = f"cat > {target}; touch {booted}"
+
+    async def story() -> None:
+        connection = await command(text if how == "abort" else "exec sleep 600").connect("")
+        process = connection._process
+        try:
+            connection.write(memoryview(b"half of it"))
+            with monkeypatch.context() as patch, capture_logs() as logs:
+                patch.setattr(os, "killpg", refuse)
+                if how == "abort":
+                    await until(lambda: target.exists() and target.read_bytes() == b"half of it")
+                    await connection.abort()
+                    assert "could not be killed" in logs[0]["event"]
+                else:
+                    with pytest.raises(HypervisorFailed, match="did not end"):
+                        await connection.settle()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await asyncio.shield(connection._ended)
+            assert not booted.exists()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            await connection._ended
+            connection._close()
+
+    run(story())
+
+
+def test_what_outlives_a_killed_command_sees_no_clean_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sh -c 'sudo …'`: the shell is ours to kill, what it has started is not."""
+
+    async def story() -> None:
+        connection = await command("cat > /dev/null").connect("")
+        real = os.killpg
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setattr(os, "killpg", lambda pid, number: real(pid, number) if number else refuse(pid, number))
+            await connection.abort()
+        assert connection._ended.done()
+        assert [entry["log_level"] for entry in logs] == ["warning"]
+        os.fstat(connection._writer.fd)
+        connection._close()
+
+    run(story())
 
 
 # ------------------------------------------------------------------ after the close
