@@ -14,12 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from proxy.errors import ConfigurationError, HypervisorFailed
 from proxy.limits import CONNECT_SECONDS_MAX, LISTEN_BACKLOG
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_NORMAL: Final = struct.pack("ii", 0, 0)
 _BACKLOG_POLL_SECONDS: Final = 0.02  # a full backlog can only be asked again
+_ACCEPT_AGAIN_SECONDS: Final = 0.1  # for descriptors or memory to become free; the connection waits in the backlog
+_SHORT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = structlog.get_logger("korora.endpoints")
 
 
 def tune(sock: socket.socket) -> None:
@@ -111,6 +117,10 @@ class _SocketIngress:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
+                if error.errno in _SHORT_OF_RESOURCES:
+                    log.warning("a hypervisor's connection must wait", endpoint=self.label, reason=explain(error))
+                    await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
+                    continue
                 raise HypervisorFailed(f"{self.label} takes no connection: {explain(error)}") from None
             return SocketConnection(sock, self.label)
 

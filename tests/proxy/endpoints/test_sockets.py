@@ -116,6 +116,35 @@ def test_a_closed_ingress_accepts_nothing() -> None:
     run(story())
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_an_ingress_outlives_a_shortage(number: int) -> None:
+    """A long-lived `send` must not end because other sessions have every descriptor for a moment."""
+
+    class Short(socket.socket):
+        refusals = 2
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(number, os.strerror(number))
+            return super().accept()
+
+    async def story() -> None:
+        ingress = TcpIngress(LOOPBACK, 0, f"tcp:{LOOPBACK}:0")
+        await ingress.open()
+        assert ingress._sock is not None
+        ingress._sock = Short(fileno=ingress._sock.detach())
+        ingress._sock.setblocking(False)
+        wire = Wire(await dial_tcp(LOOPBACK, ingress._sock.getsockname()[1]))
+        connection = await ingress.accept()
+        assert ingress._sock.refusals == 0
+        await connection.settle()
+        wire.close()
+        await ingress.close()
+
+    run(story())
+
+
 # ------------------------------------------------------------------ listening on a unix socket
 
 
