@@ -51,10 +51,13 @@ class SocketConnection:
     Args:
         sock: connected; this object owns it from now on.
         label: the endpoint as the operator wrote it.
+        delivers: whether its hypervisor receives the migration. It must then have taken all of it; a source may go
+            without reading its tail.
     """
 
-    def __init__(self, sock: socket.socket, label: str) -> None:
+    def __init__(self, sock: socket.socket, label: str, *, delivers: bool = False) -> None:
         tune(sock)
+        self._delivers = delivers
         self._sock = sock
         self._tcp = sock.family != socket.AF_UNIX
         self.label = label
@@ -81,15 +84,27 @@ class SocketConnection:
             return 0
 
     def finish(self) -> None:
-        """Shut the write side down; the hypervisor may have gone already, which is its right."""
+        """Shut the write side down; a source's hypervisor may have gone already, which is its right.
+
+        Raises:
+            HypervisorFailed: a destination's has, and what was written last went nowhere.
+        """
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
+            if self._delivers:
+                raise HypervisorFailed(f"{self.label} was gone before the end of the stream") from None
 
     async def settle(self) -> None:
-        """Close in peace: both directions have ended."""
+        """Close in peace: both directions have ended.
+
+        Raises:
+            HypervisorFailed: the destination's hypervisor has thrown away what was written last.
+        """
+        if self._delivers and (number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            raise HypervisorFailed(f"{self.label} did not take the end of the stream: {os.strerror(number)}")
         self._linger(_LINGER_NORMAL)
         self._sock.close()
 
@@ -264,7 +279,7 @@ class TcpEgress:
             sock = await dial_tcp(self._host, self._port, reset=True)
         except (OSError, TimeoutError) as error:
             raise HypervisorFailed(f"cannot connect to the hypervisor at {self.label}: {explain(error)}") from None
-        return SocketConnection(sock, self.label)
+        return SocketConnection(sock, self.label, delivers=True)
 
 
 class UnixEgress:
@@ -293,7 +308,7 @@ class UnixEgress:
         except BaseException:
             sock.close()
             raise
-        return SocketConnection(sock, self.label)
+        return SocketConnection(sock, self.label, delivers=True)
 
 
 def _connected(sock: socket.socket, path: str) -> bool:

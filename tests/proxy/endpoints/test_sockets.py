@@ -363,6 +363,64 @@ def test_half_closing_towards_one_who_has_gone() -> None:
     run(story())
 
 
+async def delivering(folder: Path, kind: str) -> tuple[SocketConnection, socket.socket]:
+    """An egress's connection, and the destination's hypervisor at its other end."""
+    family, address = (socket.AF_INET, (LOOPBACK, 0)) if kind == "tcp" else (socket.AF_UNIX, str(folder / "vm.sock"))
+    with socket.socket(family) as listener:
+        listener.bind(address)
+        listener.listen()
+        port = listener.getsockname()[1]
+        egress = TcpEgress(LOOPBACK, port, "tcp:test") if kind == "tcp" else UnixEgress(str(address), "unix:test")
+        connection = await egress.connect("")
+        return connection, listener.accept()[0]
+
+
+def test_a_destination_that_was_gone_before_the_last_write_is_a_failure(tmp_path: Path) -> None:
+    """It has closed, everything read until then: the kernel takes what is written next, and throws it away."""
+
+    async def story() -> None:
+        connection, hypervisor = await delivering(tmp_path, "tcp")
+        connection.write(memoryview(b"most"))
+        assert hypervisor.recv(100) == b"most"
+        hypervisor.close()
+        assert connection.read_into(memoryview(bytearray(8))) == 0
+        assert connection.write(memoryview(b"the tail")) == 8
+        with pytest.raises(HypervisorFailed, match="tcp:test was gone before the end of the stream"):
+            connection.finish()
+        await connection.abort()
+
+    run(story())
+
+
+def test_a_destination_that_closes_without_reading_the_end_is_a_failure(tmp_path: Path) -> None:
+    async def story() -> None:
+        connection, hypervisor = await delivering(tmp_path, "unix")
+        hypervisor.shutdown(socket.SHUT_WR)
+        assert connection.read_into(memoryview(bytearray(8))) == 0
+        assert connection.write(memoryview(b"the tail")) == 8
+        connection.finish()
+        hypervisor.close()
+        with pytest.raises(HypervisorFailed, match="unix:test did not take the end of the stream"):
+            await connection.settle()
+        await connection.abort()
+
+    run(story())
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_destination_that_closes_with_everything_read_is_none(tmp_path: Path, kind: str) -> None:
+    async def story() -> None:
+        connection, hypervisor = await delivering(tmp_path, kind)
+        connection.write(memoryview(b"all of it"))
+        assert hypervisor.recv(100) == b"all of it"
+        hypervisor.close()
+        assert connection.read_into(memoryview(bytearray(8))) == 0
+        connection.finish()
+        await connection.settle()
+
+    run(story())
+
+
 def test_connections_are_tuned() -> None:
     async def story() -> None:
         connection, wire = await tcp_pair()
