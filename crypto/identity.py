@@ -8,6 +8,7 @@ What could fail in the middle of a handshake fails here instead, with an error o
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -141,7 +142,8 @@ class _Files:
         self._directory = directory
         self.issue_again = _ISSUE_AGAIN.format(directory=directory)
         self._renew_crl = _RENEW_CRL.format(directory=directory)
-        if not directory.is_dir():
+        # os.path's question, not Path's: before Python 3.12 that one raises where the way there is not ours.
+        if not os.path.isdir(directory):
             raise IdentityMissing(
                 f"there is no identity directory {directory}", f"issue one: korora pki issue DIR NAME --out {directory}"
             )
@@ -207,7 +209,7 @@ class _Files:
         return SigningKey(key.private_bytes_raw())
 
     def crl(self, ca: x509.Certificate, now: datetime) -> x509.CertificateRevocationList:
-        if not self.path(CRL).exists():
+        if not os.path.exists(self.path(CRL)):
             raise CrlMissing(f"there is no {self.path(CRL)}", self._renew_crl)
         content, _ = self._read(CRL, CRL_BYTES_MAX)
         try:

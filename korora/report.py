@@ -34,10 +34,16 @@ def check_writable(path: Path | None) -> None:
     if path is None:
         return
     parent = path.absolute().parent
-    if path.exists() and not path.is_dir() and not path.is_file():
-        return
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigurationError(f"cannot write the report {path}", "give a file in a directory that you may write")
+    remedy = "give a file in a directory that you may write"
+    # A path too long, or through a directory that is not ours, is an error of its own to Path.exists and its like.
+    try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            return
+        fit = parent.is_dir() and not path.is_dir() and os.access(parent, os.W_OK)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write the report {path}: {error.strerror}", remedy) from None
+    if not fit:
+        raise ConfigurationError(f"cannot write the report {path}", remedy)
 
 
 def write(path: Path, report: SessionReport) -> None:

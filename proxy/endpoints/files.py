@@ -267,9 +267,18 @@ class FileEgress:
     async def check(self) -> None:
         """See ``Egress.check``."""
         path = Path(self._path)
-        if path.is_dir():
+        try:
+            os.lstat(self._path + ("" if _special(self._path) else PARTIAL_SUFFIX))
+        except FileNotFoundError:
+            pass  # as it should be
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write {self.label}: {explain(error)}",
+                "give the path of a file in a directory that you may use",
+            ) from None
+        if os.path.isdir(path):
             raise ConfigurationError(f"cannot write {self.label}: it is a directory", "give the path of a file")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise ConfigurationError(
                 f"cannot write {self.label}: there is no directory {path.parent}", "make the directory first"
             )

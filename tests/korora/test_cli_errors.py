@@ -471,3 +471,11 @@ def test_the_source_hypervisor_fails(pair: Callable[[str, str], tuple[Ended, End
 def test_the_demo_without_a_hypervisor(tmp_path: Path) -> None:
     line = korora("demo", env={"KORORA_QEMU": str(tmp_path / "qemu")}).complaint(2)
     assert "KORORA_QEMU" in line
+
+
+def test_names_too_long(tmp_path: Path, receive: Callable[..., Ended]) -> None:
+    """Before Python 3.12 asking whether such a path exists raises instead of saying no."""
+    long = tmp_path / ("x" * 300)
+    receive(f"file:{long}").complaint(2)
+    receive("file:/dev/null", "--report", long).complaint(2)
+    receive("file:/dev/null", identity=long).complaint(2)

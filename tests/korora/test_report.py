@@ -1,5 +1,6 @@
 """The --report file: whole or not at all, its owner's alone, and with the keys that other tools depend on."""
 
+import errno
 import json
 import os
 import stat
@@ -154,6 +155,22 @@ def test_what_cannot_be_written_is_found_out_before_the_migration(tmp_path: Path
     with pytest.raises(ConfigurationError, match="cannot write the report") as refused:
         report.check_writable(tmp_path / path)
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/report.json"])
+def test_a_name_too_long_is_found_out_before_the_migration(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot write the report"):
+        report.check_writable(tmp_path / name)
+
+
+def test_a_directory_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        with pytest.raises(ConfigurationError, match="cannot write the report"):
+            report.check_writable(tmp_path / "report.json")
 
 
 @needs_ordinary_user

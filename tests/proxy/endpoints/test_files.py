@@ -1,6 +1,7 @@
 """file: endpoints: a file appears whole or not at all; FIFOs and devices are used directly."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import stat
@@ -409,6 +410,27 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         assert refused.value.remedy
     run(egress(tmp_path / "fine").check())
     assert list(tmp_path.iterdir()) == [], "a check leaves no trace"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/file", "x" * 250])
+def test_a_name_too_long_is_found_out_before_the_migration(tmp_path: Path, name: str) -> None:
+    """The third is so only with what is appended to a file that is not whole."""
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        run(egress(tmp_path / name).check())
+
+
+def test_a_directory_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    async def story() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", refuse)
+            patch.setattr(os, "lstat", refuse)
+            await egress(tmp_path / "file").check()
+
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        run(story())
 
 
 @needs_ordinary_user
