@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import select
 import shlex
 import signal
 import socket
@@ -45,6 +46,19 @@ def _own_description(fd: int, flags: int) -> int:
     return own
 
 
+def _asked_first(fd: int, event: int) -> "select.poll | None":
+    """What tells whether a descriptor can be used now, for one whose use would wait; None where it would not.
+
+    Only what could not be reopened waits: its O_NONBLOCK is not ours to set.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or not os.get_blocking(fd):
+        return None
+    poll = select.poll()
+    poll.register(fd, event)
+    return poll
+
+
 class _ReadEnd:
     """One descriptor to read from."""
 
@@ -53,8 +67,11 @@ class _ReadEnd:
         mode = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self.wait_fd = None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else fd
+        self._poll = _asked_first(fd, select.POLLIN)
 
     def read_into(self, buffer: memoryview) -> int | None:
+        if self._poll is not None and self.fd != _CLOSED and not self._poll.poll(0):
+            return None
         try:
             if self._socket is not None:
                 return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
@@ -78,8 +95,13 @@ class _WriteEnd:
         mode = os.fstat(fd).st_mode
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(mode) else None
         self.wait_fd = None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else fd
+        self._poll = _asked_first(fd, select.POLLOUT)
 
     def write(self, data: memoryview) -> int:
+        if self._poll is not None and self.fd != _CLOSED:
+            if not self._poll.poll(0):
+                return 0
+            data = data[: select.PIPE_BUF]  # no more is sure to fit into a pipe that is writable
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)

@@ -4,13 +4,15 @@ import asyncio
 import errno
 import hashlib
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -615,6 +617,44 @@ def test_what_outlives_a_killed_command_sees_no_clean_end(monkeypatch: pytest.Mo
         connection._close()
 
     run(story())
+
+
+# ------------------------------------------------------------------ a pipe that could not be reopened
+
+
+def within(seconds: float, work: Callable[[], object]) -> object:
+    """What the work gives; an error if it blocks."""
+    got: list[object] = []
+    worker = threading.Thread(target=lambda: got.append(work()), daemon=True)
+    worker.start()
+    worker.join(seconds)
+    assert got, "it blocks"
+    return got[0]
+
+
+def test_a_blocking_pipe_is_never_waited_for() -> None:
+    """Another user's standard stream cannot be reopened, and its O_NONBLOCK is its owner's."""
+    near, far = os.pipe()
+    reader, writer = _ReadEnd(near), _WriteEnd(far)
+    buffer, chunk = memoryview(bytearray(1 << 20)), memoryview(bytes(1 << 20))
+    assert within(SECONDS_MAX, lambda: reader.read_into(buffer)) is None
+
+    def fill() -> int:
+        taken = 0
+        while count := writer.write(chunk):
+            taken += count
+        return taken
+
+    taken = within(SECONDS_MAX, fill)
+    assert isinstance(taken, int)
+    assert taken >= select.PIPE_BUF
+    assert within(SECONDS_MAX, lambda: reader.read_into(buffer)) == taken
+    assert within(SECONDS_MAX, lambda: reader.read_into(buffer)) is None
+    assert os.get_blocking(near)
+    assert os.get_blocking(far)
+    writer.close()
+    assert within(SECONDS_MAX, lambda: reader.read_into(buffer)) == 0
+    reader.close()
 
 
 # ------------------------------------------------------------------ after the close
