@@ -172,6 +172,7 @@ def test_a_lane_whose_hello_outlasts_the_session_is_dropped(client_tls: TlsConfi
         assert (set(runner.lanes), written) == (lanes, [])
         released.set()
         assert await near.broken()
+        await pair.ended()
 
     tell(client_tls, server_tls, story)
 
