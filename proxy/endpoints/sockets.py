@@ -128,7 +128,10 @@ class _SocketIngress:
             raise HypervisorFailed(f"{self.label} is closed")
         while True:
             try:
-                sock, _ = await asyncio.get_running_loop().sock_accept(self._sock)
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                await _readable(self._sock.fileno())
+                continue
             except ConnectionAbortedError:
                 continue
             except OSError as error:
@@ -144,6 +147,22 @@ class _SocketIngress:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+
+async def _readable(fd: int) -> None:
+    """Not the loop's sock_accept: cancelled between its accept and our waking, it would drop whom it had accepted."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
 
 
 def listen_tcp(host: str, port: int, label: str) -> socket.socket:

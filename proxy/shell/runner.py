@@ -172,6 +172,7 @@ class Runner:
     async def _fail(self, failure: BaseException) -> None:
         """Hypervisors first, and the peer at once: one that is wound down may take a minute."""
         abandoning = self._loop.create_task(self.abandon())
+        await asyncio.sleep(0)  # it begins with what takes no time: resets, kills
         if self._listening is not None:
             if isinstance(failure, PeerLost):
                 # A lane that broke is often the peer giving up: the control connection may still say why.
