@@ -178,11 +178,12 @@ class TlsPeer:
         """
         if not data:
             return b""
-        self._connection.bio_write(data)
         if self._peer is None:
             self._received_bytes += len(data)
             if self._received_bytes > PRE_AUTHENTICATION_BYTES_MAX:
                 raise TlsFailure(f"over {PRE_AUTHENTICATION_BYTES_MAX} bytes before authentication")
+        self._connection.bio_write(data)
+        if self._peer is None:
             self._handshake()
             if self._peer is None:
                 return b""

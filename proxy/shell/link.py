@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 from crypto.errors import AuthenticationError, IntegrityError
-from crypto.tls import PeerInfo, TlsPeer
+from crypto.tls import PRE_AUTHENTICATION_BYTES_MAX, PeerInfo, TlsPeer
 from proxy.control import Abort, Message, MessageReader, encode, printable
 from proxy.errors import PeerAborted, PeerLost, PeerRefused
 from proxy.limits import ABORT_SECONDS_MAX, CONTROL_SECONDS_MAX, DRAIN_SECONDS_MAX
@@ -117,7 +117,7 @@ class ControlLink:
         # Not the loop's sock_recv: cancelled between its read and our waking, it would drop what it had read.
         while True:
             try:
-                return self._sock.recv(_READ_BYTES)
+                return self._sock.recv(PRE_AUTHENTICATION_BYTES_MAX if self._tls.peer is None else _READ_BYTES)
             except BlockingIOError:
                 await self._read_gate.wait_readable()
             except OSError as error:

@@ -644,10 +644,14 @@ def test_too_much_before_authentication(hosts: Hosts) -> None:
     assert server.peer is None
 
 
-def test_one_huge_chunk_before_authentication(hosts: Hosts) -> None:
+def test_one_huge_chunk_before_authentication(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL is never handed, and so never buffers, what goes beyond the bound."""
     server = TlsPeer(server_config(hosts.beta))
-    with pytest.raises(TlsFailure):
+    handed: list[int] = []
+    monkeypatch.setattr(server._connection, "bio_write", lambda data: handed.append(len(data)))
+    with pytest.raises(TlsFailure, match="before authentication"):
         server.receive(HANDSHAKE_RECORD + bytes(PRE_AUTHENTICATION_BYTES_MAX))
+    assert handed == []
 
 
 def test_a_handshake_stays_far_below_its_bound(hosts: Hosts) -> None:
