@@ -58,6 +58,11 @@ class FlightWindow:
         """Bytes that may still leave now."""
         return max(0, self.limit_bytes - self.in_flight_bytes)
 
+    @property
+    def bytes_per_second(self) -> float:
+        """Stream bytes acknowledged a second, the best of the last acknowledgements; 0 before any."""
+        return max(self._rates, default=0.0)
+
     def depart(self, size: int, now: float) -> Departure:
         """A frame of ``size`` stream bytes leaves."""
         self.in_flight_bytes += size

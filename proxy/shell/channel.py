@@ -8,6 +8,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from proxy.endpoints.base import Connection
 from proxy.errors import HypervisorFailed
 from proxy.limits import FRAME_EAGER_BYTES, OPAQUE_FRAME_BYTES, SMALL_BODY_BYTES, TURN_FRAMES
+from proxy.rate import TokenBucket
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.lane import Record
@@ -27,6 +28,7 @@ class Carrier(Protocol):
 
     session: Session
     report: SessionReport
+    bucket: TokenBucket
 
     async def send_frame(self, frame: memoryview) -> None:
         """Send a frame to the peer. Raises PeerLost if the lane broke."""
@@ -80,7 +82,10 @@ class Channel:
         stream = buffer[FRAME_HEADER_BYTES:]
         filled = turn = 0
         while True:
-            room = min(OPAQUE_FRAME_BYTES, session.room_bytes(half))
+            await self._within_rate()
+            room = min(
+                OPAQUE_FRAME_BYTES, session.room_bytes(half), self._carrier.bucket.frame_bytes or OPAQUE_FRAME_BYTES
+            )
             drained = False
             if filled < room:
                 got = self._local(connection.read_into, stream[filled:room])
@@ -115,11 +120,25 @@ class Channel:
         self._carrier.ended()
         await self._carrier.send_frame(memoryview(end))
 
+    async def _within_rate(self) -> None:
+        """Wait while the session has sent more than its rate allows."""
+        bucket = self._carrier.bucket
+        if bucket.rate is None:
+            return
+        loop = asyncio.get_running_loop()
+        while (seconds := bucket.wait_seconds(loop.time())) > 0:
+            timer = loop.call_later(seconds, self.reading.wake)
+            try:
+                await self.reading.wait()
+            finally:
+                timer.cancel()
+
     async def _send(self, frame: memoryview) -> None:
         session = self._carrier.session
         half = session.senders[self.number]
         half.data(frame, session.next_order())
         size = len(frame) - FRAME_HEADER_BYTES
+        self._carrier.bucket.spend(size, asyncio.get_running_loop().time())
         half.departed(session.flight.depart(size, asyncio.get_running_loop().time()))
         await self._carrier.send_frame(frame)
 

@@ -34,6 +34,7 @@ from proxy.endpoints.sockets import tune
 from proxy.errors import (
     EXIT_AUTHENTICATION,
     EXIT_POLICY,
+    ConfigurationError,
     HypervisorFailed,
     PeerLost,
     PeerRefused,
@@ -212,6 +213,13 @@ class DestinationRunner(Runner):
 HELLO_BYTES = OVERHEAD_BYTES
 
 
+Admission = Callable[[PeerInfo, Offer], None]
+
+
+def _anybody(peer: PeerInfo, offer: Offer) -> None:
+    """Whoever has authenticated may use every egress."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a destination agrees to."""
@@ -220,6 +228,8 @@ class Terms:
     sessions_max: int = SESSIONS_MAX
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)
+    admit: Admission = field(default=_anybody, repr=False)
+    """Raises PolicyRefused where a peer may not use an egress."""
 
 
 SessionTask = Callable[[DestinationRunner], Awaitable[None]]
@@ -232,7 +242,7 @@ class Destination:
     Args:
         tls: identity and rules for peers; role SERVER.
         egresses: the destination's own table of names.
-        listener: bound, listening and non-blocking.
+        listener: bound, listening and non-blocking; None where connections come by ``take`` alone.
         terms: what is agreed to.
         begin: called with each accepted session, in a task of its own; runs it.
         failed: told of every TLS peer that did not become a session.
@@ -242,7 +252,7 @@ class Destination:
         self,
         tls: TlsConfig,
         egresses: dict[str, Egress],
-        listener: socket.socket,
+        listener: socket.socket | None,
         *,
         terms: Terms,
         begin: SessionTask,
@@ -258,6 +268,8 @@ class Destination:
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
+        if self._listener is None:
+            raise ConfigurationError("nothing to accept connections from", "give take() the connections")
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -268,14 +280,34 @@ class Destination:
                     log.warning("cannot accept a connection", reason=error.strerror)
                     await asyncio.sleep(0.1)
                     continue
-                task = loop.create_task(self._greet(sock, str(address[0])))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                self._half_open.add(task, str(address[0]))
+                self.take(sock, str(address[0]))
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.close()
+
+    def take(self, sock: socket.socket, address: str) -> None:
+        """Greet one connection that was accepted here or elsewhere; this object owns it from now on.
+
+        Args:
+            sock: connected; nothing has been read from it.
+            address: where it comes from, for limits and logs.
+        """
+        task = asyncio.get_running_loop().create_task(self._greet(sock, address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._half_open.add(task, address)
+
+    async def close(self) -> None:
+        """End every connection and session there is."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reconfigure(self, tls: TlsConfig, egresses: dict[str, Egress], terms: Terms) -> None:
+        """Judge by other rules from now on: whoever makes contact next, to resume a session included.
+
+        Sessions that are open go on.
+        """
+        self._tls, self._egresses, self._terms = tls, egresses, terms
 
     async def _greet(self, sock: socket.socket, address: str) -> None:
         """The first byte tells control from lane; what is neither is closed and does not count."""
@@ -354,7 +386,7 @@ class Destination:
         try:
             if not isinstance(offer, Offer):
                 raise PeerRefused(f"{type(offer).__name__} instead of an offer")
-            suite = self._judge(offer)
+            suite = self._judge(peer, offer)
         except (PolicyRefused, PeerRefused) as refusal:
             code = EXIT_POLICY if isinstance(refusal, PolicyRefused) else EXIT_AUTHENTICATION
             await link.send(Refuse(code, str(refusal)))
@@ -392,7 +424,7 @@ class Destination:
             raise
         return runner
 
-    def _judge(self, offer: Offer) -> Suite:
+    def _judge(self, peer: PeerInfo, offer: Offer) -> Suite:
         """The suite to use, if the offer can be accepted."""
         if offer.version != PROTOCOL_VERSION:
             raise PeerRefused(f"protocol version {offer.version}, this relay speaks {PROTOCOL_VERSION}")
@@ -408,6 +440,7 @@ class Destination:
         egress = self._egresses[offer.egress]
         if egress.single and self._sessions:
             raise PolicyRefused(f"{egress.label} serves one session at a time")
+        self._terms.admit(peer, offer)
         return suite
 
 

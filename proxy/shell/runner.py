@@ -28,12 +28,14 @@ from proxy.limits import (
     HEARTBEATS_MISSED_MAX,
     TURN_FRAMES,
 )
+from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
 from proxy.session import Session, State
 from proxy.shell.channel import Channel, FrameOwner
 from proxy.shell.lane import BufferPool, Lane, Record
 from proxy.shell.link import ControlLink
 from proxy.shell.waiting import Gate
+from proxy.status import SessionStatus
 from proxy.wire import (
     FRAME_HEADER_BYTES,
     WHOLE_FRAME,
@@ -84,6 +86,50 @@ class Runner:
         """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
         self._listening: asyncio.Task[None] | None = None
         self._assembling: dict[LaneId, tuple[bytearray, int]] = {}
+        self._began = self._loop.time()
+        self.bucket = TokenBucket()
+
+    # ---- seen and steered from outside
+
+    def status(self) -> SessionStatus:
+        """This moment of the session."""
+        session, lanes = self.session, self.lanes.values()
+        senders, receivers = session.senders.values(), session.receivers.values()
+        return SessionStatus(
+            session_id=self.report.session_id,
+            role=session.role.value,
+            peer=self.peer.name,
+            peer_address=self.report.peer_address,
+            vm=self.report.vm,
+            state=session.state.value,
+            seconds=self._loop.time() - self._began,
+            channels=len(receivers),
+            lanes=len(lanes),
+            bytes_in=sum(half.offset for half in senders),
+            bytes_out=sum(half.written_bytes for half in receivers),
+            wire_sent=self.link.sent_bytes + sum(lane.sent_bytes for lane in lanes),
+            wire_received=self.link.received_bytes + sum(lane.received_bytes for lane in lanes),
+            frames_sent=sum(half.frames for half in senders),
+            frames_received=sum(half.frames for half in receivers),
+            frames_resent=0,
+            records_sent=0,
+            records_received=0,
+            rekeys=0,
+            lanes_lost=0,
+            resumes=self.report.resumes,
+            queue_frames=sum(half.in_flight for half in senders),
+            queue_bytes=session.flight.in_flight_bytes,
+            window_bytes=session.flight.limit_bytes,
+            delay_seconds=session.flight.delay_seconds,
+            bytes_per_second=session.flight.bytes_per_second,
+            rate_limit=self.bucket.rate,
+        )
+
+    def set_rate(self, rate: float | None) -> None:
+        """Send no more than ``rate`` stream bytes a second from now on; None lifts the limit."""
+        self.bucket.change(rate, self._loop.time())
+        for channel in self.channels.values():
+            channel.reading.wake()
 
     # ---- life
 

@@ -67,6 +67,7 @@ class Peer:
     resume_seconds: int = 30
     egress: str = "default"
     xl_flags: str = ""
+    rate_limit: float | None = None
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)
 
@@ -105,6 +106,7 @@ class SourceRunner(Runner):
         self._where, self._keys, self._grants = where, keys, list(grants)
         self._ingress, self._first = ingress, first
         self._seen_lanes: set[int] = set()
+        self.set_rate(where.rate_limit)
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
@@ -236,6 +238,10 @@ class Source:
     def __init__(self, tls: TlsConfig, where: Peer, ingress: Ingress) -> None:
         self._tls, self._where, self._ingress = tls, where, ingress
         self.current: SourceRunner | None = None
+
+    def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
+        """Another identity, other rules or another address from the next contact on; an open session goes on."""
+        self._tls, self._where = tls, where
 
     async def session(self, first: Connection, report: SessionReport) -> None:
         """One whole session, begun by the hypervisor's connection ``first``.
