@@ -146,8 +146,8 @@ async def _folder() -> AsyncIterator[Path]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def build_rig(plan: MigrationPlan, folder: Path) -> GuestRig:
-    """Boot the guest, let it fill its memory, and save it.
+async def build_rig(plan: MigrationPlan, folder: Path, patience_s: float) -> GuestRig:
+    """Boot the guest, let it fill its memory (within `patience_s` seconds), and save it.
 
     Raises:
         DemoError, QmpError, TimeoutError: there is no QEMU or kernel, or it does not do.
@@ -159,7 +159,6 @@ async def build_rig(plan: MigrationPlan, folder: Path) -> GuestRig:
     machine = Machine(qemu, files, plan.spec, initrd)
     identities = await asyncio.to_thread(issue_identities, folder)
     snapshot = folder / "guest"
-    patience_s = BOOT_SECONDS + plan.filled_mib * FILL_SECONDS_PER_MIB
     async with _folder() as short, QemuVm("boot", machine, short) as vm:
         await vm.wait_beat(lambda beat: beat.number >= 3, patience_s)
         await vm.set_capabilities()
@@ -256,8 +255,9 @@ def _cpu(pids: list[int]) -> float:
 def measure_migrations(plan: MigrationPlan, directory: Path, *, budget: Budget, teller: Teller) -> MigrationResult:
     """All variants, interleaved. Where there is no QEMU, all are left out with the reason."""
     teller.step("a guest boots and fills its memory")
+    patience_s = min(BOOT_SECONDS + plan.filled_mib * FILL_SECONDS_PER_MIB, max(0.0, budget.left_s))
     try:
-        rig = asyncio.run(build_rig(plan, directory))
+        rig = asyncio.run(build_rig(plan, directory, patience_s))
     except (DemoError, QmpError, TimeoutError, OSError) as error:
         reason = str(error) or type(error).__name__
         teller.warn(f"{reason}; left out")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.budget import Budget, Outcome, Teller, interleave
+from bench.daemon import has_daemon, start_daemons
 from bench.measure import (
     ANSWER_TIMEOUT_S,
     NS_PER_S,
@@ -34,6 +35,7 @@ LANES: Final = (1, 2, 4, 8)
 SESSIONS: Final = (1, 2, 4, 16)
 PRIME_BYTES: Final = 1024 * 1024  # of each session, before anything is timed
 PRIME_TIMEOUT_S: Final = 30.0  # for all handshakes, on however busy a machine
+REPORT: Final = "send-0.json"  # of the first `korora send`
 REPORT_PATIENCE_S: Final = 5.0  # for a relay to write its report after its hypervisor has gone
 REPORT_POLL_S: Final = 0.02
 SPEED_UP_MIN: Final = 1.5  # of two sessions over one, where the machine allows
@@ -41,7 +43,7 @@ SPEED_UP_MIN: Final = 1.5  # of two sessions over one, where the machine allows
 StartRelays = Callable[[ProcessTree, Target, int, Path], list[int]]
 """Starts relays for so many sessions or lanes, and returns the port to connect to for each stream.
 
-The path is a directory for the reports of each `korora send`: `send-0.json` and so on.
+The path is a directory of this round, for reports and the like.
 """
 
 
@@ -68,7 +70,7 @@ class StreamsSample:
         stolen_cores: mean that the hypervisor gave to others.
         memory_largest_kib: peak of the largest relay.
         processes: relays.
-        lanes_used: as the first session's report says; None if it left none.
+        lanes_used: as the session's report says; None where there is none.
     """
 
     count: int
@@ -110,17 +112,25 @@ def start_lanes(tree: ProcessTree, target: Target, lanes: int, reports: Path) ->
     return start_pair(tree, target, options=("--lanes", str(lanes)), reports=reports)
 
 
-def start_sends(tree: ProcessTree, target: Target, sessions: int, reports: Path) -> list[int]:
+def start_sends(tree: ProcessTree, target: Target, sessions: int, _folder: Path) -> list[int]:
     """One `korora receive` for as many `korora send`."""
-    return start_pair(tree, target, sends=sessions, reports=reports)
+    return start_pair(tree, target, sends=sessions)
 
 
 def measure_streams(
-    start: StartRelays, directory: Path, *, count: int, streams: int, number: int, total_bytes: int
+    start: StartRelays,
+    directory: Path,
+    *,
+    count: int,
+    streams: int,
+    number: int,
+    total_bytes: int,
+    reports: bool = False,
 ) -> StreamsSample:
     """One round: `total_bytes` over `streams` streams through relays started by `start` for `count`.
 
-    The identities are made in `directory` and used again by further rounds.
+    The identities are made in `directory` and used again by further rounds. With `reports` the relays are expected to
+    leave one, which says how many lanes were used.
 
     Raises:
         BenchError: a relay does not start, stalls, or loses bytes.
@@ -152,7 +162,7 @@ def measure_streams(
         if received["bytes"] != each_bytes * streams:
             raise BenchError(f"korora: {received['bytes']} of {each_bytes * streams} bytes arrived")
         _release([*sources, sink])
-        lanes_used = _lanes_used(Path(scratch) / "send-0.json")
+        lanes_used = _lanes_used(Path(scratch) / REPORT) if reports else None
     start_ns = min(answer["start_ns"] for answer in sent)
     cores = os.cpu_count() or 1
     return StreamsSample(
@@ -206,7 +216,13 @@ def measure_lanes(plan: StreamsPlan, directory: Path, *, budget: Budget, teller:
 
     def act(item: str, number: int) -> StreamsSample:
         return measure_streams(
-            start_lanes, directory, count=int(item), streams=1, number=number, total_bytes=plan.total_bytes
+            start_lanes,
+            directory,
+            count=int(item),
+            streams=1,
+            number=number,
+            total_bytes=plan.total_bytes,
+            reports=True,
         )
 
     outcome = interleave([str(n) for n in LANES], act, rounds=plan.rounds, budget=budget, teller=teller)
@@ -214,15 +230,19 @@ def measure_lanes(plan: StreamsPlan, directory: Path, *, budget: Budget, teller:
 
 
 def measure_sessions(plan: StreamsPlan, directory: Path, *, budget: Budget, teller: Teller) -> StreamsResult:
-    """1, 2, 4 and 16 sessions at once."""
+    """1, 2, 4 and 16 sessions at once, through daemons where this version has them."""
+    start: StartRelays = start_sends
+    relays = "a `korora send` each, one `korora receive`"
+    if has_daemon():
+        start, relays = start_daemons, "one `korora serve` at each end"
 
     def act(item: str, number: int) -> StreamsSample:
         return measure_streams(
-            start_sends, directory, count=int(item), streams=int(item), number=number, total_bytes=plan.total_bytes
+            start, directory, count=int(item), streams=int(item), number=number, total_bytes=plan.total_bytes
         )
 
     outcome = interleave([str(n) for n in SESSIONS], act, rounds=plan.rounds, budget=budget, teller=teller)
-    return StreamsResult("sessions", "a `korora send` each, one `korora receive`", os.cpu_count() or 1, outcome)
+    return StreamsResult("sessions", relays, os.cpu_count() or 1, outcome)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def test_without_qemu_all_are_left_out_with_the_reason(tmp_path: Path, monkeypat
 async def test_a_small_guest_moves_each_way(tmp_path: Path) -> None:
     plan = MigrationPlan(rounds=1, filled_mib=4)
     try:
-        rig = await build_rig(plan, tmp_path)
+        rig = await build_rig(plan, tmp_path, 60)
     except DemoError as error:
         if error.exit_code != EXIT_SETUP or os.environ.get("CI"):
             raise

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.budget import Outcome
+from bench.daemon import has_daemon, start_daemons
 from bench.measure import GiB
 from bench.peers import Target
 from bench.processes import BenchError, MachineTime, ProcessTree
@@ -15,6 +16,7 @@ from bench.streams import (
     StreamsSample,
     _lanes_used,
     measure_streams,
+    start_lanes,
     start_sends,
 )
 
@@ -54,10 +56,7 @@ def result_of(kind: str, *samples: StreamsSample, cores: int = 2) -> StreamsResu
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_all_bytes_of_all_streams_are_counted_but_the_primed_ones(
-    streams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.streams.REPORT_PATIENCE_S", 0.0)  # nobody is there to write one
+def test_all_bytes_of_all_streams_are_counted_but_the_primed_ones(streams: int, tmp_path: Path) -> None:
     total = 9 * MiB
     measured = measure_streams(start_direct, tmp_path, count=streams, streams=streams, number=1, total_bytes=total)
     assert measured.bytes == total - streams * PRIME_BYTES
@@ -72,7 +71,19 @@ def test_two_sessions_go_through_one_receive(tmp_path: Path) -> None:
     assert measured.processes == 3
     assert measured.relay_cpu_s > 0
     assert measured.memory_largest_kib > 0
-    assert measured.lanes_used is not None
+
+
+def test_a_session_with_lanes_says_how_many_it_used(tmp_path: Path) -> None:
+    measured = measure_streams(start_lanes, tmp_path, count=2, streams=1, number=1, total_bytes=4 * MiB, reports=True)
+    assert measured.bytes == 3 * MiB
+    assert measured.lanes_used in {1, 2}  # one where lanes are accepted and not used
+
+
+@pytest.mark.skipif(not has_daemon(), reason="this version has no korora serve")
+def test_two_sessions_go_through_daemons(tmp_path: Path) -> None:
+    measured = measure_streams(start_daemons, tmp_path, count=2, streams=2, number=1, total_bytes=8 * MiB)
+    assert measured.bytes == 6 * MiB
+    assert measured.processes >= 2
 
 
 def start_cutter(tree: ProcessTree, target: Target, count: int, reports: Path) -> list[int]:
