@@ -1,8 +1,8 @@
 """Interleaved rounds within a time: what is measured when, and where it is cut when the time is over.
 
-Every round measures each item once, so that whatever else the machine does meets all alike. A round that cannot be
-finished in time is dropped whole, because medians over different rounds would compare different moments; only the
-first is kept as far as it went.
+Every round measures each item once, so that whatever else the machine does meets all alike. A round that would not end
+in time is not begun, and dropped whole if it turns out so half-way, because medians over different rounds would compare
+different moments; only the first is kept as far as it went.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def interleave(
         items: what to measure, in order.
         act: measures one item in one round (counted from 1); BenchError if it cannot.
         rounds: how many, if the time allows.
-        budget: the time. Nothing is begun that, going by its longest turn so far, would not end within it.
+        budget: the time. No round is begun, and no item of it, that would not end within it going by the longest turns
+            so far.
         teller: is told each step.
         left_out: items that cannot be measured, with reasons; shown, not tried.
 
@@ -116,10 +117,11 @@ def interleave(
     longest_s: dict[str, float] = {}
     for number in range(1, rounds + 1):
         current: list[tuple[str, S]] = []
-        for name in items:
-            if name in outcome.left_out:
-                continue
-            if budget.left_s <= longest_s.get(name, 0.0):
+        waiting = [name for name in items if name not in outcome.left_out]
+        for index, name in enumerate(waiting):
+            # Before the first item of a round the question is about all of it.
+            needed = waiting if index == 0 else [name]
+            if budget.left_s <= sum(longest_s.get(each, 0.0) for each in needed):
                 outcome.cut = f"Cut after {number - 1} of {rounds} rounds: its {budget.seconds:.0f} s were over"
                 break
             teller.step(f"round {number} of {rounds}: {name}")

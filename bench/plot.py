@@ -90,6 +90,7 @@ def _label(axes: Axes, at: Sequence[float], names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
 
 
 def _speed(axes: Axes, rows: Rows, title: str, figure: str, ours: str) -> None:

@@ -44,15 +44,28 @@ def test_every_round_measures_each_once_in_order() -> None:
     assert told.warnings == []
 
 
-def test_a_round_that_cannot_be_finished_is_dropped_whole() -> None:
+def test_a_round_that_would_not_end_in_time_is_not_begun() -> None:
     outcome, told = run(10, 5, {"a": 1, "b": 3})
-    # 4 s a round: the third begins at 8 s, its b would end at 12.
+    # 4 s a round: the third would begin at 8 s and end at 12.
     assert outcome.samples == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert outcome.rounds == 2
     assert outcome.cut == "Cut after 2 of 5 rounds: its 10 s were over"
     assert told.warnings == [outcome.cut]
     assert "Cut after 2 of 5" in outcome.text()
-    assert outcome.seconds <= 10
+    assert outcome.seconds == 8
+
+
+def test_a_round_that_turns_out_too_long_is_dropped_whole() -> None:
+    clock, told = Clock(), Told()
+
+    def act(name: str, number: int) -> tuple[str, int]:
+        clock.now += 4 if (name, number) == ("a", 2) else 2  # the second a takes longer than the first
+        return name, number
+
+    outcome = interleave(["a", "b"], act, rounds=5, budget=Budget(9, clock), teller=told)
+    assert outcome.samples == [("a", 1), ("b", 1)]
+    assert told.steps == ["round 1 of 5: a", "round 1 of 5: b", "round 2 of 5: a"]
+    assert (outcome.rounds, outcome.cut) == (1, "Cut after 1 of 5 rounds: its 9 s were over")
 
 
 def test_the_first_round_is_kept_as_far_as_it_went() -> None:
