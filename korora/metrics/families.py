@@ -271,6 +271,9 @@ WORKER_RESTARTS: Final = Family(
     "Worker processes that were started again after they ended unasked",
     side=Side.SUPERVISOR,
 )
+READY: Final = Family(
+    "korora_ready", Kind.GAUGE, "1 while new sessions are taken, as /readyz says", side=Side.SUPERVISOR
+)
 DRAINING: Final = Family(
     "korora_draining",
     Kind.GAUGE,
@@ -283,6 +286,13 @@ RELOADS: Final = Family(
     "Reloads of configuration and identity, by result",
     (("result", ("done", "failed")),),
     side=Side.SUPERVISOR,
+)
+LAST_RELOAD: Final = Family(
+    "korora_last_reload_successful",
+    Kind.GAUGE,
+    "1 if the last reload was carried out, 0 if it was refused and the old configuration kept",
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
 )
 CERTIFICATE_EXPIRY: Final = Family(
     "korora_certificate_expiry_timestamp_seconds",
@@ -374,8 +384,10 @@ FAMILIES: Final = (
     BUILD_INFO,
     WORKERS,
     WORKER_RESTARTS,
+    READY,
     DRAINING,
     RELOADS,
+    LAST_RELOAD,
     CERTIFICATE_EXPIRY,
     CRL_EXPIRY,
     LOOP_LAG,

@@ -255,6 +255,10 @@ class Observer:
         """A worker that had ended unasked was started again."""
         self._in.counter(f.WORKER_RESTARTS).inc()
 
+    def ready(self, *, on: bool) -> None:
+        """Whether new sessions are taken, as /readyz says."""
+        self._in.gauge(f.READY).set(on)
+
     def draining(self, *, on: bool) -> None:
         """Whether no new session is taken, and those that run are seen to their end."""
         self._in.gauge(f.DRAINING).set(on)
@@ -262,6 +266,7 @@ class Observer:
     def reload(self, *, ok: bool) -> None:
         """A reload of configuration and identity has been carried out, or refused and the old kept."""
         self._in.counter(f.RELOADS, "done" if ok else "failed").inc()
+        self._in.gauge(f.LAST_RELOAD).set(ok)
 
     def identity(self, *, host: datetime, signing: datetime, ca: datetime, crl: datetime) -> None:
         """An identity was loaded: when each part of it expires (``not_valid_after_utc``, ``next_update_utc``)."""

@@ -269,12 +269,16 @@ def test_what_the_supervisor_says() -> None:
     observer.workers(4)
     observer.worker_restarted()
     observer.draining(on=True)
+    observer.ready(on=True)
     observer.reload(ok=True)
+    assert value(registry, f.LAST_RELOAD) == 1
     observer.reload(ok=False)
     observer.identity(host=noon, signing=noon + timedelta(1), ca=noon + timedelta(2), crl=noon + timedelta(3))
     assert value(registry, f.WORKERS) == 4
     assert value(registry, f.WORKER_RESTARTS) == 1
     assert value(registry, f.DRAINING) == 1
+    assert value(registry, f.READY) == 1
+    assert value(registry, f.LAST_RELOAD) == 0
     assert [value(registry, f.RELOADS, result) for result in ("done", "failed")] == [1, 1]
     assert value(registry, f.CERTIFICATE_EXPIRY, "signing") == (noon + timedelta(1)).timestamp()
     assert value(registry, f.CRL_EXPIRY) == (noon + timedelta(3)).timestamp()
@@ -325,6 +329,7 @@ def everything() -> CollectorRegistry:
     observer.sample([status(1)], 0.1)
     observer.session_ended(report(2, "destination"), status(2, "destination"))
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    observer.reload(ok=True)
     observer.identity(host=noon, signing=noon, ca=noon, crl=noon)
     return registry
 
