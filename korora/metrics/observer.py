@@ -128,6 +128,7 @@ class Observer:
         usage: Callable[[], Usage] = usage_of_this_process,
     ) -> None:
         self._in = instruments
+        self._side = side
         self._worker = worker
         self._clock = clock
         self._usage = usage
@@ -165,7 +166,8 @@ class Observer:
             key = (status.role, status.session_id)
             if key not in self._ended:
                 self._watch(self._count(key, _counts(status)), status)
-        self._gauge([status for status in statuses if (status.role, status.session_id) not in self._ended])
+        if Side.WORKER in self._side:
+            self._gauge([status for status in statuses if (status.role, status.session_id) not in self._ended])
         self._in.histogram(f.LOOP_LAG).observe(max(0.0, lag_seconds))
         usage = self._usage()
         self._in.counter(f.WORKER_CPU, self._worker).inc(max(0.0, usage.cpu_seconds - self._cpu_seconds))
