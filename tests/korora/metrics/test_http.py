@@ -48,12 +48,14 @@ def pages() -> Pages:
     return Pages(registry=instruments.registry(), health=lambda: None, ready=lambda: None, status=facts)
 
 
-def serving(story: Story, given_pages: Pages | None = None) -> None:
-    """Run a story against a listener on the loopback, on uvloop."""
+def serving(story: Story, given_pages: Pages | None = None, *, kernel_bytes: int | None = None) -> None:
+    """Run a story against a listener on the loopback, on uvloop; the kernel keeps so much of what is sent."""
 
     async def session() -> None:
         server = MetricsServer(given_pages or pages())
         listener = listen_tcp("127.0.0.1", 0, "metrics")
+        if kernel_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
         port = listener.getsockname()[1]
         await server.start(listener)
         try:
@@ -397,7 +399,9 @@ def test_a_head_without_an_end(piece: bytes) -> None:
     serving(story)
 
 
-def test_a_client_that_floods_after_its_request_is_left() -> None:
+def test_a_client_that_floods_after_its_request_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LINGER_SECONDS_MAX", 600.0)  # only the bytes count here
+
     async def story(server: MetricsServer, port: int) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET.format("/healthz").encode())
@@ -428,6 +432,30 @@ def test_a_client_that_does_not_read_its_answer(monkeypatch: pytest.MonkeyPatch)
             await until(lambda: not server._connections)
 
     serving(story, replace(pages(), status=huge))
+
+
+def test_a_slow_client_gets_all_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel has not taken yet would be cut off with the connection."""
+    monkeypatch.setattr(http, "LINGER_SECONDS_MAX", 0.05)
+    size = 60_000  # an event loop takes that much without asking its writer to wait
+
+    async def long() -> object:
+        return "x" * size
+
+    async def story(_: MetricsServer, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, GET.format("/status").encode())
+            await asyncio.sleep(0.3)  # as slow as that
+            raw = b""
+            while more := await loop.sock_recv(client, 65536):
+                raw += more
+        assert len(Answer(raw).body) > size
+
+    serving(story, replace(pages(), status=long), kernel_bytes=4096)
 
 
 def test_pipelined_requests_get_one_answer() -> None:
