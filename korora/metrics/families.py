@@ -92,7 +92,8 @@ class Family:
 
 ROLE: Final = ("role", tuple(role.value for role in Role))
 STATES: Final = (*(state.value for state in State), "resuming")
-OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted"))
+DIED: Final = "died"  # with its worker: there is no report to say more
+OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted", DIED))
 WORKER: Final = ("worker", ())
 # What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
 REFUSALS: Final = (
@@ -137,7 +138,7 @@ SESSIONS_STALLED: Final = Family(
     (ROLE,),
 )
 SESSIONS_BEGUN: Final = Family(
-    "korora_sessions_begun_total", Kind.COUNTER, "Sessions that were accepted, or begun by a hypervisor here", (ROLE,)
+    "korora_sessions_begun_total", Kind.COUNTER, "Sessions that were accepted, here or by the peer", (ROLE,)
 )
 SESSIONS_ENDED: Final = Family(
     "korora_sessions_ended_total", Kind.COUNTER, "Sessions that have ended, by outcome", (ROLE, OUTCOME)
@@ -314,7 +315,7 @@ CRL_EXPIRY: Final = Family(
 LOOP_LAG: Final = Family(
     "korora_event_loop_lag_seconds",
     Kind.HISTOGRAM,
-    "How late an event loop woke, asked once a second in each process",
+    "How late an event loop woke: the worst of each second, in each process",
     unit="seconds",
     side=Side.BOTH,
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),

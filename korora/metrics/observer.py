@@ -9,11 +9,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from types import MappingProxyType
 from typing import Final
 
 from crypto import errors as crypto
+from crypto.identity import Identity
 from crypto.keys import Direction
 from korora import __version__
 from korora.metrics import families as f
@@ -147,7 +147,7 @@ class Observer:
     # ---- sessions
 
     def session_begun(self, role: str) -> None:
-        """A session was accepted (destination), or its hypervisor has connected (source).
+        """A session was accepted, here (destination) or by the peer (source).
 
         Args:
             role: ``source`` or ``destination``.
@@ -160,7 +160,7 @@ class Observer:
 
         Args:
             statuses: of every session that runs in this process.
-            lag_seconds: how late this call comes, which is how late the event loop is.
+            lag_seconds: how late the event loop was at its worst since the last sample.
         """
         for status in statuses:
             key = (status.role, status.session_id)
@@ -179,7 +179,7 @@ class Observer:
     def session_ended(
         self, report: SessionReport, status: SessionStatus | None = None, error: BaseException | None = None
     ) -> None:
-        """A session has ended, or a source's attempt at one; its report is concluded.
+        """A session has ended, or a source's attempt at one came to nothing; its report is concluded.
 
         Args:
             report: with its outcome.
@@ -265,16 +265,29 @@ class Observer:
         """Whether no new session is taken, and those that run are seen to their end."""
         self._in.gauge(f.DRAINING).set(on)
 
-    def reload(self, *, ok: bool) -> None:
+    def reloaded(self, *, good: bool) -> None:
         """A reload of configuration and identity has been carried out, or refused and the old kept."""
-        self._in.counter(f.RELOADS, "done" if ok else "failed").inc()
-        self._in.gauge(f.LAST_RELOAD).set(ok)
+        self._in.counter(f.RELOADS, "done" if good else "failed").inc()
+        self._in.gauge(f.LAST_RELOAD).set(good)
 
-    def identity(self, *, host: datetime, signing: datetime, ca: datetime, crl: datetime) -> None:
-        """An identity was loaded: when each part of it expires (``not_valid_after_utc``, ``next_update_utc``)."""
-        for name, expires in (("host", host), ("signing", signing), ("ca", ca)):
-            self._in.gauge(f.CERTIFICATE_EXPIRY, name).set(expires.timestamp())
-        self._in.gauge(f.CRL_EXPIRY).set(crl.timestamp())
+    def session_died(self, role: str) -> None:
+        """A session was lost with the worker that carried it, which could not say so itself."""
+        self._in.counter(f.SESSIONS_ENDED, role, f.DIED).inc()
+        self._in.gauge(f.LAST_ENDED, role, f.DIED).set(self._clock())
+
+    # ---- either
+
+    def identity(self, identity: Identity) -> None:
+        """An identity was loaded; of those that processes use, the one that expires first is reported."""
+        for name, certificate in (
+            ("host", identity.certificate),
+            ("signing", identity.signing_certificate),
+            ("ca", identity.ca),
+        ):
+            self._in.gauge(f.CERTIFICATE_EXPIRY, name).set(certificate.not_valid_after_utc.timestamp())
+        ends = identity.crl.next_update_utc
+        if ends is not None:
+            self._in.gauge(f.CRL_EXPIRY).set(ends.timestamp())
 
 
 def _counts(status: SessionStatus) -> dict[str, int]:

@@ -8,6 +8,7 @@ from korora.metrics.observer import Observer
 from proxy.status import SessionStatus
 
 SAMPLE_SECONDS: Final = 1.0
+LAGS_EACH_SAMPLE: Final = 4  # times the loop's lag is looked at meanwhile; the worst counts
 
 
 async def sample_for_ever(
@@ -21,7 +22,11 @@ async def sample_for_ever(
         seconds: between two samples.
     """
     loop = asyncio.get_running_loop()
+    step = seconds / LAGS_EACH_SAMPLE
     while True:
-        due = loop.time() + seconds
-        await asyncio.sleep(seconds)
-        observer.sample(list(statuses()), loop.time() - due)
+        lag = 0.0
+        for _ in range(LAGS_EACH_SAMPLE):
+            due = loop.time() + step
+            await asyncio.sleep(step)
+            lag = max(lag, loop.time() - due)
+        observer.sample(list(statuses()), lag)

@@ -57,7 +57,7 @@ def test_labels_are_bounded(family: Family) -> None:
 
 def test_the_values_of_labels_are_the_program_s() -> None:
     assert set(families.STATES) == {state.value for state in State} | {"resuming"}
-    assert set(families.OUTCOME[1]) == set(OUTCOMES.values()) | {"interrupted"}
+    assert set(families.OUTCOME[1]) == set(OUTCOMES.values()) | {"interrupted", "died"}
     assert set(families.REFUSALS) == set(observer.REFUSALS.values())
     assert set(families.CAUSES) == set(observer.CAUSES.values()) | {"unknown"}
     assert set(families.REASONS) == set(observer.REASONS.values()) | {"other"}

@@ -1,7 +1,9 @@
 """What is counted, and that nothing is counted twice or lost."""
 
+import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
 from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed
+from crypto.identity import Identity
 from korora.metrics import families as f
 from korora.metrics.families import Family, Kind, Side
 from korora.metrics.instruments import Instruments
@@ -147,11 +150,12 @@ def test_every_outcome_and_times() -> None:
         ended.handshake_seconds = 0.03
         observer.session_begun("destination")
         observer.session_ended(ended, status(number, "destination"))
-    for outcome in f.OUTCOME[1]:
+    reported = [outcome for outcome in f.OUTCOME[1] if outcome != f.DIED]
+    for outcome in reported:
         assert value(registry, f.SESSIONS_ENDED, "destination", outcome) == 1, outcome
         assert value(registry, f.LAST_ENDED, "destination", outcome) == NOW
         assert value(registry, f.LAST_ENDED, "source", outcome) is None, "never is not 1970"
-    count = len(f.OUTCOME[1])
+    count = len(reported)
     assert value(registry, f.SESSIONS_BEGUN, "destination") == count
     assert value(registry, f.LAST_BEGUN, "destination") == NOW
     assert value(registry, f.SESSION_SECONDS, "destination", suffix="_sum") == 7.0 * count
@@ -222,7 +226,7 @@ def test_the_process_itself() -> None:
     assert registry.get_sample_value("korora_event_loop_lag_seconds_bucket", {"le": "1.0"}) == 2
 
 
-def test_usage_is_the_kernel_s(tmp_path: "object") -> None:
+def test_usage_is_the_kernel_s() -> None:
     before = usage_of_this_process()
     with open("/dev/null", "rb"):
         assert usage_of_this_process().open_files == before.open_files + 1
@@ -264,26 +268,44 @@ def test_peers_that_were_not_let_in() -> None:
 
 def test_what_the_supervisor_says() -> None:
     observer, registry = watching(Side.SUPERVISOR)
-    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     assert value(registry, f.CRL_EXPIRY) is None, "not known is not 1970"
     observer.workers(4)
     observer.worker_restarted()
     observer.draining(on=True)
     observer.ready(on=True)
-    observer.reload(ok=True)
+    observer.reloaded(good=True)
     assert value(registry, f.LAST_RELOAD) == 1
-    observer.reload(ok=False)
-    observer.identity(host=noon, signing=noon + timedelta(1), ca=noon + timedelta(2), crl=noon + timedelta(3))
+    observer.reloaded(good=False)
     assert value(registry, f.WORKERS) == 4
     assert value(registry, f.WORKER_RESTARTS) == 1
     assert value(registry, f.DRAINING) == 1
     assert value(registry, f.READY) == 1
     assert value(registry, f.LAST_RELOAD) == 0
     assert [value(registry, f.RELOADS, result) for result in ("done", "failed")] == [1, 1]
-    assert value(registry, f.CERTIFICATE_EXPIRY, "signing") == (noon + timedelta(1)).timestamp()
-    assert value(registry, f.CRL_EXPIRY) == (noon + timedelta(3)).timestamp()
     observer.draining(on=False)
     assert value(registry, f.DRAINING) == 0
+
+
+def test_a_session_that_died_with_its_worker() -> None:
+    observer, registry = watching(Side.SUPERVISOR)
+    observer.session_died("source")
+    assert value(registry, f.SESSIONS_ENDED, "source", "died") == 1
+    assert value(registry, f.LAST_ENDED, "source", "died") == NOW
+
+
+def test_when_the_identity_expires(identity_alpha: Path) -> None:
+    observer, registry = watching()
+    identity = Identity.load(identity_alpha, now=datetime.now(UTC))
+    assert value(registry, f.CRL_EXPIRY) is None, "not known is not 1970"
+    observer.identity(identity)
+    days = {
+        name: (value(registry, f.CERTIFICATE_EXPIRY, name) or 0) / 86400 - time.time() / 86400
+        for name in ("host", "signing", "ca")
+    }
+    assert 390 < days["host"] < 400
+    assert 390 < days["signing"] < 400
+    assert days["ca"] > 400
+    assert 29 < (value(registry, f.CRL_EXPIRY) or 0) / 86400 - time.time() / 86400 < 31
 
 
 # ---- what is scraped
@@ -324,20 +346,19 @@ def test_a_label_value_that_is_not_in_the_table_is_a_bug() -> None:
         instruments.gauge(f.SESSIONS_BEGUN, "source")
 
 
-def everything() -> CollectorRegistry:
+def everything(identity: Path) -> CollectorRegistry:
     """A relay that has used every metric."""
     observer, registry = watching()
     observer.session_begun("source")
     observer.sample([status(1)], 0.1)
     observer.session_ended(report(2, "destination"), status(2, "destination"))
-    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    observer.reload(ok=True)
-    observer.identity(host=noon, signing=noon, ca=noon, crl=noon)
+    observer.reloaded(good=True)
+    observer.identity(Identity.load(identity, now=datetime.now(UTC)))
     return registry
 
 
-def test_both_formats_can_be_read_back() -> None:
-    registry = everything()
+def test_both_formats_can_be_read_back(identity_alpha: Path) -> None:
+    registry = everything(identity_alpha)
     wanted = {family.base_name: family for family in f.FAMILIES}
     parsed = list(parser.text_string_to_metric_families(exposition.generate_latest(registry).decode()))
     assert [metric.name for metric in parsed] == list(wanted), "all, in the order of the table"
