@@ -294,8 +294,11 @@ class Session:
         self.acknowledge_again()
 
     def acknowledge_again(self) -> None:
-        """Acknowledgements may have been lost on the way: all of them are due once more."""
-        self._unacknowledged.update(self.receivers)
+        """Acknowledgements may have been lost on the way: all there were are due once more.
+
+        Of a channel on which nothing has arrived there were none, and its other end may not be open yet.
+        """
+        self._unacknowledged.update(channel for channel, half in self.receivers.items() if half.written)
 
     # ---- lanes
 
