@@ -285,6 +285,7 @@ class SourceRunner(Runner):
         self.log.info("the session goes on", resumes=self.report.resumes)
         if answer.phase == "closed":
             if self.session.state is State.OPEN:
+                meeting.link.drop()
                 raise ProtocolViolation("the destination says it is done with a session that is not")
             self.link = meeting.link
             self._done()
