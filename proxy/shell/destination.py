@@ -286,8 +286,8 @@ class Destination:
             await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
             raise
         link.mark_open()
-        await link.send(answer)
         if isinstance(known, _Ended):
+            await link.send(answer)
             if await link.close():
                 self._forget(session)
                 if (runner := self._sessions.get(session)) is not None:
@@ -295,7 +295,10 @@ class Destination:
             return
         log.info("a session goes on", session=session.hex()[:8], address=address)
         known.report.peer_address = address
+        # Before the answer leaves: while it waits for the socket, another may come and must find this one to replace.
+        # Nothing can be said before it even so, for sending queues it before anybody else has a turn.
         known.attach(Meeting(link, peer, self._keys(link, known.session, known.suite, peer)))
+        await link.send(answer)
 
     def _judge_again(self, peer: PeerInfo, runner: DestinationRunner) -> None:
         """A session that comes back is judged by the rules of today.

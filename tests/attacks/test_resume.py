@@ -15,8 +15,10 @@ import pytest
 from crypto.keys import Direction, ResumeSecret, SessionId
 from crypto.records import RecordType
 from crypto.tls import TlsRole
+from proxy.control import Message, Resumed
 from proxy.errors import HypervisorFailed
 from proxy.limits import ENDED_SESSIONS_MAX, REASON_CHARACTERS_MAX
+from proxy.shell.link import ControlLink
 from tests.attacks import wire
 from tests.attacks.relays import Identities, on_uvloop, shorten
 from tests.attacks.returning import PROLOGUE, Scene, scene, until
@@ -442,3 +444,32 @@ async def test_two_who_come_back_at_once(identities: Identities) -> None:
         with suppress(OSError):
             assert await loop.sock_recv(sock, 1) == b""
         await made.finishes()
+
+
+@on_uvloop
+async def test_an_answer_that_is_slow_to_leave(identities: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its source has come again by then, and that one has the session: the slow one must not take it away."""
+    ready, waiting = asyncio.Event(), asyncio.Event()
+    send = ControlLink.send
+
+    async def sluggish(self: ControlLink, said: Message) -> None:
+        if isinstance(said, Resumed) and not waiting.is_set():
+            waiting.set()
+            await ready.wait()
+        await send(self, said)
+
+    monkeypatch.setattr(ControlLink, "send", sluggish)
+    async with scene(identities) as made:
+        slow = await made.rogue.returned()
+        await slow.say(made.rogue.resume(slow))
+        await waiting.wait()
+        assert (await made.back())["type"] == "resumed"
+        ready.set()
+        with pytest.raises(Gone):
+            await asyncio.wait_for(_hears_no_more(slow), 5.0)
+        await made.finishes()
+
+
+async def _hears_no_more(control: Control) -> None:
+    while True:
+        await control.hear()
