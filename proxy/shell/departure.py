@@ -82,9 +82,12 @@ class SourceRunner(Runner):
         self.set_rate(contact().where.rate_limit)
 
     def set_lanes(self, count: int) -> None:
-        """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some."""
+        """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.
+
+        A session that cannot resume leaves none: what a lane still brings after it was left would not come again.
+        """
         self._lanes_wanted = max(1, min(LANES_MAX, count))
-        while len(self.bundle.lanes) > self._lanes_wanted:
+        while self.session.resume_seconds and len(self.bundle.lanes) > self._lanes_wanted:
             lane = self.bundle.lanes[max(self.bundle.lanes)]
             self.bundle.remove(lane)
             self.serve(self.leave(lane), f"leave {lane.id}")
