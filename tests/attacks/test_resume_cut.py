@@ -4,6 +4,8 @@ Cuts at every boundary and within every unit; bits turned, which stay final; rec
 """
 
 import asyncio
+import gc
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -119,8 +121,15 @@ class Again:
 @pytest.mark.parametrize("every", [1, 2, 3])
 @on_uvloop
 async def test_one_cut_after_another(identities: Identities, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """However many there are, the session ends well, and leaves no descriptor and no task behind."""
     shorten(monkeypatch, DRAIN_SECONDS_MAX=0.2)
+    await attacked(identities)
+    gc.collect()
+    descriptors, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
     outcome = await attacked(identities, Again(every, 12), resume_seconds=RESUME_SECONDS)
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == tasks
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # without the collector's help
     outcome.check_safe()
     assert outcome.codes == DONE, outcome
     assert sum(unit.kind is Kind.RESUME and unit.what == "prefix" for unit in outcome.seen) >= 2
