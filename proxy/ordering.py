@@ -37,7 +37,7 @@ class Outgoing:
     lane: LaneId | None = None
     """The lane it was given to last."""
     senders: int = 0
-    """Lanes that are reading its bytes at this moment."""
+    """Who is reading its bytes at this moment, or has it and waits for a lane."""
     settled: bool = False
     """Whether it will never be sent again."""
 
@@ -63,7 +63,8 @@ class Outbox:
         return len(self._kept)
 
     def add(self, frame: Outgoing) -> None:
-        """A frame was made; one call each, in cache order."""
+        """A frame was made; one call each, in cache order. ``leaving`` and ``left`` must follow."""
+        frame.senders += 1
         if self.keeps:
             self._kept[frame.order] = frame
             self._by_channel.setdefault(frame.channel, deque()).append(frame)
@@ -71,7 +72,6 @@ class Outbox:
     def leaving(self, frame: Outgoing, lane: LaneId) -> None:
         """A lane begins to read the frame's bytes."""
         frame.lane = lane
-        frame.senders += 1
 
     def left(self, frame: Outgoing) -> None:
         """A lane has done with the frame's bytes, well or not."""
@@ -107,10 +107,14 @@ class Outbox:
         return bool(self._again)
 
     def next_again(self) -> Outgoing | None:
-        """The next frame to send once more, the lowest in cache order first; None where all is well."""
+        """The next frame to send once more, the lowest in cache order first; None where all is well.
+
+        ``leaving`` and ``left`` must follow. Acknowledged in between, it keeps its bytes until then.
+        """
         while self._again:
             frame = self._again.popleft()
             if not frame.settled:
+                frame.senders += 1
                 self.resent += 1
                 return frame
         return None

@@ -294,9 +294,9 @@ class Session:
         self.acknowledge_again()
 
     def acknowledge_again(self) -> None:
-        """Acknowledgements may have been lost on the way: all of them are due once more.
+        """Acknowledgements may have been lost on the way: all there were are due once more.
 
-        But for channels on which nothing has come: the peer may not have them open yet.
+        Of a channel on which nothing has arrived there were none, and its other end may not be open yet.
         """
         self._unacknowledged.update(channel for channel, half in self.receivers.items() if half.written)
 

@@ -81,9 +81,12 @@ class SourceRunner(Runner):
         self.set_rate(contact().where.rate_limit)
 
     def set_lanes(self, count: int) -> None:
-        """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some."""
+        """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.
+
+        A session that cannot resume leaves none: what a lane still brings after it was left would not come again.
+        """
         self.lanes_wanted = max(1, min(LANES_MAX, count))
-        while len(self.bundle.lanes) > self.lanes_wanted:
+        while self.session.resume_seconds and len(self.bundle.lanes) > self.lanes_wanted:
             lane = self.bundle.lanes[max(self.bundle.lanes)]
             self.bundle.remove(lane)
             self.serve(self.leave(lane), f"leave {lane.id}")
@@ -286,6 +289,7 @@ class SourceRunner(Runner):
         self.log.info("the session goes on", resumes=self.report.resumes)
         if answer.phase == "closed":
             if self.session.state is State.OPEN:
+                meeting.link.drop()
                 raise ProtocolViolation("the destination says it is done with a session that is not")
             self.link = meeting.link
             self._done()

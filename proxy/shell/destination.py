@@ -12,7 +12,7 @@ import structlog
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed
+from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed, printable
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
@@ -22,7 +22,6 @@ from proxy.errors import (
     EXIT_LOST,
     EXIT_POLICY,
     ConfigurationError,
-    PeerAborted,
     PeerLost,
     PeerRefused,
     PolicyRefused,
@@ -261,7 +260,7 @@ class Destination:
         """Answer a RESUME: the session goes on, or its verdict, or why not.
 
         Raises:
-            PeerRefused, PolicyRefused, AuthenticationError, ProtocolViolation: it was refused; the peer has been told.
+            RelayError, AuthenticationError: it was refused; the peer has been told.
         """
         try:
             if not isinstance(message, Resume) or message.version != PROTOCOL_VERSION:
@@ -278,17 +277,17 @@ class Destination:
                 known = _verdict(known)
             if isinstance(known, _Ended):
                 if known.code != EXIT_DONE:
-                    raise PeerAborted(known.code, known.reason)
+                    raise _Over(known.code, known.reason)
                 answer = Resumed(known.secret.proof(Direction.BACKWARD, exporter), 0, (), (), "closed")
             else:
                 self._judge_again(peer, known)
                 answer = known.resume(message, exporter)
         except (RelayError, AuthenticationError) as refusal:
-            await link.send(Refuse(_refusal_code(refusal), str(refusal)))
+            await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
             raise
         link.mark_open()
-        await link.send(answer)
         if isinstance(known, _Ended):
+            await link.send(answer)
             if await link.close():
                 self._forget(session)
                 if (runner := self._sessions.get(session)) is not None:
@@ -296,7 +295,10 @@ class Destination:
             return
         log.info("a session goes on", session=session.hex()[:8], address=address)
         known.report.peer_address = address
+        # Before the answer leaves: while it waits for the socket, another may come and must find this one to replace.
+        # Nothing can be said before it even so, for sending queues it before anybody else has a turn.
         known.attach(Meeting(link, peer, self._keys(link, known.session, known.suite, peer)))
+        await link.send(answer)
 
     def _judge_again(self, peer: PeerInfo, runner: DestinationRunner) -> None:
         """A session that comes back is judged by the rules of today.
@@ -332,7 +334,7 @@ class Destination:
                 raise PeerRefused(f"{type(offer).__name__} instead of an offer")
             suite = self._judge(peer, offer)
         except (PolicyRefused, PeerRefused) as refusal:
-            await link.send(Refuse(_refusal_code(refusal), str(refusal)))
+            await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
             raise
         session = Session(Role.DESTINATION, SessionId(offer.session))
         session.received(offer)
@@ -384,6 +386,14 @@ class Destination:
         return suite
 
 
+class _Over(RelayError):
+    """The session that is asked for has failed; ``code`` and message say how, as ABORT would have."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 @dataclass(slots=True)
 class _Ended:
     """The verdict on a session whose source may not know it."""
@@ -410,7 +420,7 @@ def _refusal_code(refusal: Exception) -> int:
         return EXIT_LOST
     if isinstance(refusal, ProtocolViolation):
         return EXIT_INTEGRITY
-    return refusal.code if isinstance(refusal, PeerAborted) else EXIT_AUTHENTICATION
+    return refusal.code if isinstance(refusal, _Over) else EXIT_AUTHENTICATION
 
 
 def _as_refusal(error: Exception) -> Exception:

@@ -131,7 +131,7 @@ class Mitm:
         data = await loop.sock_recv(wire.client, 65536)
         if not data:
             return
-        kind = Kind.of(data[0])
+        kind = Kind.of(data)
         lane = -1
         if kind is Kind.LANE:
             lane, self._lanes = self._lanes, self._lanes + 1

@@ -358,22 +358,26 @@ async def attacked(
     script: Script = CONVERSATION,
     *,
     verdict_seconds: float = 3.0,
+    resume_seconds: int = 0,
     prepare: Callable[[Mitm], None] | None = None,
 ) -> Outcome:
     """One session through the attacker; ends by itself within BOUND_SECONDS or the test fails.
 
-    `prepare` is shown the attacker before the session begins.
+    `prepare` is shown the attacker before the session begins. A loss is final unless `resume_seconds` says otherwise.
     """
+    terms = Terms(resume_seconds=resume_seconds)
     async with (
         asyncio.timeout(BOUND_SECONDS),
         StubHypervisor(script) as hypervisor,
-        Receiver(identities.destination, TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress")) as receiver,
+        Receiver(
+            identities.destination, TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress"), terms=terms
+        ) as receiver,
         Mitm(("127.0.0.1", receiver.port), attack) as mitm,
     ):
         outcome = Outcome(script, Side(), hypervisor.sides, seen=mitm.seen)
         if prepare is not None:
             prepare(mitm)
-        where = Peer("127.0.0.1", mitm.port, resume_seconds=0)
+        where = Peer("127.0.0.1", mitm.port, resume_seconds=resume_seconds)
         outcome.source, outcome.source_error, _ = await send(identities.source, where, script, outcome.here)
         outcome.destination = await receiver.verdict(verdict_seconds)
         outcome.destination_error = receiver.errors[0] if receiver.errors else None

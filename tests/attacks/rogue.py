@@ -14,7 +14,7 @@ import msgspec
 from blake3 import blake3
 
 from crypto.errors import CryptoError
-from crypto.keys import Direction, EpochKeys, LaneId, SessionId, Suite, lane_info, lane_secret
+from crypto.keys import Direction, EpochKeys, LaneId, ResumeSecret, SessionId, Suite, lane_info, lane_secret
 from crypto.records import Opener, RecordType, Sealer
 from crypto.tls import TlsConfig, TlsPeer
 from tests.attacks import wire
@@ -104,6 +104,10 @@ class Control:
         self._config = config
         self._plaintext = bytearray()
 
+    async def raw(self, data: bytes) -> None:
+        """Send bytes outside TLS."""
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
     async def handshake(self) -> None:
         """TLS until the relay is verified."""
         while self.tls.peer is None:
@@ -130,6 +134,10 @@ class Control:
             heard: dict[str, Any] = msgspec.msgpack.decode(body)
             if heard["type"] != "heartbeat":
                 return heard
+
+    def exporter(self, session: bytes) -> bytes:
+        """What both ends of this connection can compute, and nobody else."""
+        return self.tls.export(SessionId(session))
 
     @property
     def _size(self) -> int:
@@ -237,6 +245,8 @@ class RogueSource:
         self.session = os.urandom(16)
         self.control: Control
         self.grants: list[dict[str, Any]] = []
+        self.route = bytes(16)
+        self.secret: ResumeSecret
 
     async def __aenter__(self) -> Self:
         """Connect and authenticate."""
@@ -268,6 +278,39 @@ class RogueSource:
         await self.control.say(offer(self.session, **changes))
         answer = await self.control.hear()
         self.grants = list(answer.get("lanes", ()))
+        self.route = answer.get("route", self.route)
+        self.secret = ResumeSecret(self.control.exporter(self.session), SessionId(self.session))
+        return answer
+
+    async def returned(self, config: TlsConfig | None = None, *, preface: bool = True) -> Control:
+        """One more control connection, TLS included; `control` stays as it is."""
+        control = Control(await self.dial(), config or self._config)
+        if preface:
+            await control.raw(wire.RESUME_MAGIC + self.route)
+        await control.handshake()
+        return control
+
+    def resume(self, control: Control, **changes: object) -> bytes:
+        """A good RESUME for that connection, but for the changes."""
+        fields: dict[str, object] = {
+            "version": 1,
+            "session": self.session,
+            "proof": self.secret.proof(Direction.FORWARD, control.exporter(self.session)),
+            "received": 0,
+            "channels": [],
+        }
+        return message("resume", **(fields | changes))
+
+    async def comes_back(self, **changes: object) -> dict[str, Any]:
+        """Resume over a new control connection; where that is granted, it is `control` from then on."""
+        control = await self.returned()
+        await control.say(self.resume(control, **changes))
+        answer = await control.hear()
+        if answer["type"] == "resumed":
+            exporter = control.exporter(self.session)
+            self.secret.verify(answer["proof"], Direction.BACKWARD, exporter)
+            self.control.sock.close()
+            self.control, self.grants = control, list(answer["lanes"])
         return answer
 
     def halves(self, lane: int) -> tuple[Sealer, Opener]:
@@ -314,6 +357,20 @@ class Met:
     control: Control
     lane: HandLane
     offer: dict[str, Any]
+    secret: ResumeSecret
+
+    def resumed(self, control: Control, **changes: object) -> bytes:
+        """A good RESUMED for that connection, of a destination that has heard of channel 0 and got nothing, but for
+        the changes."""
+        session = self.offer["session"]
+        fields: dict[str, object] = {
+            "proof": self.secret.proof(Direction.BACKWARD, control.exporter(session)),
+            "received": 0,
+            "channels": [{"channel": 0, "frames": 0, "credit": MIB, "opened": True}],
+            "lanes": [{"lane": 1, "token": bytes(16)}],
+            "phase": "open",
+        }
+        return message("resumed", **(fields | changes))
 
 
 class RogueDestination:
@@ -349,6 +406,16 @@ class RogueDestination:
         await control.handshake()
         return control, await control.hear()
 
+    async def taken_back(self, config: TlsConfig | None = None) -> tuple[Control, dict[str, Any]]:
+        """The source's next control connection of a session that it resumes, up to its RESUME."""
+        control = Control(await self.accept(), config or self._config)
+        preface = b""
+        while len(preface) < wire.PREFIX_BYTES:
+            preface += await asyncio.get_running_loop().sock_recv(control.sock, wire.PREFIX_BYTES - len(preface))
+        assert preface == wire.RESUME_MAGIC + bytes(16)
+        await control.handshake()
+        return control, await control.hear()
+
     def acceptance(self, **changes: object) -> bytes:
         """A good ACCEPT, but for the changes."""
         fields: dict[str, object] = {
@@ -367,7 +434,8 @@ class RogueDestination:
         lane = await self.lane(control, heard["session"])
         assert (await control.hear())["type"] == "channel_open"
         await control.say(message("channel_opened", channel=0, credit=credit))
-        return Met(control, lane, heard)
+        session = heard["session"]
+        return Met(control, lane, heard, ResumeSecret(control.exporter(session), SessionId(session)))
 
     async def lane(self, control: Control, session: bytes, number: int = 0) -> HandLane:
         """Take the relay's lane: prefix, HELLO, LANE_OK."""

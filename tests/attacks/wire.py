@@ -3,6 +3,7 @@
 control   TLS records: type u8, version u16, length u16, then `length` bytes
 lane      source to destination first "KRL1" and a token of 16 bytes; then, both ways, sealed records:
           version u8, type u8, flags u16, lane u16, epoch u16, sequence u64, length u32, ciphertext, tag of 16
+resume    source to destination first "KRS1" and a route of 16 bytes; then as control
 """
 
 import struct
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 LANE_MAGIC = b"KRL1"
+RESUME_MAGIC = b"KRS1"
 PREFIX_BYTES = 20
 HEADER = struct.Struct(">BBHHHQI")
 HEADER_BYTES = 20
@@ -33,13 +35,18 @@ class Kind(Enum):
     """What a connection is, by its first byte."""
 
     CONTROL = "control"
+    RESUME = "resume"
     LANE = "lane"
     OTHER = "other"
 
     @classmethod
-    def of(cls, first: int) -> "Kind":
-        """By the first byte the client sends."""
-        return {TLS_HANDSHAKE: cls.CONTROL, LANE_MAGIC[0]: cls.LANE}.get(first, cls.OTHER)
+    def of(cls, first: bytes) -> "Kind":
+        """By the first bytes the client sends."""
+        if first[0] == TLS_HANDSHAKE:
+            return cls.CONTROL
+        if first[0] == LANE_MAGIC[0]:
+            return cls.RESUME if first.startswith(RESUME_MAGIC) else cls.LANE
+        return cls.OTHER
 
 
 class Way(Enum):
@@ -87,14 +94,14 @@ class Splitter:
         self._kind, self._way, self._lane = kind, way, lane
         self._buffer = bytearray()
         self._index = 0
-        self._prefix_due = kind is Kind.LANE and way is Way.FORWARD
+        self._prefix_due = kind in {Kind.LANE, Kind.RESUME} and way is Way.FORWARD
 
     def feed(self, data: bytes) -> list[Unit]:
         """The units that `data` completes."""
         self._buffer += data
         units = []
         while (size := self._size()) and len(self._buffer) >= size:
-            what = {Kind.CONTROL: "tls", Kind.LANE: "record"}.get(self._kind, "raw")
+            what = {Kind.CONTROL: "tls", Kind.RESUME: "tls", Kind.LANE: "record"}.get(self._kind, "raw")
             index = self._index
             if self._prefix_due:
                 what, self._prefix_due = "prefix", False
@@ -112,7 +119,7 @@ class Splitter:
         """Bytes of the unit that begins the buffer; 0 while that cannot be told."""
         if self._prefix_due:
             return PREFIX_BYTES
-        if self._kind is Kind.CONTROL and len(self._buffer) >= TLS_HEADER_BYTES:
+        if self._kind in {Kind.CONTROL, Kind.RESUME} and len(self._buffer) >= TLS_HEADER_BYTES:
             return TLS_HEADER_BYTES + int.from_bytes(self._buffer[3:5], "big")
         if self._kind is Kind.LANE and len(self._buffer) >= HEADER_BYTES:
             return HEADER_BYTES + int(HEADER.unpack_from(self._buffer)[-1]) + TAG_BYTES

@@ -1,5 +1,7 @@
 """The key schedule against RFC 5869, against an oracle by hand, and against frozen vectors."""
 
+import hashlib
+import hmac
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto.errors import KeyExhausted
+from crypto.errors import KeyExhausted, ResumeForged
 from crypto.keys import (
     EPOCH_MAX,
     EXPORTER_LABEL,
@@ -20,6 +22,7 @@ from crypto.keys import (
     Direction,
     EpochKeys,
     LaneId,
+    ResumeSecret,
     SessionId,
     Suite,
     lane_info,
@@ -244,3 +247,81 @@ def test_lane_ids_fit_their_field(lane: int) -> None:
             source_leaf_sha256=bytes(32),
             destination_leaf_sha256=bytes(32),
         )
+
+
+# ---- the proof of a resumption
+
+FIRST, NEW, SESSION = bytes(range(32)), bytes(range(32, 64)), SessionId(bytes(range(64, 80)))
+PROOFS = {  # frozen: a relay that is updated must know again the session that its peer began
+    Direction.FORWARD: "7e4c558b671ad8b454e20a049dc7d68df3a9f5f5df9cf8365fd54618bee509e7",
+    Direction.BACKWARD: "cb5677daaacb08c91a5b3f78afd787859bd3d423c3b0c425e9984b45e22ef10f",
+}
+
+
+def test_a_proof_is_what_the_specification_says() -> None:
+    secret = oracle.lane_secret(FIRST, SESSION, b"korora v1 resume")
+    for direction, frozen in PROOFS.items():
+        said = b"korora v1 resume proof" + bytes([direction]) + NEW
+        proof = ResumeSecret(FIRST, SESSION).proof(direction, NEW)
+        assert proof == hmac.new(secret, said, hashlib.sha256).digest()
+        assert proof.hex() == frozen
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_proof_verifies_where_it_belongs(direction: Direction) -> None:
+    ResumeSecret(FIRST, SESSION).verify(ResumeSecret(FIRST, SESSION).proof(direction, NEW), direction, NEW)
+
+
+@pytest.mark.parametrize(
+    ("first", "session", "direction", "new"),
+    [
+        (NEW, SESSION, Direction.FORWARD, NEW),
+        (FIRST, SessionId(bytes(16)), Direction.FORWARD, NEW),
+        (FIRST, SESSION, Direction.BACKWARD, NEW),
+        (FIRST, SESSION, Direction.FORWARD, FIRST),
+    ],
+    ids=["first connection", "session", "direction", "new connection"],
+)
+def test_a_proof_of_anything_else_is_refused(
+    first: bytes, session: SessionId, direction: Direction, new: bytes
+) -> None:
+    with pytest.raises(ResumeForged):
+        ResumeSecret(FIRST, SESSION).verify(ResumeSecret(first, session).proof(direction, new), Direction.FORWARD, NEW)
+
+
+def test_a_proof_with_any_bit_turned_is_refused() -> None:
+    secret = ResumeSecret(FIRST, SESSION)
+    proof = int.from_bytes(secret.proof(Direction.FORWARD, NEW), "big")
+    for bit in range(256):
+        with pytest.raises(ResumeForged) as refused:
+            secret.verify((proof ^ 1 << bit).to_bytes(32, "big"), Direction.FORWARD, NEW)
+        assert refused.value.__cause__ is None
+    for wrong in (b"", secret.proof(Direction.FORWARD, NEW)[:-1], secret.proof(Direction.FORWARD, NEW) + b"\0"):
+        with pytest.raises(ResumeForged):
+            secret.verify(wrong, Direction.FORWARD, NEW)
+
+
+def test_a_proof_tells_nothing_of_its_secret() -> None:
+    """No repr shows it, it is no lane's, and a short exporter is a bug here and no proof."""
+    secret = ResumeSecret(FIRST, SESSION)
+    held = oracle.lane_secret(FIRST, SESSION, b"korora v1 resume")
+    assert repr(secret) == "ResumeSecret(…)"
+    assert not hasattr(secret, "__dict__")
+    lanes = {
+        lane_secret(
+            FIRST,
+            SESSION,
+            lane_info(
+                suite=suite,
+                direction=direction,
+                lane=LaneId(0),
+                source_leaf_sha256=bytes(32),
+                destination_leaf_sha256=bytes(32),
+            ),
+        )
+        for suite in Suite
+        for direction in Direction
+    }
+    assert held not in lanes
+    with pytest.raises(ValueError, match="exporter"):
+        secret.proof(Direction.FORWARD, NEW[:-1])

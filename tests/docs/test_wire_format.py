@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from crypto import keys, records, tls
@@ -105,8 +106,13 @@ def test_the_sizes_of_a_hello() -> None:
 
 
 def test_first_bytes() -> None:
-    rows = {row[0] for row in table("first byte", "what follows")}
-    assert {f"`0x{wire.TLS_FIRST_BYTE:02x}`", f"`0x{wire.LANE_FIRST_BYTE:02x}` (`K`)"} < rows
+    rows = dict(table("first byte", "what follows"))
+    assert {f"`0x{wire.TLS_FIRST_BYTE:02x}`", f"`0x{wire.LANE_FIRST_BYTE:02x}` (`K`)"} < rows.keys()
+    prefixes = rows[f"`0x{wire.LANE_FIRST_BYTE:02x}` (`K`)"]
+    assert prefixes.startswith(f"{wire.LANE_PREFIX_BYTES} bytes ")
+    assert f"`{wire.LANE_MAGIC.decode()}` and a token" in prefixes
+    assert f"`{wire.RESUME_MAGIC.decode()}` and a route" in prefixes
+    assert f"The preface.** {wire.LANE_PREFIX_BYTES} bytes before TLS" in section("Resume")
 
 
 # ---- numbers
@@ -147,6 +153,13 @@ def test_tls() -> None:
 # ---- control messages
 
 
+PARTS = {
+    control.LaneGrant: "lane grant",
+    control.LaneProgress: "lane progress",
+    control.ChannelState: "channel state",
+}
+
+
 def _bounds(kind: Any) -> str:
     """A field's type in the page's words."""
     match kind:
@@ -162,8 +175,12 @@ def _bounds(kind: Any) -> str:
             return f"string, at most {kind.max_length} characters"
         case msgspec.inspect.VarTupleType():
             return f"list of {kind.min_length or 0}..{kind.max_length}: {_bounds(kind.item_type)}"
+        case msgspec.inspect.BoolType():
+            return "bool"
+        case msgspec.inspect.LiteralType():
+            return "one of " + ", ".join(f"`{value}`" for value in kind.values)
         case msgspec.inspect.StructType():
-            return {control.LaneGrant: "lane grant", control.LaneProgress: "lane progress"}[kind.cls]
+            return PARTS[kind.cls]
     raise AssertionError(kind)
 
 
@@ -197,7 +214,7 @@ def test_messages_and_their_fields() -> None:
 
 def test_parts_of_messages() -> None:
     documented = _grouped(table("part", "field"), 0, 1, 2)
-    assert documented == {"lane grant": _fields(control.LaneGrant), "lane progress": _fields(control.LaneProgress)}
+    assert documented == {name: _fields(kind) for kind, name in PARTS.items()}
 
 
 def test_the_example_of_a_message() -> None:
@@ -274,6 +291,20 @@ def test_the_key_schedule_as_the_page_has_it_gives_the_code_s_keys() -> None:
         secret = HKDFExpand(SHA256(), 32, labels["secret"].encode()).derive(secret)
         coded = coded.following()
     assert f'TLS-Exporter("{keys.EXPORTER_LABEL.decode()}", session id, {keys.SECRET_BYTES})' in text
+
+
+def test_the_proof_of_a_resumption_as_the_page_has_it_is_the_code_s() -> None:
+    text = section("Key schedule")
+    secret_label = re.search(r'resume +=.*salt = session id, "([^"]+)", 32\)', text)
+    proof_label = re.search(r'proof +=\sHMAC-SHA256\(resume, "([^"]+)" ‖ direction u8 ‖ exporter', text)
+    assert secret_label
+    assert proof_label
+    first, new, session_id = bytes(range(32)), bytes(range(50, 82)), keys.SessionId(bytes(range(100, 116)))
+    secret = HKDF(SHA256(), 32, session_id, secret_label[1].encode()).derive(first)
+    for direction in keys.Direction:
+        mac = HMAC(secret, SHA256())
+        mac.update(proof_label[1].encode() + struct.pack(">B", direction) + new)
+        assert keys.ResumeSecret(first, session_id).proof(direction, new) == mac.finalize()
 
 
 # ---- limits

@@ -320,6 +320,21 @@ def test_an_acknowledgement_of_what_is_not_ours(ack: Ack) -> None:
         source.acknowledged([ack], 1.0)
 
 
+def test_acknowledgements_are_due_again_only_for_what_has_arrived() -> None:
+    """A lane is lost while a channel is being opened: its other end knows no such channel yet, and must not be told."""
+    source, destination = opened()
+    take(destination, send(source, 0, b"x"))
+    assert len(destination.take_acks()) == 1
+    destination.reserve(ChannelId(1))
+    source.reserve(ChannelId(1))
+    destination.acknowledge_again()
+    source.acknowledge_again()
+    again = destination.take_acks()
+    assert [ack.channel for ack in again] == [0]
+    source.acknowledged(again, 1.0)
+    destination.acknowledged(source.take_acks(), 1.0)
+
+
 def test_a_channel_has_its_share_however_full_the_window_is() -> None:
     """multifd: three channels whose hypervisors wait must leave the fourth its way."""
     source, _ = opened(4)
