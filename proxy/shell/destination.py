@@ -266,6 +266,11 @@ class Destination:
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
 
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open, and those that are being told that they are."""
+        return len(self._sessions)
+
     async def serve(self) -> None:
         """Accept connections until cancelled."""
         if self._listener is None:
