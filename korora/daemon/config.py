@@ -151,6 +151,11 @@ def parse(content: bytes, where: str) -> Config:
         raw = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{where}: no TOML: {error}", "docs/daemon.md has an example") from None
+    return convert(raw, where)
+
+
+def convert(raw: dict[str, Any], where: str) -> Config:
+    """Check what TOML held. See ``parse``."""
     try:
         config = msgspec.convert(raw, Config, strict=True)
     except msgspec.ValidationError as error:

@@ -93,7 +93,7 @@ class WayIn:
         ingress: its listening socket.
         source: makes the sessions.
         carry: runs one session to its end, whatever happens.
-        left: called when it has ended and its socket is closed.
+        left: called when it has ended; its socket is to be closed then.
     """
 
     def __init__(
@@ -104,27 +104,24 @@ class WayIn:
         carry: Callable[[Coroutine[Any, Any, None], SessionReport], Coroutine[Any, Any, None]],
         left: Callable[["WayIn"], None],
     ) -> None:
-        self.name, self.source = name, source
-        self._ingress, self._carry, self._left = ingress, carry, left
+        self.name, self.ingress, self.source = name, ingress, source
+        self._carry = carry
         self._leaving = False
         self._idle = True
         self.task = asyncio.get_running_loop().create_task(self._serve(), name=f"ingress {name}")
+        self.task.add_done_callback(lambda _: left(self))  # a task that is cancelled before its first step has no end
 
     async def _serve(self) -> None:
-        try:
-            while not self._leaving:
-                self._idle = True
-                try:
-                    first = await self._ingress.accept()
-                except HypervisorFailed as error:
-                    log.warning("an ingress is given up", ingress=self.name, reason=str(error))
-                    return
-                self._idle = False
-                report = self.source.new_report()
-                await self._carry(self.source.session(first, report), report)
-        finally:
-            await self._ingress.close()
-            self._left(self)
+        while not self._leaving:
+            self._idle = True
+            try:
+                first = await self.ingress.accept()
+            except HypervisorFailed as error:
+                log.warning("an ingress is given up", ingress=self.name, reason=str(error))
+                return
+            self._idle = False
+            report = self.source.new_report()
+            await self._carry(self.source.session(first, report), report)
 
     def leave(self) -> None:
         """Take no further migration: end now where none is under way, else with that."""
@@ -285,9 +282,13 @@ class Worker:
             return
         tls, where = build.client_tls(config, identity, ingress), build.destination_of(config, ingress)
         source = Source(tls, where, given, begun=lambda runner: self._opened(runner, name))
-        self._ways[name] = WayIn(name, given, source, self._carry_departing, self._left)
+        self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
     def _left(self, way: WayIn) -> None:
+        self._task(self._close_way(way))
+
+    async def _close_way(self, way: WayIn) -> None:
+        await way.ingress.close()
         self._ways.pop(way.name, None)
         self._wire.send(Left(way.name))
         self._maybe_drained()
@@ -327,9 +328,6 @@ class Worker:
         self._observer.session_begun(report.role)
         if self._stopping is not None:
             runner.stop(self._stopping)  # it was agreed on just before
-
-    async def _carry_departing(self, work: Coroutine[Any, Any, None], report: SessionReport) -> None:
-        await self._account(work, report)
 
     async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport) -> None:
         """Run a session to its end, keep its report, say how it went."""
