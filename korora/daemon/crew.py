@@ -189,6 +189,8 @@ class Member:
                 self._first.set_result(message.error)
             log.error("a worker cannot take its configuration", worker=self.index, reason=message.error)
             self._kill()
+        elif (newer := self._owner.configuration(self.index)).generation != message.generation:
+            self.send(newer)  # there was a reload while it was starting
         else:
             self.ready = True
             self._owner.arrived(self)

@@ -10,9 +10,10 @@ import msgspec
 import uvloop
 
 from korora.daemon import config, notify
+from korora.daemon.checks import check
 from korora.daemon.config import Config
 from korora.daemon.observer import Unobserved
-from korora.daemon.supervisor import Supervisor, check
+from korora.daemon.supervisor import Supervisor
 from korora.log import LogFormat, LogLevel
 from proxy.errors import EXIT_DONE
 

@@ -150,8 +150,15 @@ class Sessions:
     # ---- rates
 
     def limit(self, keys: Iterable[Key], rate: float | None) -> None:
-        """An operator's limit for single sessions; None lifts it and the configuration's too."""
-        for key in keys:
+        """An operator's limit for single sessions; None lifts it and the configuration's too.
+
+        Raises:
+            ValueError: none of them departs: what arrives is limited where it comes from.
+        """
+        departing = [key for key in keys if key[1] == Role.SOURCE.value]
+        if not departing:
+            raise ValueError("that session arrives here: limit it where it departs")
+        for key in departing:
             self.live[key].own_limit, self.live[key].limited = rate, True
 
     def allowed(self, live: Live) -> float | None:

@@ -121,6 +121,8 @@ def test_arriving_sessions_take_no_part() -> None:
     departing = begin(sessions, 1, "urgent")
     begin(sessions, 2, "default", role="destination")
     assert rates(sessions) == {departing.session_id: 100.0 * MIB}
+    with pytest.raises(ValueError, match="arrives here: limit it where it departs"):
+        sessions.limit([key for key in sessions.live if key[1] == "destination"], 5.0 * MIB)
     assert (sessions.arriving(0), len(sessions.of(0)), sessions.arriving(1)) == (1, 2, 0)
 
 
