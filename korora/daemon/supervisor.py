@@ -5,9 +5,8 @@ import os
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Coroutine, Mapping
-from enum import Enum, unique
+from enum import StrEnum, unique
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +14,12 @@ import msgspec
 import structlog
 
 from crypto.errors import CryptoError
-from korora import __version__
 from korora.daemon import config, control, notify
 from korora.daemon.checks import check, make_state
 from korora.daemon.config import Config
 from korora.daemon.crew import QUIT_SECONDS_MAX, Member
 from korora.daemon.door import Door
+from korora.daemon.facts import Counts, facts
 from korora.daemon.messages import (
     Begun,
     Cancel,
@@ -36,7 +35,8 @@ from korora.daemon.messages import (
     Stop,
     ToParent,
 )
-from korora.daemon.observer import Observer
+from korora.daemon.metering import Metering
+from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.table import Sessions
 from korora.daemon.ways import Listening, Way, Ways
 from korora.errors import complain, line_of
@@ -50,14 +50,13 @@ log = structlog.get_logger("korora.daemon")
 
 TICK_SECONDS: Final = 1.0  # rates are divided anew, the service manager is told how we are
 STOP_SECONDS_MAX: Final = 70.0  # to tell peers and hypervisors, once sessions are ended; then workers are killed
-REFUSALS_KEPT: Final = 20  # for `korora top --json`
 
 # What a reload cannot change; the rest of a new file counts.
 _FIXED: Final = ("workers", "state", "control", "listen", "metrics")
 
 
 @unique
-class Phase(Enum):
+class Phase(StrEnum):
     """Where the daemon is in its life."""
 
     STARTING = "starting"
@@ -75,7 +74,6 @@ class Supervisor:
         first: what it held.
         inherited: listening sockets by name (notify.py).
         notifier: the service manager.
-        observer: counts what happens here.
         log_format, log_level: for the workers.
     """
 
@@ -86,13 +84,14 @@ class Supervisor:
         *,
         inherited: Mapping[str, socket.socket],
         notifier: notify.Notifier,
-        observer: Observer,
         log_format: LogFormat,
         log_level: LogLevel,
     ) -> None:
         self._path, self._config = path, first
         self._inherited = dict(inherited)
-        self._notifier, self._observer = notifier, observer
+        self._notifier = notifier
+        self._metering: Metering | None = None
+        self._observer: Observer = Unobserved()
         self._log_options = (log_format, log_level)
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[int] = self._loop.create_future()
@@ -108,11 +107,7 @@ class Supervisor:
         self._control: control.ControlServer | None = None
         self._control_socket: Listening | None = None
         self._reloading = asyncio.Lock()
-        self._reloads = {"good": 0, "bad": 0}
-        self._restart_needed: list[str] = []
-        self._refused = 0
-        self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
-        self._began = time.time()
+        self._counts = Counts()
         self._code = EXIT_DONE
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -151,12 +146,40 @@ class Supervisor:
             relay = listen_tcp(*parse_address(wanted.listen.address, "the address"), wanted.listen.address)
         if relay is not None:
             self._door = Door(relay, self._route)
-        self._members = [Member(index, self, *self._log_options) for index in range(self._workers)]
+        await self._open_metrics(wanted)
+        counted = None if self._metering is None else self._metering.path
+        self._members = [Member(index, self, *self._log_options, counted) for index in range(self._workers)]
         self._ways.add(await self._ways.open(wanted.ingress))
         self._control_socket = await self._control_listener(wanted.control)
         left = ", ".join(self._inherited)
         if left:
             raise ConfigurationError(f"nothing here uses the inherited socket {left}", "correct the .socket unit")
+
+    async def _open_metrics(self, wanted: Config) -> None:
+        given = self._inherited.pop(notify.METRICS, None)
+        if given is None:
+            if not wanted.metrics.address:
+                return
+            given = listen_tcp(*parse_address(wanted.metrics.address, "the address"), wanted.metrics.address)
+        self._metering = Metering(Path(wanted.state))
+        self._observer = self._metering.observer
+
+        async def status() -> object:
+            return self.status()
+
+        await self._metering.start(given, health=self._health, ready=self._readiness, status=status)
+
+    def _health(self) -> str | None:
+        """What is so wrong that somebody should act."""
+        if self.phase is Phase.STARTING or any(member.ready for member in self._members):
+            return None
+        return "no worker is alive"
+
+    def _readiness(self) -> str | None:
+        """Why no new session is taken."""
+        if self.phase in {Phase.SERVING, Phase.RELOADING}:
+            return self._health()
+        return self.phase.value
 
     async def _control_listener(self, path: str) -> Listening:
         given = self._inherited.pop(notify.CONTROL, None)
@@ -188,6 +211,8 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._metering is not None:
+            await self._metering.close()
 
     def _task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
@@ -215,7 +240,10 @@ class Supervisor:
 
     def died(self, member: Member) -> None:
         """See ``Owner.died``."""
+        if self._metering is not None:
+            self._metering.forget(member.index)
         for session_id, role in self._sessions.lost(member.index):
+            self._observer.session_died(role)
             log.error("a session died with its worker", session=session_id[:8], role=role, worker=member.index)
         if self.phase in {Phase.DRAINING, Phase.STOPPING}:
             for way in self._ways.of(member.index):
@@ -241,8 +269,7 @@ class Supervisor:
                 for status in statuses:
                     self._sessions.sampled(status)
             case Refused(reason):
-                self._refused += 1
-                self._refusals.append(reason)
+                self._counts.peer_refused(reason)
             case Left(name):
                 way = self._ways.get(name)
                 if way is not None and way.worker == member.index:
@@ -280,6 +307,9 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             self._divide()
             self._say_status()
+            self._observer.workers(sum(member.ready for member in self._members))
+            self._observer.ready(on=self._readiness() is None)
+            self._observer.draining(on=self.phase is Phase.DRAINING)
 
     async def _feed_watchdog(self, seconds: float) -> None:
         while True:
@@ -365,7 +395,7 @@ class Supervisor:
             try:
                 behind = await self._replace()
             except (CryptoError, RelayError) as error:
-                self._reloads["bad"] += 1
+                self._counts.reloaded(good=False)
                 self._observer.reloaded(good=False)
                 log.warning("reload refused: the old configuration stays", reason=line_of(error))
                 self._notifier.send(READY=1, STATUS=f"reload refused, the old configuration stays: {error}")
@@ -374,13 +404,13 @@ class Supervisor:
                 if self.phase is Phase.RELOADING:
                     self.phase = Phase.SERVING
             self._told = ""
-            self._reloads["bad" if behind else "good"] += 1
+            self._counts.reloaded(good=not behind)
             self._observer.reloaded(good=not behind)
             self._notifier.send(READY=1, STATUS="reloaded, but not by all workers" if behind else "reloaded")
             if behind:
                 raise ConfigurationError(f"the new configuration counts, but not for all: {behind[0]}", "reload again")
-            log.info("reloaded", restart_needed=self._restart_needed)
-            return self._restart_needed
+            log.info("reloaded", restart_needed=self._counts.restart_needed)
+            return self._counts.restart_needed
 
     async def _replace(self) -> list[str]:
         """Check and open everything first, so that it cannot fail half-way; why workers stayed behind none the less."""
@@ -399,7 +429,7 @@ class Supervisor:
                     "give it another name, or restart",
                 )
         opened = await self._ways.open(fresh)
-        self._config, self._name, self._restart_needed = wanted, name, needed
+        self._config, self._name, self._counts.restart_needed = wanted, name, needed
         self._generation += 1
         self._sessions.reconfigure(wanted)
         wishes = {ingress.name for ingress in wanted.ingress}
@@ -458,37 +488,6 @@ class Supervisor:
         return {"rate": rate}
 
     def status(self) -> control.Answer:
-        """How everything stands, for `korora top` and others."""
-        return {
-            "version": __version__,
-            "name": self._name,
-            "pid": os.getpid(),
-            "phase": self.phase.value,
-            "uptime_seconds": round(time.time() - self._began, 1),
-            "listen": self._address,
-            "sessions_max": self._config.sessions_max,
-            "rate_limit": self._sessions.total,
-            "sessions_ended": self._sessions.ended,
-            "peers_refused": self._refused,
-            "last_refusals": list(self._refusals),
-            "reloads": self._reloads,
-            "restart_needed": self._restart_needed,
-            "sessions": self._sessions.views(),
-            "finished": msgspec.to_builtins(list(self._sessions.finished)),
-            "ingresses": [
-                {"name": way.name, "from": way.ingress.label, "worker": way.worker, "leaving": way.leaving}
-                for way in self._ways
-            ],
-            "egresses": [{"name": egress.name, "to": egress.to} for egress in self._config.egress],
-            "workers": [
-                {
-                    "index": member.index,
-                    "pid": member.pid,
-                    "ready": member.ready,
-                    "restarts": member.restarts,
-                    "sessions": len(self._sessions.of(member.index)),
-                    "lag_seconds": round(member.lag_seconds, 4),
-                }
-                for member in self._members
-            ],
-        }
+        """How everything stands."""
+        said = {"name": self._name, "phase": self.phase.value, "listen": self._address}
+        return said | facts(self._counts, self._config, self._sessions, ways=self._ways, members=self._members)

@@ -1,6 +1,7 @@
 """A worker: carries the sessions that the parent hands it, and ends with the parent.
 
-`python -m korora.daemon.worker FD INDEX FORMAT LEVEL`, FD being its end of the socket pair. It holds the identity's
+`python -m korora.daemon.worker FD INDEX FORMAT LEVEL METRICS`, FD being its end of the socket pair and METRICS the
+directory to count into, or nothing. It holds the identity's
 keys, the parent's configuration and nothing else; what it says goes to standard error and to the parent.
 """
 
@@ -48,7 +49,7 @@ from korora.daemon.messages import (
 )
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
-from korora.errors import line_of
+from korora.errors import complain, line_of
 from korora.log import LogFormat, LogLevel, configure
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
@@ -255,6 +256,7 @@ class Worker:
             admit=self._admission.admit,
         )
         self._config, self._identity = config, identity
+        self._observer.identity(identity)
         if self._destination is None:
             self._destination = Destination(
                 server, egresses, None, terms=terms, begin=self._begin, failed=self._refused
@@ -334,11 +336,12 @@ class Worker:
         began = self._loop.time()
         self._carried += 1
         code, words = EXIT_DONE, None
+        failure: BaseException | None = None
         key = (report.session_id, report.role)
         try:
             await work
         except Exception as error:
-            code, words = exit_code_of(error), line_of(error)
+            failure, code, words = error, exit_code_of(error), line_of(error)
             if code == EXIT_BUG:
                 log.debug("internal error", exc_info=error)
         except asyncio.CancelledError:
@@ -352,10 +355,9 @@ class Worker:
             reports.conclude(report, code, words)
             status = None if live is None else live.runner.status()
             self._wire.send(Ended(*key, report.outcome, code, report.seconds, words, status))
-            if status is not None:
-                self._observer.session_ended(report, status)
+            self._observer.session_ended(report, status, failure)
             self._say(report, "" if live is None else live.way, words)
-            live = None
+            live = failure = None
             self._task(self._keep(report))
             self._carried -= 1
             self._maybe_drained()
@@ -454,10 +456,21 @@ def _keep(folder: Path, report: SessionReport) -> None:
         path.unlink(missing_ok=True)
 
 
+def _observer(directory: Path, worker: str) -> Observer:
+    from korora.metrics import families, instruments
+    from korora.metrics.observer import Observer as Counting
+
+    return Counting(instruments.Instruments.shared(directory, worker), families.Side.WORKER, worker)
+
+
 def main() -> None:
     """Run the worker that the arguments describe."""
-    fd, index, log_format, level = sys.argv[1:5]
+    fd, index, log_format, level, metrics = sys.argv[1:6]
     configure(LogFormat(log_format), LogLevel(level))
+    try:
+        observer = _observer(Path(metrics), index) if metrics else Unobserved()
+    except RelayError as error:
+        sys.exit(complain(error))
     sock = socket.socket(fileno=int(fd))
     os.set_inheritable(sock.fileno(), False)
     # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
@@ -465,7 +478,7 @@ def main() -> None:
     gc.set_threshold(_GC_ALLOCATIONS)
 
     async def work() -> int:
-        return await Worker(sock, int(index), Unobserved()).run()
+        return await Worker(sock, int(index), observer).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(work()))

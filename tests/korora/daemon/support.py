@@ -43,6 +43,7 @@ class Host:
     port: int = field(default_factory=free_port)
     workers: int = 2
     settings: str = ""
+    metrics: str = ""
     tables: list[str] = field(default_factory=list)
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -79,7 +80,7 @@ class Host:
     def text(self) -> str:
         head = f'identity = "{self.identity}"\nstate = "{self.state}"\ncontrol = "{self.control}"\n'
         head += f"workers = {self.workers}\n{self.settings}\n"
-        head += f'[listen]\naddress = "{self.address}"\n[metrics]\naddress = ""\n'
+        head += f'[listen]\naddress = "{self.address}"\n[metrics]\naddress = "{self.metrics}"\n'
         return "\n".join([head, *self.tables]) + "\n"
 
     def write(self) -> None:
