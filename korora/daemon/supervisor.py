@@ -192,6 +192,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         await asyncio.gather(*(member.start() for member in self._members))
+        if self._door is not None:
+            self._door.open()
         self._task(self._tick())
         if self._notifier.watchdog_seconds is not None:
             self._task(self._feed_watchdog(self._notifier.watchdog_seconds))
@@ -200,9 +202,9 @@ class Supervisor:
         self._notifier.send(STOPPING=1)
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
         if self._door is not None:
             await self._door.close()
+        await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
         await self._ways.close()
         if self._control is not None:
             await self._control.close()

@@ -16,6 +16,7 @@ from proxy.session import Role
 from proxy.status import SessionStatus
 
 FINISHED_KEPT: Final = 50  # sessions that `korora top` can still tell of
+SETTLING_SAMPLES: Final = 2  # the first of them may have begun before the rate was raised
 _CHANGE_MIN: Final = 0.02  # a rate that changes by less is left as it is
 PREFIX_CHARACTERS_MIN: Final = 4  # of a session id that an operator may write short
 
@@ -40,6 +41,8 @@ class Live:
     """Whether an operator has said anything about it."""
     rate: float | None = None
     """What it was last told."""
+    settling: int = 0
+    """Samples until what it sends can tell what it wants: its rate has just been raised."""
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -48,7 +51,7 @@ class Finished(msgspec.Struct, frozen=True):
     session_id: str
     role: str
     way: str
-    peer: str
+    peer: str | None
     outcome: str
     exit_code: int
     seconds: float
@@ -89,6 +92,7 @@ class Sessions:
         if live is None:
             return
         before, live.status = live.status, status
+        live.settling = max(0, live.settling - 1)
         elapsed = status.seconds - before.seconds
         if elapsed > 0:
             live.sent = (status.bytes_in - before.bytes_in) / elapsed
@@ -96,15 +100,15 @@ class Sessions:
 
     def over(self, message: Ended) -> None:
         """A session has ended, open or not."""
-        live = self.live.pop((message.session_id, message.role), None)
-        status = message.status or (None if live is None else live.status)
+        self.live.pop((message.session_id, message.role), None)
+        status = message.status
         self.ended += 1
         self.finished.appendleft(
             Finished(
                 session_id=message.session_id,
                 role=message.role,
-                way="" if live is None else live.way,
-                peer="" if status is None else status.peer,
+                way=message.way,
+                peer=message.peer,
                 outcome=message.outcome,
                 exit_code=message.exit_code,
                 seconds=message.seconds,
@@ -118,9 +122,9 @@ class Sessions:
         """A worker has died, and its sessions with it."""
         keys = [key for key, live in self.live.items() if live.worker == worker]
         for key in keys:
-            status = self.live[key].status
-            words = "the worker that carried it died"
-            self.over(Ended(*key, OUTCOMES[EXIT_LOST], EXIT_LOST, status.seconds, words))
+            live = self.live[key]
+            words, last = "the worker that carried it died", live.status
+            self.over(Ended(*key, live.way, last.peer, OUTCOMES[EXIT_LOST], EXIT_LOST, last.seconds, words, last))
         return keys
 
     def of(self, worker: int) -> list[Live]:
@@ -177,10 +181,13 @@ class Sessions:
         claims = []
         for live, weight in zip(sending, weights, strict=True):
             fair = 0.0 if self.total is None else self.total * weight / sum(weights)
-            claims.append(Claim(weight, demand(live.sent, live.rate, fair), self.allowed(live)))
+            wants = None if live.settling else demand(live.sent, live.rate, fair)
+            claims.append(Claim(weight, wants, self.allowed(live)))
         changes: dict[int, dict[str, float | None]] = {}
         for live, rate in zip(sending, share(self.total, claims), strict=True):
             if _differ(live.rate, rate):
+                if live.rate is None or rate is None or rate > live.rate:
+                    live.settling = SETTLING_SAMPLES
                 live.rate = rate
                 changes.setdefault(live.worker, {})[live.status.session_id] = rate
         return changes

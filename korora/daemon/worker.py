@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -102,7 +101,7 @@ class WayIn:
         name: str,
         ingress: GivenIngress,
         source: Source,
-        carry: Callable[[Coroutine[Any, Any, None], SessionReport], Coroutine[Any, Any, None]],
+        carry: Callable[[Coroutine[Any, Any, None], SessionReport, str], Coroutine[Any, Any, None]],
         left: Callable[["WayIn"], None],
     ) -> None:
         self.name, self.ingress, self.source = name, ingress, source
@@ -122,7 +121,7 @@ class WayIn:
                 return
             self._idle = False
             report = self.source.new_report()
-            await self._carry(self.source.session(first, report), report)
+            await self._carry(self.source.session(first, report), report, self.name)
 
     def leave(self) -> None:
         """Take no further migration: end now where none is under way, else with that."""
@@ -137,14 +136,6 @@ class WayIn:
             self.task.cancel()
         else:
             self.source.current.stop(reason)
-
-
-@dataclass(slots=True)
-class _Live:
-    """A session that is open."""
-
-    runner: Runner
-    way: str
 
 
 class Worker:
@@ -166,7 +157,7 @@ class Worker:
         self._admission: Admission | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
-        self._live: dict[tuple[str, str], _Live] = {}
+        self._live: dict[tuple[str, str], Runner] = {}
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
@@ -299,13 +290,13 @@ class Worker:
         for session_id, rate in rates.items():
             live = self._live.get((session_id, Role.SOURCE.value))
             if live is not None:
-                live.runner.set_rate(rate)
+                live.set_rate(rate)
 
     def _cancel(self, session_id: str) -> None:
         host = "" if self._identity is None else f" of {self._identity.name}"
         for (known, _), live in list(self._live.items()):
             if known == session_id:
-                live.runner.stop(SessionCancelled(f"cancelled by an operator{host}"))
+                live.stop(SessionCancelled(f"cancelled by an operator{host}"))
 
     # ---- sessions
 
@@ -316,7 +307,7 @@ class Worker:
         way = "" if admission is None else admission.begun(session)
         self._opened(runner, way)
         try:
-            await self._account(runner.run(), runner.report)
+            await self._account(runner.run(), runner.report, way)
         finally:
             if admission is not None:
                 admission.ended(session)
@@ -325,13 +316,13 @@ class Worker:
     def _opened(self, runner: SourceRunner | DestinationRunner, way: str) -> None:
         """A session is open: from now on it is sampled, limited and can be cancelled."""
         report = runner.report
-        self._live[report.session_id, report.role] = _Live(runner, way)
+        self._live[report.session_id, report.role] = runner
         self._wire.send(Begun(way, runner.status()))
         self._observer.session_begun(report.role)
         if self._stopping is not None:
             runner.stop(self._stopping)  # it was agreed on just before
 
-    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport) -> None:
+    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport, way: str) -> None:
         """Run a session to its end, keep its report, say how it went."""
         began = self._loop.time()
         self._carried += 1
@@ -353,10 +344,10 @@ class Worker:
             report.ended = datetime.now(UTC)
             report.seconds = round(self._loop.time() - began, 6)
             reports.conclude(report, code, words)
-            status = None if live is None else live.runner.status()
-            self._wire.send(Ended(*key, report.outcome, code, report.seconds, words, status))
+            status = None if live is None else live.status()
+            self._wire.send(Ended(*key, way, report.peer, report.outcome, code, report.seconds, words, status))
             self._observer.session_ended(report, status, failure)
-            self._say(report, "" if live is None else live.way, words)
+            self._say(report, way, words)
             live = failure = None
             self._task(self._keep(report))
             self._carried -= 1
@@ -418,7 +409,7 @@ class Worker:
             self._stopping = reason
         self._drain()
         for live in list(self._live.values()):
-            live.runner.stop(reason)
+            live.stop(reason)
         for way in list(self._ways.values()):
             way.stop(reason)
 
@@ -432,7 +423,7 @@ class Worker:
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            statuses = [live.runner.status() for live in self._live.values()]
+            statuses = [live.status() for live in self._live.values()]
             lag, self._lag = self._lag, 0.0
             self._observer.sample(statuses, lag)
             self._maybe_drained()

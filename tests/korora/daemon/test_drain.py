@@ -21,7 +21,7 @@ from tests.korora.daemon.support import (
     waiting_hypervisor,
 )
 from tests.korora.daemon.test_sessions import pair
-from tests.proxy.support import run
+from tests.proxy.support import Wire, run
 
 
 async def closed(machine: Machine) -> bool:
@@ -227,6 +227,8 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
     hosts.machines[0].port = ingress.getsockname()[1]
 
     async def story() -> None:
+        far = await hosts.machines[0].accept()
+        await exchange(Wire(early), far, b"before anybody", b"was there")
         near, far = await hosts.machines[0].channel()
         await exchange(near, far, b"by inherited", b"sockets")
         assert (await in_thread(beta.status))["listen"] == f"127.0.0.1:{relay.getsockname()[1]}"
@@ -235,9 +237,10 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
 
+    early = socket.create_connection(ingress.getsockname())
     try:
+        alpha.start(command=activated({"ingress-vm0": ingress}), ready=False)  # before its peer, whose port is open
         beta.start(command=activated({"relay": relay, "control": control}))
-        alpha.start(command=activated({"ingress-vm0": ingress}))
         run(story(), SECONDS_MAX)
         for host in (alpha, beta):
             host.signal(signal.SIGTERM)
@@ -246,7 +249,7 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
         assert os.path.exists(tmp_path / "beta.sock"), "the service manager's to remove"
     finally:
         hosts.close()
-        for sock in opened:
+        for sock in (*opened, early):
             sock.close()
 
 

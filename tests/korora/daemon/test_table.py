@@ -73,7 +73,7 @@ def begin(sessions: Sessions, number: int, way: str, worker: int = 0, **more: An
 
 
 def end(sessions: Sessions, status: SessionStatus) -> None:
-    sessions.over(Ended(status.session_id, status.role, "done", 0, 1.5))
+    sessions.over(Ended(status.session_id, status.role, "bulk", status.peer, "done", 0, 1.5, None, status))
 
 
 def rates(sessions: Sessions) -> dict[str, float | None]:
@@ -114,6 +114,24 @@ def test_a_total_is_divided_by_priority_and_anew_when_one_ends() -> None:
     assert rates(sessions) == {bulk.session_id: 50.0 * MIB}  # its own limit
     sessions.total = 10.0 * MIB
     assert rates(sessions) == {bulk.session_id: 10.0 * MIB}
+
+
+def test_what_a_session_sends_tells_what_it_wants_once_its_rate_has_settled() -> None:
+    sessions = table('[limits]\nrate_limit = "100 MiB/s"\n')
+    idle, busy = begin(sessions, 1, "urgent"), begin(sessions, 2, "urgent")
+    assert rates(sessions) == {idle.session_id: 50.0 * MIB, busy.session_id: 50.0 * MIB}
+    told: list[float | None] = []
+    for second in range(1, 6):
+        sessions.sampled(replace(idle, seconds=float(second)))
+        sent = sum(rate or 0.0 for rate in told[-1:]) or 50.0 * MIB
+        busy = replace(busy, seconds=float(second), bytes_in=busy.bytes_in + int(sent))
+        sessions.sampled(busy)
+        told.append(rates(sessions).get(busy.session_id, told[-1] if told else 50.0 * MIB))
+    # For one sample nothing can be told; then the idle one keeps a tenth of its share, and the other has the rest.
+    assert told[0] == 50.0 * MIB
+    assert told[1:] == [95.0 * MIB] * 4
+    sessions.sampled(replace(idle, seconds=6.0, bytes_in=5 * MIB))  # it is back, and sends all it may
+    assert rates(sessions) == {idle.session_id: 50.0 * MIB, busy.session_id: 50.0 * MIB}
 
 
 def test_arriving_sessions_take_no_part() -> None:
@@ -164,9 +182,10 @@ def test_finished_sessions_are_bounded() -> None:
     sessions = table()
     for number in range(FINISHED_KEPT + 10):
         end(sessions, begin(sessions, number, "bulk"))
-    end(sessions, replace(STATUS, session_id="ff"))  # it failed before it was open
+    sessions.over(Ended("ff", "source", "urgent", None, "lost", 6, 0.1, "cannot reach it"))  # before it was open
     assert (len(sessions.finished), sessions.ended, sessions.live) == (FINISHED_KEPT, FINISHED_KEPT + 11, {})
-    assert (sessions.finished[0].session_id, sessions.finished[0].way) == ("ff", "")
+    last = sessions.finished[0]
+    assert (last.session_id, last.way, last.peer, last.bytes_in) == ("ff", "urgent", None, 0)
 
 
 def test_what_is_said_of_no_session_changes_nothing() -> None:
