@@ -41,7 +41,7 @@ class Host:
     folder: Path
     identity: Path
     port: int = field(default_factory=free_port)
-    workers: int = 2
+    workers: int = 1
     settings: str = ""
     metrics: str = ""
     tables: list[str] = field(default_factory=list)

@@ -149,7 +149,7 @@ async def speeds(*flows: Flow) -> list[float]:
 
 def test_limits_and_priorities_hold(site: Site) -> None:
     """Two sessions of different priority share a total; a limit for one leaves the rest to the other."""
-    hosts = pair(site, 2)
+    hosts = pair(site, 2, workers=2)  # one session in each: the total is of all workers
     alpha = hosts.alpha
     alpha.tables[1] += 'priority = "high"\n'
     alpha.settings = '[limits]\nrate_limit = "10 MiB/s"\n'

@@ -75,7 +75,7 @@ def test_what_fits_nothing_is_closed(beta: Pair, words: bytes) -> None:
 @pytest.fixture(scope="module")
 def beta(tmp_path_factory: pytest.TempPathFactory) -> "object":
     site = Site(tmp_path_factory.mktemp("site"))
-    hosts = pair(site, 1)
+    hosts = pair(site, 1, workers=2)
     hosts.beta.start()
     yield hosts
     hosts.close()
@@ -89,7 +89,7 @@ def test_a_half_word_is_closed_when_its_sender_ends(beta: Pair) -> None:
 
 
 def test_sessions_max_counts_all_workers(site: Site) -> None:
-    hosts = pair(site, 3)
+    hosts = pair(site, 3, workers=2)
     hosts.beta.settings = "sessions_max = 2"
     hosts.start()
 
@@ -114,7 +114,7 @@ def test_sessions_max_counts_all_workers(site: Site) -> None:
 
 
 def test_an_egress_of_one_session_at_a_time_is_so_across_workers(site: Site, tmp_path: Path) -> None:
-    hosts = pair(site, 2)
+    hosts = pair(site, 2, workers=2)
     target = tmp_path / "guest"
     hosts.beta.tables[1:] = []
     hosts.beta.egress("file", f"file:{target}")

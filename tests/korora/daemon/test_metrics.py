@@ -28,7 +28,7 @@ def value(host: Host, series: str) -> float:
 
 
 def test_what_all_processes_count_is_on_one_page(site: Site) -> None:
-    hosts = pair(site, 2)
+    hosts = pair(site, 2, workers=2)
     alpha = hosts.alpha
     alpha.metrics = f"127.0.0.1:{free_port()}"
     hosts.start()

@@ -20,7 +20,7 @@ CHUNK = bytes(range(256)) * 256
 
 @pytest.fixture
 def hosts(site: Site) -> "Pair":
-    return pair(site, 3)
+    return pair(site, 3, workers=2)
 
 
 @asynccontextmanager
