@@ -261,15 +261,17 @@ class Supervisor:
         """See ``Owner.heard``."""
         match message:
             case Begun():
-                self._sessions.begun(member.index, message)
+                if not self._sessions.begun(member.index, message):
+                    log.warning("a session id is used twice", session=message.status.session_id[:8])
+                    member.send(Cancel(message.status.session_id))
                 self._divide()
             case Ended():
-                self._sessions.over(message)
+                self._sessions.over(member.index, message)
                 self._divide()
             case Sample(statuses, lag):
                 member.lag_seconds, member.handed = lag, 0
                 for status in statuses:
-                    self._sessions.sampled(status)
+                    self._sessions.sampled(member.index, status)
             case Refused(reason):
                 self._counts.peer_refused(reason)
             case Left(name):

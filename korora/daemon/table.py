@@ -79,17 +79,22 @@ class Sessions:
         self.config = config
         self.total = bytes_per_second(config.limits.rate_limit)
 
-    def begun(self, worker: int, message: Begun) -> None:
-        """A worker has opened a session."""
-        status = message.status
-        live = Live(worker, message.way, status)
-        live.rate = status.rate_limit
-        self.live[status.session_id, status.role] = live
+    def begun(self, worker: int, message: Begun) -> bool:
+        """A worker has opened a session; whether it may go on.
 
-    def sampled(self, status: SessionStatus) -> None:
+        Sources choose the ids. One worker refuses an id that it has already, but knows nothing of the others'.
+        """
+        status = message.status
+        key = (status.session_id, status.role)
+        if key in self.live:
+            return False
+        self.live[key] = Live(worker, message.way, status, rate=status.rate_limit)
+        return True
+
+    def sampled(self, worker: int, status: SessionStatus) -> None:
         """How a session stands now."""
         live = self.live.get((status.session_id, status.role))
-        if live is None:
+        if live is None or live.worker != worker:
             return
         before, live.status = live.status, status
         live.settling = max(0, live.settling - 1)
@@ -98,9 +103,11 @@ class Sessions:
             live.sent = (status.bytes_in - before.bytes_in) / elapsed
             live.throughput = live.sent + (status.bytes_out - before.bytes_out) / elapsed
 
-    def over(self, message: Ended) -> None:
+    def over(self, worker: int, message: Ended) -> None:
         """A session has ended, open or not."""
-        self.live.pop((message.session_id, message.role), None)
+        key = (message.session_id, message.role)
+        if key in self.live and self.live[key].worker == worker:
+            del self.live[key]
         status = message.status
         self.ended += 1
         self.finished.appendleft(
@@ -124,7 +131,9 @@ class Sessions:
         for key in keys:
             live = self.live[key]
             words, last = "the worker that carried it died", live.status
-            self.over(Ended(*key, live.way, last.peer, OUTCOMES[EXIT_LOST], EXIT_LOST, last.seconds, words, last))
+            self.over(
+                worker, Ended(*key, live.way, last.peer, OUTCOMES[EXIT_LOST], EXIT_LOST, last.seconds, words, last)
+            )
         return keys
 
     def of(self, worker: int) -> list[Live]:

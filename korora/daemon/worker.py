@@ -438,7 +438,10 @@ class Worker:
 
 
 def _keep(folder: Path, report: SessionReport) -> None:
-    reports.write(folder / f"{report.session_id}-{report.role}.json", report)
+    """Sources choose the ids of their sessions: one that is used again must not replace what was reported before."""
+    name = f"{report.session_id}-{report.role}"
+    numbered = (f"{name}{'' if number == 1 else f'-{number}'}.json" for number in range(1, REPORTS_KEPT + 2))
+    reports.write(next(path for path in (folder / name for name in numbered) if not path.exists()), report)
     ages: dict[Path, int] = {}
     for path in folder.glob("*.json"):
         with suppress(FileNotFoundError):  # another worker has just made room, too

@@ -99,6 +99,7 @@ class Host:
                 stderr=log,
                 env=os.environ | dict(env or {}),
                 close_fds=False,
+                start_new_session=True,
             )
         assert self.process.stdout is not None
         if ready:

@@ -67,6 +67,28 @@ def test_a_drain_lets_what_runs_finish_and_takes_nothing_new(site: Site, side: s
         hosts.close()
 
 
+def test_ctrl_c_at_a_terminal_is_the_parent_s_to_answer(site: Site) -> None:
+    """It goes to the whole group of processes, and the workers carry on."""
+    hosts = pair(site, 1)
+    hosts.start()
+    alpha = hosts.alpha
+
+    async def story() -> None:
+        ends = await hosts.machines[0].channel()
+        await echo(*ends)
+        assert alpha.process is not None
+        os.killpg(alpha.process.pid, signal.SIGINT)
+        await in_thread(until, lambda: alpha.status()["phase"] == "draining")
+        await exchange(*ends, bytes(2_000_000), b"whole")
+        assert await in_thread(alpha.wait) == 0
+
+    try:
+        run(story(), SECONDS_MAX)
+        assert [report["outcome"] for report in alpha.reports()] == ["done"]
+    finally:
+        hosts.close()
+
+
 def test_a_drain_without_sessions_ends_at_once(site: Site) -> None:
     hosts = pair(site, 1)
     hosts.start()
