@@ -52,7 +52,7 @@ TICK_SECONDS: Final = 1.0  # rates are divided anew, the service manager is told
 STOP_SECONDS_MAX: Final = 70.0  # to tell peers and hypervisors, once sessions are ended; then workers are killed
 
 # What a reload cannot change; the rest of a new file counts.
-_FIXED: Final = ("workers", "state", "control", "listen", "metrics")
+_FIXED: Final = ("workers", "state", "control", "metrics")
 
 
 @unique
@@ -420,9 +420,12 @@ class Supervisor:
         """Check and open everything first, so that it cannot fail half-way; why workers stayed behind none the less."""
         wanted = config.read(self._path)
         needed = [key for key in _FIXED if getattr(wanted, key) != getattr(self._config, key)]
-        if wanted.egress and self._door is None and "listen" not in needed:
-            needed.append("listen")
-        wanted = msgspec.structs.replace(wanted, **{key: getattr(self._config, key) for key in _FIXED})
+        address = self._config.listen.address
+        if wanted.listen.address != address or (wanted.egress and self._door is None):
+            needed.append("listen.address")
+        listen = msgspec.structs.replace(wanted.listen, address=address)
+        fixed = {key: getattr(self._config, key) for key in _FIXED}
+        wanted = msgspec.structs.replace(wanted, listen=listen, **fixed)
         name = await check(wanted)
         kept = {way.name: way.source for way in self._ways if not way.leaving}
         fresh = [ingress for ingress in wanted.ingress if kept.get(ingress.name) != ingress.source]

@@ -242,6 +242,7 @@ class Worker:
         self._admission.reconfigure(config, egresses)
         terms = Terms(
             resume_seconds=config.limits.resume_timeout,
+            lanes=config.listen.lanes,
             sessions_max=message.arriving_max,
             random=self._random,
             admit=self._admission.admit,
@@ -397,8 +398,11 @@ class Worker:
 
     def _maybe_drained(self) -> None:
         """Something has ended: was it the last?"""
-        arriving = 0 if self._destination is None else self._destination.sessions
-        if self._draining and not self._drained and not self._carried and not self._ways and not arriving:
+        destination = self._destination
+        left = self._carried + len(self._ways) + (0 if destination is None else destination.sessions)
+        if destination is not None and self._stopping is None:
+            left += destination.untold  # a source that was away at the end may still come and ask how it was
+        if self._draining and not self._drained and not left:
             self._drained = True
             self._wire.send(Drained())
         if self._code is not None and not self._carried and not self._over.done():
