@@ -95,7 +95,8 @@ def test_a_revoked_peer_does_not_come_back(site: Site, hosts: Pair) -> None:
             await middle.cut(which, reset=True)
         assert await near.broken()
         (report,) = await in_thread(until, hosts.alpha.reports)
-        assert report["exit_code"] in {4, 6}
+        assert report["exit_code"] == 4
+        assert "revoked" in report["error"]
         await middle.close()
 
     try:
