@@ -23,6 +23,7 @@ REMEDIES: Final = MappingProxyType(
         crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
         crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",
         proxy.PolicyRefused: "try again when the destination can take it, or change what it allows",
+        proxy.SessionCancelled: "ask who cancelled it before you migrate again",
         proxy.PeerRefused: "the other relay's log says why",
         proxy.StreamCorrupt: "no wrong byte was handed on; see that both relays have one version, then retry",
         proxy.PeerUnreachable: "see that korora receive runs there, and check address and firewall",
@@ -50,5 +51,6 @@ def remedy_of(error: BaseException) -> str:
 
 def complain(error: BaseException) -> int:
     """Print that line to standard error and return the exit code."""
-    print(line_of(error), file=sys.stderr, flush=True)  # noqa: T201 - for people
+    sys.stderr.write(f"{line_of(error)}\n")  # in one piece: several processes may share the stream
+    sys.stderr.flush()
     return exit_code_of(error)

@@ -114,6 +114,16 @@ class Destination:
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
 
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open, and those that are being told that they are."""
+        return len(self._sessions)
+
+    @property
+    def untold(self) -> int:
+        """Sessions that are over and whose source may not know how they ended; see ``told``."""
+        return len(self._ended)
+
     async def serve(self) -> None:
         """Accept connections until cancelled."""
         if self._listener is None:
@@ -380,7 +390,7 @@ class Destination:
         if SessionId(offer.session) in self._sessions or SessionId(offer.session) in self._ended:
             raise PolicyRefused("that session id is in use")
         egress = self._egresses[offer.egress]
-        if egress.single and self._sessions:
+        if egress.single and any(runner.offer.egress == offer.egress for runner in self._sessions.values()):
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite

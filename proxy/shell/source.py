@@ -1,6 +1,7 @@
 """The source's end: takes the local hypervisor's connections and makes sessions of them."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite
@@ -21,10 +22,13 @@ class Source:
         tls: identity and rules for the peer; role CLIENT.
         where: the destination's relay.
         ingress: opened already.
+        begun: told of each session as it opens.
     """
 
-    def __init__(self, tls: TlsConfig, where: Peer, ingress: Ingress) -> None:
-        self._contact, self._ingress = Contact(tls, where), ingress
+    def __init__(
+        self, tls: TlsConfig, where: Peer, ingress: Ingress, begun: Callable[[SourceRunner], None] | None = None
+    ) -> None:
+        self._contact, self._ingress, self._begun = Contact(tls, where), ingress, begun
         self.current: SourceRunner | None = None
 
     def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
@@ -43,6 +47,8 @@ class Source:
             await first.abort()
             raise
         self.current = runner
+        if self._begun is not None:
+            self._begun(runner)
         try:
             await runner.run()
         finally:
