@@ -29,6 +29,7 @@ from proxy.report import SessionReport, tally
 from proxy.session import Session
 from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel, FrameOwner
+from proxy.shell.glance import status_of
 from proxy.shell.lane import BufferPool, Lane, LaneKeys, Record
 from proxy.shell.link import ControlLink
 from proxy.shell.threads import ThreadedLane
@@ -80,7 +81,7 @@ class Runner:
         self.heard = False
         """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self.began = self._loop.time()
         self._ending = False
         """Whether any direction has ended: only then can an acknowledgement be the last."""
         self.progress = Signal()
@@ -105,38 +106,7 @@ class Runner:
 
     def status(self) -> SessionStatus:
         """This moment of the session."""
-        session, traffic = self.session, self.bundle.traffic
-        senders, receivers = session.senders.values(), session.receivers.values()
-        sent, received = self._wire_bytes()
-        return SessionStatus(
-            session_id=self.report.session_id,
-            role=session.role.value,
-            peer=self.peer.name,
-            peer_address=self.report.peer_address,
-            vm=self.report.vm,
-            state=session.state.value if self.link is not None else "resuming",
-            seconds=self._loop.time() - self._began,
-            channels=len(receivers),
-            lanes=len(self.bundle.lanes),
-            bytes_in=sum(half.offset for half in senders),
-            bytes_out=sum(half.written_bytes for half in receivers),
-            wire_sent=sent,
-            wire_received=received,
-            frames_sent=sum(half.frames for half in senders),
-            frames_received=sum(half.frames for half in receivers),
-            frames_resent=session.outbox.resent,
-            records_sent=traffic.records_sent,
-            records_received=traffic.records_received,
-            rekeys=traffic.rekeys,
-            lanes_lost=self.bundle.lost,
-            resumes=self.report.resumes,
-            queue_frames=sum(half.in_flight for half in senders),
-            queue_bytes=session.flight.in_flight_bytes,
-            window_bytes=session.flight.limit_bytes,
-            delay_seconds=session.flight.delay_seconds,
-            bytes_per_second=session.flight.bytes_per_second,
-            rate_limit=self.bucket.rate,
-        )
+        return status_of(self)
 
     def set_rate(self, rate: float | None) -> None:
         """Send no more than ``rate`` stream bytes a second from now on; None lifts the limit."""
@@ -498,7 +468,8 @@ class Runner:
         if lane is not None and self.session.resume_seconds:
             self.bundle.broke(lane, PeerLost(f"lane {lane.id} broke at the peer"))
 
-    def _wire_bytes(self) -> tuple[int, int]:
+    def wire_bytes(self) -> tuple[int, int]:
+        """Bytes sent to and received from the peer so far, TLS and lanes together."""
         traffic, link = self.bundle.traffic, self.link
         sent, received = (0, 0) if link is None else (link.sent_bytes, link.received_bytes)
         return (
@@ -508,7 +479,7 @@ class Runner:
 
     def _account(self) -> None:
         """Write what the session did into its report."""
-        sent, received = self._wire_bytes()
+        sent, received = self.wire_bytes()
         tally(self.report, self.session, sent_bytes=sent, received_bytes=received)
 
     # ---- services of one control connection

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from crypto.errors import CryptoError
 from crypto.records import HEADER_BYTES, RecordType
 from proxy.errors import PeerLost, RelayError
-from proxy.limits import DRAIN_SECONDS_MAX, LANE_DEPTH
+from proxy.limits import DRAIN_SECONDS_MAX, LANE_FRAMES_MAX
 from proxy.shell.lane import Lane, Record, parts_of
 
 _DISCARD_BYTES = 64 * 1024
@@ -75,7 +75,7 @@ class ThreadedLane(Lane):
     @property
     def free(self) -> bool:
         """See ``Lane.free``: while one thing is on its way the next can be handed over already."""
-        return self.outstanding < LANE_DEPTH
+        return self.outstanding < LANE_FRAMES_MAX
 
     def post_frame(self, frame: memoryview, done: Callable[[BaseException | None], None]) -> None:
         """See ``Lane.post_frame``."""
