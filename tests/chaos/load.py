@@ -30,7 +30,10 @@ TALK_SECONDS_MAX: Final = 120.0
 FAR_SECONDS_MAX: Final = 20.0  # after the near end is over, for the far one to be
 EVENTUALLY_SECONDS_MAX: Final = 20.0
 POLL_SECONDS: Final = 0.005
+LOOPBACK: Final = "127.0.0.1"
 _ZEROS: Final = memoryview(bytes(READ_BYTES))
+
+MakeSocket = Callable[[], socket.socket]
 
 
 class WrongBytes(AssertionError):
@@ -162,18 +165,23 @@ class _Speaker:
             raise _Dies
 
 
-async def migrate(port: int, talk: Talk, *, host: str = "127.0.0.1") -> End:
+async def migrate(port: int, talk: Talk, *, make: MakeSocket = socket.socket) -> End:
     """The source's hypervisor: connect to its relay and have one talk to the end.
+
+    Args:
+        port: where the relay listens, on the loopback.
+        talk: what is said.
+        make: makes the socket; of another host, it leads to that host's loopback.
 
     Raises:
         WrongBytes: it was given what nobody sent, or a clean end too early.
     """
     loop = asyncio.get_running_loop()
-    sock = socket.socket()
+    sock = make()
     _tune(sock)
     end = End(talk, Way.BACKWARD)
     try:
-        await loop.sock_connect(sock, (host, port))
+        await loop.sock_connect(sock, (LOOPBACK, port))
     except BaseException:
         sock.close()
         raise
@@ -186,11 +194,11 @@ class Backend:
     """The destination's hypervisor: serves every talk it has been told of, on a port that can be shut and opened.
 
     Args:
-        host: the address to listen on.
+        make: makes the listening sockets; of another host, they listen on that host's loopback.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self._host = host
+    def __init__(self, make: MakeSocket = socket.socket) -> None:
+        self._make = make
         # Bound and never listening, so that the port stays ours while it refuses.
         self._holder = self._bound(0)
         self.port: int = self._holder.getsockname()[1]
@@ -261,10 +269,10 @@ class Backend:
         await eventually(lambda: not self.serving)
 
     def _bound(self, port: int) -> socket.socket:
-        sock = socket.socket()
+        sock = self._make()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((self._host, port))
+        sock.bind((LOOPBACK, port))
         sock.setblocking(False)
         return sock
 
@@ -364,21 +372,21 @@ class Ends:
 FAR_POLL_SECONDS: Final = 0.25  # between looks at whether a connection is there that may yet become the far end
 
 
-async def talk_through(port: int, backend: Backend, talk: Talk, *, host: str = "127.0.0.1") -> Ends:
+async def talk_through(port: int, backend: Backend, talk: Talk, *, make: MakeSocket = socket.socket) -> Ends:
     """Have one talk through a pair of relays.
 
     Args:
         port: where the source's relay takes its hypervisor's connections.
         backend: the destination's hypervisor.
         talk: what is said.
-        host: the source's relay's address.
+        make: see `migrate`.
 
     Raises:
         WrongBytes: either end was given what nobody sent, or took a cut stream for a whole one.
         TimeoutError: an end was left in the dark.
     """
     coming = backend.expect(talk)
-    near = await migrate(port, talk, host=host)
+    near = await migrate(port, talk, make=make)
     async with asyncio.timeout(FAR_SECONDS_MAX):
         # A talk that broke early may never reach the far end, or only when it is over.
         while near.ended == "eof" or backend.serving:

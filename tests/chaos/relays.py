@@ -7,6 +7,7 @@ async with standing(hosts, plan=only(Kind.LANE, Plan(forward=Faults(reset_at=MIB
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any, Final
 
 from tests.attacks.processes import Hosts, Relay
 from tests.chaos.faults import Chooser, calm
-from tests.chaos.load import Backend, Ends, Talk, talk_through
+from tests.chaos.load import LOOPBACK, Backend, Ends, MakeSocket, Talk, talk_through
+from tests.chaos.namespaces import Host
 from tests.chaos.proxy import ChaosProxy
 
 VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to say how it went
@@ -105,15 +107,18 @@ class Standing:
     send: Watched
     receive: Watched
     proxy: ChaosProxy
+    """Carries nothing where the relays reach each other by a network of their own."""
     backend: Backend
     port: int
     """Where the source's hypervisor connects."""
     folder: Path
+    make: MakeSocket = socket.socket
+    """Makes the source's hypervisor's sockets."""
     sessions: int = 0
 
     async def talk(self, talk: Talk) -> Ends:
         """Have one talk; it begins a session, or joins the one that is open."""
-        return await talk_through(self.port, self.backend, talk)
+        return await talk_through(self.port, self.backend, talk, make=self.make)
 
     async def session(self, *talks: Talk) -> tuple[list[Ends], tuple[int, int]]:
         """One session of these talks, all at once, to its end: their ends, and the exit codes, the source's first."""
@@ -139,15 +144,15 @@ class Standing:
         return json.loads(source), json.loads(destination)
 
 
-def receiver(hosts: Hosts, backend: Backend, *words: str | Path, listen: str = "127.0.0.1:0") -> Watched:
+def receiver(hosts: Hosts, backend: Backend, *words: str | Path, address: str = LOOPBACK) -> Watched:
     """`korora receive` for that hypervisor."""
-    to = f"tcp:127.0.0.1:{backend.port}"
-    return Watched("receive", "--listen", listen, "--to", to, "--identity", hosts.beta, "--name", "alpha", *words)
+    where = ("--listen", f"{address}:0", "--to", f"tcp:127.0.0.1:{backend.port}")
+    return Watched("receive", *where, "--identity", hosts.beta, "--name", "alpha", *words)
 
 
-def sender(hosts: Hosts, peer_port: int, *words: str | Path) -> Watched:
+def sender(hosts: Hosts, peer_port: int, *words: str | Path, address: str = LOOPBACK) -> Watched:
     """`korora send` to that port."""
-    where = ("--from", "tcp:127.0.0.1:0", "--peer", f"127.0.0.1:{peer_port}")
+    where = ("--from", "tcp:127.0.0.1:0", "--peer", f"{address}:{peer_port}")
     return Watched("send", *where, "--identity", hosts.alpha, "--name", "beta", *words)
 
 
@@ -174,3 +179,30 @@ async def standing(
         send = sender(hosts, proxy.port, "--report", folder / "send.json", *patience)
         await stack.enter_async_context(send)
         yield Standing(send, receive, proxy, backend, await send.listening(), folder)
+
+
+@asynccontextmanager
+async def apart(
+    hosts: Hosts, folder: Path, here: Host, there: Host, *, resume_seconds: int = 0
+) -> AsyncIterator[Standing]:
+    """The same, each relay and its hypervisor on a host of its own, with that network between them.
+
+    Args:
+        hosts: identities.
+        folder: where the reports of its last session are written.
+        here: the source's host.
+        there: the destination's.
+        resume_seconds: how long a loss is borne with.
+    """
+    async with AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(Backend(there.socket))
+        patience = ("--resume-timeout", str(resume_seconds))
+        receive = receiver(hosts, backend, "--report", folder / "receive.json", *patience, address=there.address)
+        receive.command = (*there.command, *receive.command)
+        await stack.enter_async_context(receive)
+        port = await receive.listening()
+        send = sender(hosts, port, "--report", folder / "send.json", *patience, address=there.address)
+        send.command = (*here.command, *send.command)
+        await stack.enter_async_context(send)
+        proxy = await stack.enter_async_context(ChaosProxy())
+        yield Standing(send, receive, proxy, backend, await send.listening(), folder, here.socket)
