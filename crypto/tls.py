@@ -11,7 +11,7 @@ until the handshake is over and the peer's certificate, name and group have been
 
 import hashlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Final
@@ -69,11 +69,13 @@ class PeerRules:
         names: acceptable host names of ``korora://host/NAME``; empty accepts any name the CA has certified.
         pins: acceptable SHA-256 digests (32 bytes) of the peer's SubjectPublicKeyInfo; empty pins nothing.
         allow_classical: accept a key exchange without ML-KEM.
+        pins_by_name: the same as ``pins``, for the host of that name only.
     """
 
     names: frozenset[str] = frozenset()
     pins: frozenset[bytes] = frozenset()
     allow_classical: bool = False
+    pins_by_name: Mapping[str, frozenset[bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +296,9 @@ def _admit(leaf: x509.Certificate, rules: PeerRules) -> str:
     name = peer_name(leaf)
     if rules.names and name not in rules.names:
         raise PeerNameMismatch(f"the peer is {name!r}, expected {' or '.join(sorted(rules.names))}")
-    if rules.pins:
-        spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if hashlib.sha256(spki).digest() not in rules.pins:
+    spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for pins in (rules.pins, rules.pins_by_name.get(name)):
+        if pins and hashlib.sha256(spki).digest() not in pins:
             raise PeerNameMismatch(f"the key of peer {name!r} is not among the pinned ones")
     return name
 

@@ -23,6 +23,7 @@ REMEDIES: Final = MappingProxyType(
         crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
         crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",
         proxy.PolicyRefused: "try again when the destination can take it, or change what it allows",
+        proxy.SessionCancelled: "ask who cancelled it before you migrate again",
         proxy.PeerRefused: "the other relay's log says why",
         proxy.StreamCorrupt: "no wrong byte was handed on; see that both relays have one version, then retry",
         proxy.PeerUnreachable: "see that korora receive runs there, and check address and firewall",

@@ -104,7 +104,7 @@ def _tls(common: Common, role: TlsRole) -> TlsConfig:
     return TlsConfig(Identity.load(common.identity, now=datetime.now(UTC)), role, common.rules)
 
 
-def _announce_ready(*, stdio: bool) -> None:
+def announce_ready(*, stdio: bool) -> None:
     """The first and only line of standard output, once work can be taken.
 
     Raises:
@@ -210,7 +210,7 @@ class _Receiver:
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
         try:
-            _announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
+            announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
             code = await self._outcome
             if stopper.reason is not None:
                 await self._drained()
@@ -299,7 +299,7 @@ class _Sender:
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
         try:
             if options.announce:
-                _announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
+                announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
             self._task = asyncio.create_task(self._sessions())
             return await self._task
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
     RelayError                       70
     ├── ConfigurationError            2   something here is set up wrongly; ``remedy`` says what to do
     ├── PolicyRefused                 3   a policy, here or there, said no
+    │   └── SessionCancelled          3   an operator ended the session on purpose
     ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
     ├── StreamCorrupt                 5   frames, digests or END disagree
     │   └── ProtocolViolation         5   an authenticated peer broke the protocol
@@ -60,6 +61,10 @@ class PolicyRefused(RelayError):
     """A policy refused the session."""
 
     exit_code = EXIT_POLICY
+
+
+class SessionCancelled(PolicyRefused):
+    """An operator ended the session on purpose: an answer like a policy's, and the same at both ends."""
 
 
 class PeerRefused(RelayError):

@@ -122,6 +122,11 @@ class _SocketIngress:
         self.label = label
         self._sock: socket.socket | None = None
 
+    @property
+    def listener(self) -> socket.socket | None:
+        """The listening socket, still ours; None while there is none."""
+        return self._sock
+
     async def accept(self) -> SocketConnection:
         """See ``Ingress.accept``."""
         if self._sock is None:
@@ -130,7 +135,7 @@ class _SocketIngress:
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
-                await _readable(self._sock.fileno())
+                await readable(self._sock.fileno())
                 continue
             except ConnectionAbortedError:
                 continue
@@ -149,8 +154,27 @@ class _SocketIngress:
             self._sock = None
 
 
-async def _readable(fd: int) -> None:
-    """Not the loop's sock_accept: cancelled between its accept and our waking, it would drop whom it had accepted."""
+class GivenIngress(_SocketIngress):
+    """Takes the local hypervisor's connections from a socket that somebody else has bound.
+
+    Args:
+        sock: listening and non-blocking; this object owns it from now on. Its address is its giver's to remove.
+        label: the endpoint as the operator wrote it.
+    """
+
+    def __init__(self, sock: socket.socket, label: str) -> None:
+        super().__init__(label)
+        self._sock = sock
+
+    async def open(self) -> None:
+        """It is open already."""
+
+
+async def readable(fd: int) -> None:
+    """Wait until a descriptor can be read, or has failed.
+
+    Not the loop's sock_accept: cancelled between its accept and our waking, it would drop whom it had accepted.
+    """
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 

@@ -98,7 +98,7 @@ class DestinationRunner(Runner):
         random: RandomBytes,
     ) -> None:
         super().__init__(session, link, peer, report)
-        self._keys, self._egress, self._xl_flags, self._random = keys, egress, xl_flags, random
+        self._keys, self.egress, self._xl_flags, self._random = keys, egress, xl_flags, random
         self._tokens: dict[bytes, LaneId] = {}
         self._next_lane = 0
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
@@ -199,11 +199,11 @@ class DestinationRunner(Runner):
             announced = await self._announced.get()
             if not self.lanes:
                 raise PeerLost(f"channel {announced.channel}: the lane it was to use has gone")
-            if self._egress.single and announced.channel > 0:
-                raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
+            if self.egress.single and announced.channel > 0:
+                raise HypervisorFailed(f"{self.egress.label} takes one channel, the source has opened another")
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
-            channel = Channel(number, await self._egress.connect(self._xl_flags), self)
+            channel = Channel(number, await self.egress.connect(self._xl_flags), self)
             self.session.open(number, announced.credit)
             self.start_delivery(channel)
             await self.say(ChannelOpened(number, credit))
@@ -265,6 +265,11 @@ class Destination:
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open, and those that are being told that they are."""
+        return len(self._sessions)
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
@@ -438,7 +443,7 @@ class Destination:
         if any(runner.session.id == offer.session for runner in self._sessions):
             raise PolicyRefused("that session id is in use")
         egress = self._egresses[offer.egress]
-        if egress.single and self._sessions:
+        if egress.single and any(runner.egress.label == egress.label for runner in self._sessions):
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite

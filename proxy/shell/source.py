@@ -233,10 +233,13 @@ class Source:
         tls: identity and rules for the peer; role CLIENT.
         where: the destination's relay.
         ingress: opened already.
+        begun: told of each session as it opens.
     """
 
-    def __init__(self, tls: TlsConfig, where: Peer, ingress: Ingress) -> None:
-        self._tls, self._where, self._ingress = tls, where, ingress
+    def __init__(
+        self, tls: TlsConfig, where: Peer, ingress: Ingress, begun: Callable[[SourceRunner], None] | None = None
+    ) -> None:
+        self._tls, self._where, self._ingress, self._begun = tls, where, ingress, begun
         self.current: SourceRunner | None = None
 
     def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
@@ -255,6 +258,8 @@ class Source:
             await first.abort()
             raise
         self.current = runner
+        if self._begun is not None:
+            self._begun(runner)
         try:
             await runner.run()
         finally:

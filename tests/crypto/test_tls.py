@@ -407,6 +407,17 @@ def test_pins(hosts: Hosts) -> None:
     assert outcome.server.peer is None
 
 
+def test_pins_of_one_name_bind_only_that_host(hosts: Hosts) -> None:
+    wrong = frozenset({bytes(32)})
+    for name, whole in (("alpha", False), ("gamma", True)):
+        rules = PeerRules(names=frozenset({"alpha", "gamma"}), pins_by_name={name: wrong})
+        outcome = between(client_config(hosts.alpha), server_config(hosts.beta, rules))
+        assert outcome.whole is whole
+        assert whole or isinstance(outcome.server_error, PeerNameMismatch)
+    right = PeerRules(pins_by_name={"alpha": frozenset({hosts.alpha.spki_sha256}), "gamma": wrong})
+    assert between(client_config(hosts.alpha), server_config(hosts.beta, right)).whole
+
+
 def test_a_pin_does_not_replace_the_name(hosts: Hosts) -> None:
     rules = PeerRules(names=frozenset({"gamma"}), pins=frozenset({hosts.alpha.spki_sha256}))
     outcome = between(client_config(hosts.alpha), server_config(hosts.beta, rules))

@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("korora", "proxy", "chunking", "crypto")
 PKI = ("init", "issue", "revoke", "crl", "list")
-COMMANDS = ("", "receive", "send", "xl", "demo", "pki", *(f"pki {name}" for name in PKI))
+CTL = ("cancel", "limit", "reload", "drain")
+COMMANDS = (
+    *("", "receive", "send", "xl", "serve", "top", "demo", "pki", "ctl"),
+    *(f"pki {name}" for name in PKI),
+    *(f"ctl {name}" for name in CTL),
+)
 COLUMNS = 80
 
 
@@ -53,7 +58,9 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["receive", "--help"], ["pki", "issue"], ["frobnicate"]], ids=" ".join
+    "arguments",
+    [["--help"], ["receive", "--help"], ["serve", "--help"], ["ctl", "limit"], ["pki", "issue"], ["frobnicate"]],
+    ids=" ".join,
 )
 def test_what_needs_no_work_imports_no_machinery(arguments: list[str]) -> None:
     # rich comes in with structlog, OpenSSL with the identity: together they take ten times as long as the rest.

@@ -1,0 +1,1 @@
+"""The daemon: one parent that listens and decides, workers that carry the sessions."""

@@ -1,0 +1,373 @@
+"""The daemon's configuration: TOML in, checked structs out. Every error names file, key and what was expected."""
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import msgspec
+from msgspec import Meta, Struct
+
+from crypto.files import read_bounded
+from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress
+from proxy.errors import ConfigurationError
+from proxy.limits import KIB, LANES_MAX
+from proxy.rate import RATE_MIN
+
+CONFIG_BYTES_MAX: Final = 64 * KIB  # some 500 ingresses; and a configuration fits one message to a worker
+WORKERS_MAX: Final = 64  # a lane's token names its worker in one byte; more cores than this carry nothing more
+SESSIONS_MAX: Final = 1024  # arriving ones, all workers together: memory is the operator's to count
+SESSIONS_DEFAULT: Final = 64
+INGRESSES_MAX: Final = 512  # each holds a listening socket and a task
+SECONDS_MAX: Final = 86_400  # a day: whoever waits longer than that waits for ever
+RESUME_SECONDS_MAX: Final = 3600
+UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
+
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"  # as a certificate's, and as OFFER's egress
+_PIN: Final = r"^(?:sha256:)?[0-9A-Fa-f]{64}\Z"
+_RATE: Final = re.compile(
+    r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,6})?) ?(?P<prefix>[kKMGT]i?)?(?P<unit>B|bit)/s", re.ASCII
+)
+_PREFIXES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    "Ki": 2**10,
+    "ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
+
+Name = Annotated[str, Meta(pattern=_NAME)]
+Pin = Annotated[str, Meta(pattern=_PIN)]
+Rate = Annotated[int, Meta(ge=RATE_MIN)] | str | None
+Priority = Literal["low", "normal", "high"]
+
+
+class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A table of the file: keys it does not know are errors."""
+
+
+class Listen(_Table, frozen=True):
+    """`[listen]`: where other relays reach this one."""
+
+    address: str = ":8010"
+
+
+class Limits(_Table, frozen=True):
+    """`[limits]`. Rates in bytes a second, times in seconds."""
+
+    rate_limit: Rate = None
+    session_rate_limit: Rate = None
+    resume_timeout: Annotated[int, Meta(ge=0, le=RESUME_SECONDS_MAX)] = 30
+    drain_timeout: Annotated[int, Meta(ge=0, le=SECONDS_MAX)] = 900
+
+
+class Metrics(_Table, frozen=True):
+    """`[metrics]`: where Prometheus reads; an empty address turns it off."""
+
+    address: str = "127.0.0.1:9464"
+
+
+class Peer(_Table, frozen=True):
+    """`[[peer]]`: a host that sessions may come from, and, with an address, go to."""
+
+    name: Name
+    address: str | None = None
+    pins: tuple[Pin, ...] = ()
+
+
+class Ingress(_Table, frozen=True, rename={"source": "from"}):
+    """`[[ingress]]`: where a local hypervisor's migrations leave, and to whom they go."""
+
+    name: Name
+    source: str
+    peer: Name
+    egress: Name = "default"
+    lanes: Annotated[int, Meta(ge=1, le=LANES_MAX)] = 1
+    priority: Priority = "normal"
+    rate_limit: Rate = None
+
+
+class Egress(_Table, frozen=True):
+    """`[[egress]]`: a name that sources may ask for, and the local hypervisor it stands for."""
+
+    name: Name
+    to: str
+    peers: tuple[Name, ...] = ()
+
+
+class Config(_Table, frozen=True):
+    """The whole file."""
+
+    identity: str = "/etc/korora/identity"
+    state: str = "/var/lib/korora"
+    control: str = "/run/korora/control.sock"
+    workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
+    sessions_max: Annotated[int, Meta(ge=1, le=SESSIONS_MAX)] = SESSIONS_DEFAULT
+    allow_classical: bool = False
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    metrics: Metrics = Metrics()
+    peer: tuple[Peer, ...] = ()
+    ingress: Annotated[tuple[Ingress, ...], Meta(max_length=INGRESSES_MAX)] = ()
+    egress: tuple[Egress, ...] = ()
+
+    def peer_named(self, name: str) -> Peer:
+        """The peer of that name; every name that a checked configuration uses is in its table."""
+        return next(peer for peer in self.peer if peer.name == name)
+
+    def ingress_named(self, name: str) -> Ingress | None:
+        """The ingress of that name, if there is one."""
+        return next((ingress for ingress in self.ingress if ingress.name == name), None)
+
+
+def read(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is too long, or something in it is wrong.
+    """
+    try:
+        content, _ = read_bounded(path, CONFIG_BYTES_MAX)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "give a file that exists") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: it is {error}", "give a file of TOML") from None
+    return parse(content, str(path))
+
+
+def parse(content: bytes, where: str) -> Config:
+    """Check a configuration.
+
+    Args:
+        content: TOML, UTF-8.
+        where: what errors call it.
+
+    Raises:
+        ConfigurationError: something in it is wrong; the message names `where` and the key.
+    """
+    try:
+        raw = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{where}: no TOML: {error}", "docs/daemon.md has an example") from None
+    return convert(raw, where)
+
+
+def convert(raw: dict[str, Any], where: str) -> Config:
+    """Check what TOML held. See ``parse``."""
+    try:
+        config = msgspec.convert(raw, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explained(where, str(error), raw) from None
+    _Check(where, config).run()
+    return config
+
+
+def bytes_per_second(rate: Rate) -> float | None:
+    """A rate as a number.
+
+    Args:
+        rate: bytes a second, or a number with its unit: "200 MiB/s", "1.5 Gbit/s"; None for no limit.
+
+    Raises:
+        ValueError: it is no rate, or less than `RATE_MIN`.
+    """
+    if rate is None or isinstance(rate, int):
+        value = rate
+    else:
+        match = _RATE.fullmatch(rate)
+        if match is None:
+            raise ValueError(f"{rate!r} is no rate")
+        scale = _PREFIXES[match["prefix"] or ""] / (8 if match["unit"] == "bit" else 1)
+        value = float(match["number"]) * scale  # type: ignore[assignment]
+    if value is not None and value < RATE_MIN:
+        raise ValueError(f"a rate below {RATE_MIN} bytes a second")
+    return None if value is None else float(value)
+
+
+# ---------------------------------------------------------------- what the types cannot say
+
+_RATE_EXPECTED: Final = f'an integer of bytes a second, ≥ {RATE_MIN}, or a string like "200 MiB/s"'
+
+
+class _Check:
+    """One configuration held against itself."""
+
+    def __init__(self, where: str, config: Config) -> None:
+        self._where, self._config = where, config
+
+    def run(self) -> None:
+        """Check everything; the first thing wrong is raised."""
+        config = self._config
+        for key, path in (("identity", config.identity), ("state", config.state), ("control", config.control)):
+            self._path(key, path)
+        if len(config.control.encode()) > UNIX_PATH_BYTES_MAX:
+            self._wrong("control", f"the path of a unix socket has at most {UNIX_PATH_BYTES_MAX} bytes")
+        self._address("listen.address", config.listen.address)
+        if config.metrics.address:
+            self._address("metrics.address", config.metrics.address)
+        self._rate("limits.rate_limit", config.limits.rate_limit)
+        self._rate("limits.session_rate_limit", config.limits.session_rate_limit)
+        for table in ("peer", "ingress", "egress"):
+            self._distinct(table, "name", [entry.name for entry in getattr(config, table)])
+        for number, peer in enumerate(config.peer):
+            if peer.address is not None and not self._address(f"peer[{number}].address", peer.address)[0]:
+                self._wrong(f"peer[{number}].address", f"expected HOST:PORT with a host, got {peer.address!r}")
+        for number, ingress in enumerate(config.ingress):
+            self._ingress(f"ingress[{number}]", ingress)
+        fixed = [ingress.source for ingress in config.ingress if not re.fullmatch(r"tcp:.*:0+", ingress.source)]
+        self._distinct("ingress", "from", fixed)
+        for number, egress in enumerate(config.egress):
+            self._egress(f"egress[{number}]", egress)
+        if not config.ingress and not config.egress:
+            self._wrong("ingress", "there is neither an [[ingress]] nor an [[egress]]", "add what is to be served")
+
+    def _ingress(self, key: str, ingress: Ingress) -> None:
+        if ingress.source.partition(":")[0] not in {"tcp", "unix"}:
+            self._wrong(f"{key}.from", f"expected tcp:HOST:PORT or unix:PATH, got {ingress.source!r}")
+        with _Told(self._where, f"{key}.from"):
+            parse_ingress(ingress.source)
+        peer = self._known(f"{key}.peer", ingress.peer)
+        if peer.address is None:
+            self._wrong(f"{key}.peer", f"peer {peer.name!r} has no address", "give that [[peer]] an address")
+        self._rate(f"{key}.rate_limit", ingress.rate_limit)
+
+    def _egress(self, key: str, egress: Egress) -> None:
+        with _Told(self._where, f"{key}.to"):
+            parse_egress(egress.to)
+        if egress.to.startswith("stdio:"):
+            self._wrong(f"{key}.to", "a daemon has no standard streams to give", "use korora receive for stdio:")
+        for number, name in enumerate(egress.peers):
+            self._known(f"{key}.peers[{number}]", name)
+        if not self._config.peer:
+            self._wrong(key, "nobody could use it: there is no [[peer]]", "name the hosts that may send")
+
+    def _known(self, key: str, name: str) -> Peer:
+        known = next((peer for peer in self._config.peer if peer.name == name), None)
+        if known is None:
+            self._wrong(key, f"{name!r} is no [[peer]] of this file", "add it, or correct the name")
+        return known
+
+    def _distinct(self, table: str, key: str, values: Sequence[str]) -> None:
+        for value, count in Counter(values).items():
+            if count > 1:
+                self._wrong(table, f"{count} entries have the {key} {value!r}", f"each needs a {key} of its own")
+
+    def _path(self, key: str, path: str) -> None:
+        if not path.startswith("/") or "\0" in path:
+            self._wrong(key, f"expected an absolute path, got {path!r}")
+
+    def _address(self, key: str, text: str) -> tuple[str, int]:
+        with _Told(self._where, key):
+            return parse_address(text, "the address")
+
+    def _rate(self, key: str, rate: Rate) -> None:
+        try:
+            bytes_per_second(rate)
+        except ValueError:
+            self._wrong(key, f"expected {_RATE_EXPECTED}, got {rate!r}")
+
+    def _wrong(self, key: str, words: str, remedy: str = "correct the file") -> NoReturn:
+        raise ConfigurationError(f"{self._where}: {key}: {words}", remedy)
+
+
+class _Told:
+    """Puts file and key before what a parser of the command line says."""
+
+    def __init__(self, where: str, key: str) -> None:
+        self._prefix = f"{where}: {key}: "
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, ConfigurationError):
+            raise ConfigurationError(self._prefix + str(error), error.remedy) from None
+
+
+# ---------------------------------------------------------------- msgspec's errors in the words of the file
+
+_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_KEY: Final = re.compile(r"`(?P<key>[^`]*)`")
+
+
+def _explained(where: str, message: str, raw: dict[str, Any]) -> ConfigurationError:
+    match = _AT.match(message)
+    what, path = (match["what"], match["path"] or "") if match is not None else (message, "")
+    steps: list[str | int] = [int(step[1:-1]) if step[0] == "[" else step for step in re.findall(r"\[\d+\]|\w+", path)]
+    key = _KEY.search(what)
+    if key is not None and "unknown field" in what:
+        name = f"{path}.{key['key']}" if path else key["key"]
+        known = ", ".join(sorted(_keys(_type_at(steps))))
+        return ConfigurationError(f"{where}: {name}: no such key; expected one of {known}", "correct the key")
+    if key is not None and "missing required field" in what:
+        steps.append(key["key"])
+        name = f"{path}.{key['key']}" if path else key["key"]
+        return ConfigurationError(f"{where}: {name}: missing; expected {_expected(_type_at(steps))}", "add the key")
+    got = _value_at(raw, steps)
+    return ConfigurationError(
+        f"{where}: {path or 'the file'}: expected {_expected(_type_at(steps))}, got {_shown(got)}", "correct the value"
+    )
+
+
+def _value_at(raw: Any, steps: Sequence[str | int]) -> Any:
+    for step in steps:
+        raw = raw[step]
+    return raw
+
+
+def _type_at(steps: Sequence[str | int]) -> msgspec.inspect.Type:
+    kind = msgspec.inspect.type_info(Config)
+    for step in steps:
+        match kind:
+            case msgspec.inspect.StructType():
+                kind = next(field.type for field in kind.fields if field.encode_name == step)
+            case msgspec.inspect.VarTupleType():
+                kind = kind.item_type
+            case _:
+                raise ValueError(f"{step} of {kind}")
+    return kind
+
+
+def _keys(kind: msgspec.inspect.Type) -> Iterator[str]:
+    if isinstance(kind, msgspec.inspect.StructType):
+        for field in kind.fields:
+            yield field.encode_name
+
+
+def _expected(kind: msgspec.inspect.Type) -> str:
+    inspect = msgspec.inspect
+    match kind:
+        case inspect.UnionType() if any(isinstance(part, inspect.IntType) for part in kind.types):
+            return _RATE_EXPECTED
+        case inspect.UnionType():
+            return next(_expected(part) for part in kind.types if not isinstance(part, inspect.NoneType))
+        case inspect.IntType(ge=low, le=high):
+            bounds = [f"{sign} {bound}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None]
+            return "int" + (" " + " and ".join(bounds) if bounds else "")
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(f'"{value}"' for value in values)
+        case inspect.StrType(pattern=pattern) if pattern == _NAME:
+            return "a name of 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first"
+        case inspect.StrType(pattern=pattern) if pattern == _PIN:
+            return "a SHA-256 of 64 hexadecimal digits"
+        case inspect.StrType():
+            return "a string"
+        case inspect.VarTupleType(item_type=inspect.StructType(), max_length=most):
+            return "tables in double brackets" + (f", at most {most}" if most is not None else "")
+        case inspect.VarTupleType():
+            return "a list"
+        case _:
+            return "a table"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

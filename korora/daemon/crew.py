@@ -1,0 +1,212 @@
+"""The workers as the parent sees them: started, spoken to, buried, started again."""
+
+import asyncio
+import socket
+import sys
+from contextlib import suppress
+from typing import Final, Protocol
+
+import structlog
+
+from korora.daemon.messages import Configure, Configured, Quit, Take, ToParent, ToWorker
+from korora.daemon.wire import Wire
+from korora.log import LogFormat, LogLevel
+from proxy.errors import ConfigurationError
+
+log = structlog.get_logger("korora.daemon")
+
+BEGIN_SECONDS_MAX: Final = 60.0  # imports, and an identity with a long CRL, on a busy machine
+QUIT_SECONDS_MAX: Final = 75.0  # hypervisors that are wound down take up to a minute
+KILL_SECONDS_MAX: Final = 10.0  # for the kernel to bury it
+BACKOFF_SECONDS: Final = 0.5  # before a worker that died is started again; doubled each time
+BACKOFF_SECONDS_MAX: Final = 30.0
+SETTLED_SECONDS: Final = 60.0  # a worker that lived this long begins its back-off anew
+
+
+class Owner(Protocol):
+    """Whoever has the workers."""
+
+    def configuration(self, index: int) -> Configure:
+        """What a worker is to serve."""
+
+    def heard(self, member: "Member", message: ToParent) -> None:
+        """A worker has said something."""
+
+    def arrived(self, member: "Member") -> None:
+        """A worker is there and has its configuration: it can be given ingresses."""
+
+    def died(self, member: "Member") -> None:
+        """A worker has gone, with all its sessions."""
+
+    def restarted(self, member: "Member") -> None:
+        """A worker had died and is started again."""
+
+
+class Member:
+    """One worker: the same number for life, one process after another.
+
+    Args:
+        index: its number, from 0.
+        owner: is told what happens.
+        log_format, log_level: as the parent's.
+    """
+
+    def __init__(self, index: int, owner: Owner, log_format: LogFormat, log_level: LogLevel) -> None:
+        self.index, self._owner = index, owner
+        self._log = (log_format.value, log_level.value)
+        self._wire: Wire[ToParent] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._configured: dict[int, asyncio.Future[str | None]] = {}
+        self._first: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._retired = asyncio.Event()
+        self.ready = False
+        self.restarts = 0
+        self.lag_seconds = 0.0
+        self.handed = 0
+        """Connections it was given since it last said how many sessions it has."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process, while it has one."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it can take work.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=f"worker {self.index}")
+        error: str | None
+        try:
+            async with asyncio.timeout(BEGIN_SECONDS_MAX):
+                error = await asyncio.shield(self._first)
+        except TimeoutError:
+            error = f"it said nothing for {BEGIN_SECONDS_MAX:.0f} s"
+        if error is not None:
+            raise ConfigurationError(f"worker {self.index} does not start: {error}", "its own lines above say why")
+
+    def send(self, message: ToWorker, fd: int | None = None) -> bool:
+        """Say something to it; whether it could be said."""
+        return self._wire is not None and self._wire.send(message, fd)
+
+    def take(self, sock: socket.socket, address: str) -> bool:
+        """Give it a connection, which the caller closes here; whether it could be given."""
+        return self.ready and self.send(Take(address), sock.fileno())
+
+    async def configure(self, message: Configure) -> str | None:
+        """Give it another configuration; why it keeps the old one, or None."""
+        answer = self._configured[message.generation] = asyncio.get_running_loop().create_future()
+        try:
+            if not self.ready or not self.send(message):
+                return None  # it is being started, and will be told then
+            async with asyncio.timeout(BEGIN_SECONDS_MAX):
+                error: str | None = await answer
+                return error
+        except TimeoutError:
+            return f"worker {self.index} did not answer"
+        finally:
+            self._configured.pop(message.generation, None)
+
+    def retire(self) -> None:
+        """Start it no more when it has ended."""
+        self._retired.set()
+
+    async def quit(self) -> None:
+        """Let it end; one that does not is killed."""
+        self._retired.set()
+        self.send(Quit())
+        if self._task is None:
+            return
+        _, pending = await asyncio.wait({self._task}, timeout=QUIT_SECONDS_MAX)
+        if pending:
+            self._kill()
+            await asyncio.wait({self._task}, timeout=KILL_SECONDS_MAX)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _live(self) -> None:
+        """One process after another, until it is told to quit."""
+        loop = asyncio.get_running_loop()
+        backoff = BACKOFF_SECONDS
+        while not self._retired.is_set():
+            began = loop.time()
+            try:
+                code = await self._once()
+            except OSError as error:
+                log.warning("a worker cannot be started", worker=self.index, reason=error.strerror)
+                code = -1
+            finally:
+                self._gone()
+            if self._retired.is_set():
+                return
+            log.error("a worker died", worker=self.index, exit_code=code)
+            if not self._first.done():
+                self._first.set_result(f"it ended with {code}")
+                return
+            backoff = BACKOFF_SECONDS if loop.time() - began > SETTLED_SECONDS else backoff
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff):
+                    await self._retired.wait()
+                    return
+            backoff = min(backoff * 2, BACKOFF_SECONDS_MAX)
+            self.restarts += 1
+            self._owner.restarted(self)
+
+    async def _once(self) -> int:
+        """One process, from its beginning to its end; its exit code."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "korora.daemon.worker"),
+                *(str(theirs.fileno()), str(self.index), *self._log),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        # The union is no type to mypy.
+        self._wire = Wire(ours, ToParent, take=self._hear, gone=self._silent)  # type: ignore[arg-type]
+        self.send(self._owner.configuration(self.index))
+        return await self._process.wait()
+
+    def _hear(self, message: ToParent, fd: int | None) -> None:
+        del fd  # no message of a worker brings one
+        if not isinstance(message, Configured):
+            self._owner.heard(self, message)
+            return
+        waiting = self._configured.get(message.generation)
+        if waiting is not None:
+            if not waiting.done():
+                waiting.set_result(message.error)
+        elif message.error is not None:
+            if not self._first.done():
+                self._first.set_result(message.error)
+            log.error("a worker cannot take its configuration", worker=self.index, reason=message.error)
+            self._kill()
+        else:
+            self.ready = True
+            self._owner.arrived(self)
+            if not self._first.done():
+                self._first.set_result(None)
+
+    def _silent(self) -> None:
+        """It has hung up, as it does when it ends; where it says what is no message, it must."""
+        if not self._retired.is_set():
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _gone(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+        self._wire, self._process, self.ready, self.handed = None, None, False, 0
+        self._owner.died(self)

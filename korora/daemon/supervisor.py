@@ -1,0 +1,574 @@
+"""The parent: opens what the daemon listens on, keeps the workers, and answers signals and operators."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from enum import Enum, unique
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from crypto.errors import CryptoError
+from crypto.files import make_private_directory
+from korora import __version__
+from korora.daemon import build, config, control, notify
+from korora.daemon.config import Config, Ingress
+from korora.daemon.crew import Member
+from korora.daemon.door import Door
+from korora.daemon.messages import (
+    Begun,
+    Cancel,
+    Configure,
+    Drain,
+    Drained,
+    Ended,
+    Leave,
+    Left,
+    Rates,
+    Refused,
+    Sample,
+    Serve,
+    Stop,
+    ToParent,
+)
+from korora.daemon.observer import Observer
+from korora.daemon.table import Sessions
+from korora.errors import complain, line_of
+from korora.log import LogFormat, LogLevel
+from korora.relay import announce_ready
+from proxy.endpoints.sockets import GivenIngress, TcpIngress, UnixIngress, listen_tcp
+from proxy.endpoints.spec import parse_address, parse_ingress
+from proxy.errors import EXIT_DONE, EXIT_SIGNAL_BASE, ConfigurationError, RelayError
+
+log = structlog.get_logger("korora.daemon")
+
+TICK_SECONDS: Final = 1.0  # rates are divided anew, the service manager is told how we are
+STOP_SECONDS_MAX: Final = 70.0  # to tell peers and hypervisors, once sessions are ended; then workers are killed
+REFUSALS_KEPT: Final = 20  # for `korora top --json`
+
+Listening = TcpIngress | UnixIngress | GivenIngress
+
+# What a reload cannot change; the rest of a new file counts.
+_FIXED: Final = ("workers", "state", "control", "listen", "metrics")
+
+
+@unique
+class Phase(Enum):
+    """Where the daemon is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    RELOADING = "reloading"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+@dataclass(slots=True)
+class Way:
+    """One ingress: its listening socket and the worker that serves it."""
+
+    name: str
+    source: str
+    ingress: Listening
+    worker: int
+    leaving: bool = False
+
+
+async def check(wanted: Config) -> str:
+    """Check what a configuration names outside itself: identity, CRL, endpoints; the identity's name.
+
+    Raises:
+        CryptoError, ConfigurationError: something is not as it must be.
+    """
+    identity = await asyncio.to_thread(build.load_identity, wanted)
+    build.server_tls(wanted, identity)
+    for ingress in wanted.ingress:
+        build.client_tls(wanted, identity, ingress)
+        build.destination_of(wanted, ingress)
+    for egress in build.egresses(wanted).values():
+        await egress.check()
+    return identity.name
+
+
+class Supervisor:
+    """One run of `korora serve`.
+
+    Args:
+        path: the configuration file, read again by a reload.
+        first: what it held.
+        inherited: listening sockets by name (notify.py).
+        notifier: the service manager.
+        observer: counts what happens here.
+        log_format, log_level: for the workers.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        first: Config,
+        *,
+        inherited: Mapping[str, socket.socket],
+        notifier: notify.Notifier,
+        observer: Observer,
+        log_format: LogFormat,
+        log_level: LogLevel,
+    ) -> None:
+        self._path, self._config = path, first
+        self._inherited = dict(inherited)
+        self._notifier, self._observer = notifier, observer
+        self._log_options = (log_format, log_level)
+        self._loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[int] = self._loop.create_future()
+        self.phase = Phase.STARTING
+        self._name = ""
+        self._generation = 1
+        self._members: list[Member] = []
+        self._drained: set[int] = set()
+        self._ways: dict[str, Way] = {}
+        self._sessions = Sessions(first)
+        self._door: Door | None = None
+        self._control: control.ControlServer | None = None
+        self._control_socket: Listening | None = None
+        self._reloading = asyncio.Lock()
+        self._reloads = {"good": 0, "bad": 0}
+        self._restart_needed: list[str] = []
+        self._refused = 0
+        self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
+        self._began = time.time()
+        self._code = EXIT_DONE
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._told = ""
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Serve until told to end; the exit code.
+
+        Raises:
+            ConfigurationError, CryptoError: it could not begin.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled, number)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._reload_and_say()))
+        try:
+            await self._open()
+            await self._start()
+            if self.phase is Phase.STARTING:
+                self.phase = Phase.SERVING
+                announce_ready(stdio=False)
+                log.info("serving", ingresses=len(self._ways), egresses=len(self._config.egress), address=self._address)
+                self._notifier.send(READY=1, STATUS="serving")
+            return await self._outcome
+        finally:
+            await self._close()
+
+    async def _open(self) -> None:
+        """Open every listener, so that what is wrong with one shows before anything runs."""
+        wanted = self._config
+        self._name = await check(wanted)
+        _make_state(Path(wanted.state))
+        relay = self._inherited.pop(notify.RELAY, None)
+        if relay is None and wanted.egress:
+            relay = listen_tcp(*parse_address(wanted.listen.address, "the address"), wanted.listen.address)
+        if relay is not None:
+            self._door = Door(relay, self._route)
+        count = wanted.workers or len(os.sched_getaffinity(0))
+        self._members = [Member(index, self, *self._log_options) for index in range(count)]
+        order = {"high": 0, "normal": 1, "low": 2}
+        for number, ingress in enumerate(sorted(wanted.ingress, key=lambda entry: order[entry.priority])):
+            self._ways[ingress.name] = await self._opened(ingress, number % count)
+        self._control_socket = await self._control_listener(wanted.control)
+        left = ", ".join(self._inherited)
+        if left:
+            raise ConfigurationError(f"nothing here uses the inherited socket {left}", "correct the .socket unit")
+
+    async def _opened(self, ingress: Ingress, worker: int) -> Way:
+        given = self._inherited.pop(notify.INGRESS_PREFIX + ingress.name, None)
+        listening: Listening
+        if given is not None:
+            listening = GivenIngress(given, ingress.source)
+        else:
+            parsed = parse_ingress(ingress.source)
+            if not isinstance(parsed, TcpIngress | UnixIngress):
+                raise ConfigurationError(f"{ingress.source} is nothing to listen on", "use tcp: or unix:")
+            listening = parsed
+        await listening.open()
+        return Way(ingress.name, ingress.source, listening, worker)
+
+    async def _control_listener(self, path: str) -> Listening:
+        given = self._inherited.pop(notify.CONTROL, None)
+        listening = UnixIngress(path, f"unix:{path}") if given is None else GivenIngress(given, f"unix:{path}")
+        await listening.open()
+        if listening.listener is not None:
+            self._control = control.ControlServer(listening.listener.dup(), self._answer)
+            await self._control.start()
+        return listening
+
+    async def _start(self) -> None:
+        await asyncio.gather(*(member.start() for member in self._members))
+        self._task(self._tick())
+        if self._notifier.watchdog_seconds is not None:
+            self._task(self._feed_watchdog(self._notifier.watchdog_seconds))
+
+    async def _close(self) -> None:
+        self._notifier.send(STOPPING=1)
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
+        if self._door is not None:
+            await self._door.close()
+        for way in self._ways.values():
+            await way.ingress.close()
+        if self._control is not None:
+            await self._control.close()
+        if self._control_socket is not None:
+            await self._control_socket.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def _address(self) -> str | None:
+        return None if self._door is None else self._door.address
+
+    # ---- workers
+
+    def configuration(self, index: int) -> Configure:
+        """See ``Owner.configuration``."""
+        most, over = divmod(self._config.sessions_max, len(self._members))
+        return Configure(self._generation, self._config, most + (index < over))
+
+    def arrived(self, member: Member) -> None:
+        """See ``Owner.arrived``."""
+        if self.phase in {Phase.DRAINING, Phase.STOPPING}:
+            member.send(Drain())
+            return
+        for way in self._ways.values():
+            if way.worker == member.index:
+                self._give(member, way)
+
+    @staticmethod
+    def _give(member: Member, way: Way) -> None:
+        listener = way.ingress.listener
+        if listener is not None and member.ready:
+            member.send(Serve(way.name, way.ingress.label), listener.fileno())
+
+    def died(self, member: Member) -> None:
+        """See ``Owner.died``."""
+        for session_id, role in self._sessions.lost(member.index):
+            log.error("a session died with its worker", session=session_id[:8], role=role, worker=member.index)
+        if self.phase in {Phase.DRAINING, Phase.STOPPING}:
+            for way in [way for way in self._ways.values() if way.worker == member.index]:
+                self._forget(way)
+            self._has_drained(member)
+
+    def restarted(self, member: Member) -> None:
+        """See ``Owner.restarted``."""
+        del member
+        self._observer.worker_restarted()
+
+    def heard(self, member: Member, message: ToParent) -> None:
+        """See ``Owner.heard``."""
+        match message:
+            case Begun():
+                self._sessions.begun(member.index, message)
+                self._divide()
+            case Ended():
+                self._sessions.over(message)
+                self._divide()
+            case Sample(statuses, lag):
+                member.lag_seconds, member.handed = lag, 0
+                for status in statuses:
+                    self._sessions.sampled(status)
+            case Refused(reason):
+                self._refused += 1
+                self._refusals.append(reason)
+            case Left(name):
+                way = self._ways.get(name)
+                if way is not None and way.worker == member.index:
+                    self._forget(way)
+            case Drained():
+                self._has_drained(member)
+            case _:
+                pass
+
+    def _forget(self, way: Way) -> None:
+        self._ways.pop(way.name, None)
+        self._task(way.ingress.close())
+
+    def _route(self, sock: socket.socket, address: str, index: int | None) -> None:
+        """See ``Door``: a lane to its worker, a new session to the one with the fewest."""
+        if index is not None:
+            if index < len(self._members):
+                self._members[index].take(sock, address)
+            return
+        ready = [member for member in self._members if member.ready]
+        if ready:
+            member = min(ready, key=self._load)
+            member.handed += 1
+            member.take(sock, address)
+
+    def _load(self, member: Member) -> tuple[bool, int, int]:
+        arriving = self._sessions.arriving(member.index) + member.handed
+        full = arriving >= self.configuration(member.index).arriving_max
+        return full, len(self._sessions.of(member.index)) + member.handed, member.index
+
+    # ---- rates
+
+    def _divide(self) -> None:
+        for index, rates in self._sessions.rates().items():
+            self._members[index].send(Rates(rates))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._divide()
+            self._say_status()
+
+    async def _feed_watchdog(self, seconds: float) -> None:
+        while True:
+            self._notifier.send(WATCHDOG=1)
+            await asyncio.sleep(seconds)
+
+    def _say_status(self) -> None:
+        words = f"{self.phase.value}: {len(self._sessions.live)} sessions"
+        if words != self._told:
+            self._told = words
+            self._notifier.send(STATUS=words)
+
+    # ---- the end
+
+    def _signalled(self, number: int) -> None:
+        if self.phase in {Phase.DRAINING, Phase.STOPPING}:
+            self._stop(number)
+        else:
+            self._drain(number)
+
+    def _drain(self, number: int = signal.SIGTERM) -> None:
+        """Take no new session and no new migration; end when the last one has, or at the bound."""
+        if self.phase in {Phase.DRAINING, Phase.STOPPING}:
+            return
+        starting = self.phase is Phase.STARTING
+        self.phase = Phase.DRAINING
+        if starting:
+            self._end(EXIT_DONE)
+            return
+        log.info("draining", sessions=len(self._sessions.live), seconds=self._config.limits.drain_timeout)
+        self._notifier.send(STOPPING=1)
+        self._say_status()
+        self._timer = self._loop.call_later(self._config.limits.drain_timeout, self._stop, number)
+        for member in self._members:
+            member.retire()
+            if not member.send(Drain()):
+                self._has_drained(member)
+
+    def _stop(self, number: int) -> None:
+        """End every session that is left."""
+        if self.phase is Phase.STOPPING:
+            return
+        self.phase = Phase.STOPPING
+        log.info("ending what is left", sessions=len(self._sessions.live))
+        self._say_status()
+        self._code = EXIT_SIGNAL_BASE + number
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(STOP_SECONDS_MAX, self._end, self._code)
+        for member in self._members:
+            if not member.send(Stop(number)):
+                self._has_drained(member)
+
+    def _has_drained(self, member: Member) -> None:
+        self._drained.add(member.index)
+        if len(self._drained) == len(self._members):
+            self._end(self._code)
+
+    def _end(self, code: int) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(code)
+
+    # ---- reload
+
+    async def _reload_and_say(self) -> None:
+        try:
+            await self.reload()
+        except (CryptoError, RelayError) as error:
+            complain(error)
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and serve by it, all of it or nothing; the keys that wait for a restart.
+
+        Raises:
+            ConfigurationError, CryptoError: something is wrong with the new one, and the old one stays.
+        """
+        async with self._reloading:
+            if self.phase is not Phase.SERVING:
+                raise ConfigurationError(f"the daemon is {self.phase.value}: it does not reload", "start it anew")
+            self.phase = Phase.RELOADING
+            self._notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS="reloading")
+            try:
+                await self._replace()
+            except (CryptoError, RelayError) as error:
+                self._reloads["bad"] += 1
+                self._observer.reloaded(good=False)
+                log.warning("reload refused: the old configuration stays", reason=line_of(error))
+                self._notifier.send(READY=1, STATUS=f"reload refused, the old configuration stays: {error}")
+                raise
+            finally:
+                if self.phase is Phase.RELOADING:
+                    self.phase = Phase.SERVING
+            self._reloads["good"] += 1
+            self._observer.reloaded(good=True)
+            log.info("reloaded", restart_needed=self._restart_needed)
+            self._told = ""
+            self._notifier.send(READY=1, STATUS="reloaded")
+            return self._restart_needed
+
+    async def _replace(self) -> None:
+        """Check and open everything first; then it cannot fail half-way."""
+        wanted = config.read(self._path)
+        needed = [key for key in _FIXED if getattr(wanted, key) != getattr(self._config, key)]
+        if wanted.egress and self._door is None and "listen" not in needed:
+            needed.append("listen")
+        wanted = msgspec.structs.replace(wanted, **{key: getattr(self._config, key) for key in _FIXED})
+        name = await check(wanted)
+        kept = {way.name: way.source for way in self._ways.values() if not way.leaving}
+        fresh: list[Way] = []
+        try:
+            for ingress in wanted.ingress:
+                if kept.get(ingress.name) != ingress.source:
+                    if ingress.name in self._ways:
+                        raise ConfigurationError(
+                            f"{self._path}: the ingress {ingress.name!r} cannot change its `from` while it is served",
+                            "give it another name, or restart",
+                        )
+                    fresh.append(await self._opened(ingress, self._least_burdened(fresh)))
+        except ConfigurationError:
+            for way in fresh:
+                await way.ingress.close()
+            raise
+        self._config, self._name, self._restart_needed = wanted, name, needed
+        self._generation += 1
+        self._sessions.reconfigure(wanted)
+        wishes = {ingress.name for ingress in wanted.ingress}
+        gone = [way for way in self._ways.values() if way.name not in wishes and not way.leaving]
+        for way in fresh:
+            self._ways[way.name] = way
+        await self._spread(fresh, gone)
+        self._divide()
+
+    async def _spread(self, fresh: list[Way], gone: list[Way]) -> None:
+        """Tell the workers: the configuration first, then which ingresses come and go."""
+        answers = await asyncio.gather(
+            *(member.configure(self.configuration(member.index)) for member in self._members)
+        )
+        for member, error in zip(self._members, answers, strict=True):
+            if error is not None:
+                log.error("a worker keeps its old configuration", worker=member.index, reason=error)
+        for way in fresh:
+            self._give(self._members[way.worker], way)
+        for way in gone:
+            way.leaving = True
+            if not self._members[way.worker].send(Leave(way.name)):
+                self._forget(way)
+
+    def _least_burdened(self, fresh: list[Way]) -> int:
+        ways = [*self._ways.values(), *fresh]
+        return min(range(len(self._members)), key=lambda index: sum(way.worker == index for way in ways))
+
+    # ---- operators
+
+    async def _answer(self, request: control.Request) -> control.Answer:
+        match request:
+            case control.Status():
+                return self.status()
+            case control.Cancel(session):
+                keys = self._sessions.find(session)
+                for key in keys:
+                    self._members[self._sessions.live[key].worker].send(Cancel(key[0]))
+                log.info("an operator cancelled a session", session=keys[0][0][:8])
+                return {"session_id": keys[0][0]}
+            case control.Limit(session):
+                return self._limit(session, control.rate_of(request))
+            case control.Reload():
+                try:
+                    return {"restart_needed": await self.reload()}
+                except CryptoError as error:
+                    raise ConfigurationError(str(error), getattr(error, "remedy", "")) from None
+            case control.Drain():
+                self._drain()
+                return {"sessions": len(self._sessions.live)}
+
+    def _limit(self, session: str, rate: float | None) -> control.Answer:
+        if session == control.ALL:
+            self._sessions.total = rate
+        else:
+            self._sessions.limit(self._sessions.find(session), rate)
+        self._divide()
+        log.info("an operator set a limit", session=session[:8], rate=rate)
+        return {"rate": rate}
+
+    def status(self) -> control.Answer:
+        """How everything stands, for `korora top` and others."""
+        return {
+            "version": __version__,
+            "name": self._name,
+            "pid": os.getpid(),
+            "phase": self.phase.value,
+            "uptime_seconds": round(time.time() - self._began, 1),
+            "listen": self._address,
+            "sessions_max": self._config.sessions_max,
+            "rate_limit": self._sessions.total,
+            "sessions_ended": self._sessions.ended,
+            "peers_refused": self._refused,
+            "last_refusals": list(self._refusals),
+            "reloads": self._reloads,
+            "restart_needed": self._restart_needed,
+            "sessions": self._sessions.views(),
+            "finished": msgspec.to_builtins(list(self._sessions.finished)),
+            "ingresses": [
+                {"name": way.name, "from": way.ingress.label, "worker": way.worker, "leaving": way.leaving}
+                for way in self._ways.values()
+            ],
+            "egresses": [{"name": egress.name, "to": egress.to} for egress in self._config.egress],
+            "workers": [
+                {
+                    "index": member.index,
+                    "pid": member.pid,
+                    "ready": member.ready,
+                    "restarts": member.restarts,
+                    "sessions": len(self._sessions.of(member.index)),
+                    "lag_seconds": round(member.lag_seconds, 4),
+                }
+                for member in self._members
+            ],
+        }
+
+
+def _make_state(path: Path) -> None:
+    """The state directory and what is in it.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    try:
+        for folder in (path, path / build.REPORTS, path / build.LOCKS):
+            make_private_directory(folder)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(13, "it may not be written")
+    except OSError as error:
+        raise ConfigurationError(
+            f"the state directory {path} cannot be used: {error.strerror}", "give one that this user may write"
+        ) from None

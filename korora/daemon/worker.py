@@ -1,0 +1,475 @@
+"""A worker: carries the sessions that the parent hands it, and ends with the parent.
+
+`python -m korora.daemon.worker FD INDEX FORMAT LEVEL`, FD being its end of the socket pair. It holds the identity's
+keys, the parent's configuration and nothing else; what it says goes to standard error and to the parent.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import uvloop
+
+from crypto.errors import CryptoError
+from crypto.identity import Identity
+from korora import report as reports
+from korora.daemon import build
+from korora.daemon.admission import Admission
+from korora.daemon.config import Config
+from korora.daemon.messages import (
+    SAMPLE_SESSIONS,
+    Begun,
+    Cancel,
+    Configure,
+    Configured,
+    Drain,
+    Drained,
+    Ended,
+    Leave,
+    Left,
+    Quit,
+    Rates,
+    Refused,
+    Sample,
+    Serve,
+    Stop,
+    Take,
+    ToWorker,
+)
+from korora.daemon.observer import Observer, Unobserved
+from korora.daemon.wire import Wire
+from korora.errors import line_of
+from korora.log import LogFormat, LogLevel, configure
+from proxy.endpoints.sockets import GivenIngress
+from proxy.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    HypervisorFailed,
+    Interrupted,
+    PeerLost,
+    RelayError,
+    SessionCancelled,
+    exit_code_of,
+)
+from proxy.report import SessionReport
+from proxy.session import Role
+from proxy.shell.destination import Destination, DestinationRunner, Terms
+from proxy.shell.runner import Runner
+from proxy.shell.source import Source, SourceRunner
+from proxy.wire import LANE_TOKEN_BYTES
+
+log = structlog.get_logger("korora.worker")
+
+SAMPLE_SECONDS: Final = 1.0
+LAG_SECONDS: Final = 0.25  # how often the loop's lag is looked at
+REPORTS_KEPT: Final = 1000  # in the state directory, some 2 KiB each; older ones are removed
+_GC_ALLOCATIONS: Final = 10_000  # the default 700 costs 3 % of a relay's time
+
+
+def tokens_of(index: int) -> Callable[[int], bytes]:
+    """The source of lane tokens of one worker: the first of their bytes says whose they are, the rest is random."""
+
+    def random(size: int) -> bytes:
+        return bytes([index]) + os.urandom(size - 1) if size == LANE_TOKEN_BYTES else os.urandom(size)
+
+    return random
+
+
+class WayIn:
+    """One ingress: a migration after another, until it is told to leave.
+
+    Args:
+        name: of the ingress.
+        ingress: its listening socket.
+        source: makes the sessions.
+        carry: runs one session to its end, whatever happens.
+        left: called when it has ended; its socket is to be closed then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ingress: GivenIngress,
+        source: Source,
+        carry: Callable[[Coroutine[Any, Any, None], SessionReport], Coroutine[Any, Any, None]],
+        left: Callable[["WayIn"], None],
+    ) -> None:
+        self.name, self.ingress, self.source = name, ingress, source
+        self._carry = carry
+        self._leaving = False
+        self._idle = True
+        self.task = asyncio.get_running_loop().create_task(self._serve(), name=f"ingress {name}")
+        self.task.add_done_callback(lambda _: left(self))  # a task that is cancelled before its first step has no end
+
+    async def _serve(self) -> None:
+        while not self._leaving:
+            self._idle = True
+            try:
+                first = await self.ingress.accept()
+            except HypervisorFailed as error:
+                log.warning("an ingress is given up", ingress=self.name, reason=str(error))
+                return
+            self._idle = False
+            report = self.source.new_report()
+            await self._carry(self.source.session(first, report), report)
+
+    def leave(self) -> None:
+        """Take no further migration: end now where none is under way, else with that."""
+        self._leaving = True
+        if self._idle:
+            self.task.cancel()
+
+    def stop(self, reason: RelayError) -> None:
+        """End the migration that is under way, and then."""
+        self._leaving = True
+        if self._idle or self.source.current is None:
+            self.task.cancel()
+        else:
+            self.source.current.stop(reason)
+
+
+@dataclass(slots=True)
+class _Live:
+    """A session that is open."""
+
+    runner: Runner
+    way: str
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        sock: its end of the socket pair.
+        index: its number, which its lanes' tokens begin with.
+        observer: counts what happens here.
+    """
+
+    def __init__(self, sock: socket.socket, index: int, observer: Observer) -> None:
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._random = tokens_of(index)
+        self._over: asyncio.Future[int] = self._loop.create_future()
+        self._config: Config | None = None
+        self._identity: Identity | None = None
+        self._admission: Admission | None = None
+        self._destination: Destination | None = None
+        self._ways: dict[str, WayIn] = {}
+        self._live: dict[tuple[str, str], _Live] = {}
+        self._carried = 0
+        self._draining = self._drained = False
+        self._code: int | None = None
+        self._stopping: RelayError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lag = 0.0
+        # One configuration after the other, and each before what follows it.
+        self._wire = Wire(sock, ToWorker, take=self._hear, gone=self._orphaned)  # type: ignore[arg-type]
+
+    async def run(self) -> int:
+        """Carry sessions until the parent says so, or has gone; return the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # A terminal's Ctrl-C goes to the whole group; it is the parent's to decide what follows. Not SIG_IGN, which
+            # the commands of exec: would inherit.
+            self._loop.add_signal_handler(number, lambda: None)
+        services = [asyncio.create_task(self._sample()), asyncio.create_task(self._watch_lag())]
+        try:
+            return await self._over
+        finally:
+            for task in services:
+                task.cancel()
+            if self._destination is not None:
+                await self._destination.close()
+            for way in list(self._ways.values()):
+                way.task.cancel()
+            ways = [way.task for way in self._ways.values()]
+            await asyncio.gather(*services, *ways, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._wire.close()
+
+    # ---- the parent's words
+
+    def _hear(self, message: ToWorker, fd: int | None) -> None:
+        match message:
+            case Configure():
+                self._task(self._configure(message))
+            case Take(address) if fd is not None:
+                self._take(socket.socket(fileno=fd), address)
+            case Serve(name, label) if fd is not None:
+                self._serve(name, GivenIngress(socket.socket(fileno=fd), label))
+            case Leave(name) if name in self._ways:
+                self._ways[name].leave()
+            case Leave(name):
+                self._wire.send(Left(name))
+            case Rates(rates):
+                self._change_rates(rates)
+            case Cancel(session_id):
+                self._cancel(session_id)
+            case Drain():
+                self._drain()
+            case Stop(number):
+                self._stop(Interrupted(number))
+            case Quit():
+                self._end(EXIT_DONE)
+            case _:
+                log.error("the parent sent a connection message without its connection")
+
+    def _orphaned(self) -> None:
+        """The parent has gone: nobody hands us lanes any more, and nobody could stop us."""
+        log.error("the daemon's parent process is gone: its sessions end")
+        self._stop(PeerLost("the relay's parent process is gone"))
+        self._end(EXIT_DONE)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _configure(self, message: Configure) -> None:
+        """Take a configuration over, or keep the old one and say why."""
+        config = message.config
+        try:
+            identity = await asyncio.to_thread(build.load_identity, config)
+            server = build.server_tls(config, identity)
+            clients = {ingress.name: build.client_tls(config, identity, ingress) for ingress in config.ingress}
+            egresses = build.egresses(config)
+        except (CryptoError, RelayError) as error:
+            self._wire.send(Configured(message.generation, line_of(error)))
+            return
+        if self._admission is None:
+            self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
+        self._admission.reconfigure(config, egresses)
+        terms = Terms(
+            resume_seconds=config.limits.resume_timeout,
+            sessions_max=message.arriving_max,
+            random=self._random,
+            admit=self._admission.admit,
+        )
+        self._config, self._identity = config, identity
+        if self._destination is None:
+            self._destination = Destination(
+                server, egresses, None, terms=terms, begin=self._begin, failed=self._refused
+            )
+        else:
+            self._destination.reconfigure(server, egresses, terms)
+        for name, way in self._ways.items():
+            ingress = config.ingress_named(name)
+            if ingress is not None:
+                way.source.reconfigure(clients[name], build.destination_of(config, ingress))
+        self._wire.send(Configured(message.generation))
+
+    def _take(self, sock: socket.socket, address: str) -> None:
+        if self._destination is None or self._stopping is not None:
+            sock.close()
+            return
+        self._destination.take(sock, address)
+
+    def _serve(self, name: str, given: GivenIngress) -> None:
+        config, identity = self._config, self._identity
+        ingress = None if config is None else config.ingress_named(name)
+        if config is None or identity is None or ingress is None or self._draining or name in self._ways:
+            self._task(given.close())
+            self._wire.send(Left(name))
+            return
+        tls, where = build.client_tls(config, identity, ingress), build.destination_of(config, ingress)
+        source = Source(tls, where, given, begun=lambda runner: self._opened(runner, name))
+        self._ways[name] = WayIn(name, given, source, self._account, self._left)
+
+    def _left(self, way: WayIn) -> None:
+        self._task(self._close_way(way))
+
+    async def _close_way(self, way: WayIn) -> None:
+        await way.ingress.close()
+        self._ways.pop(way.name, None)
+        self._wire.send(Left(way.name))
+        self._maybe_drained()
+
+    def _change_rates(self, rates: dict[str, float | None]) -> None:
+        for session_id, rate in rates.items():
+            live = self._live.get((session_id, Role.SOURCE.value))
+            if live is not None:
+                live.runner.set_rate(rate)
+
+    def _cancel(self, session_id: str) -> None:
+        host = "" if self._identity is None else f" of {self._identity.name}"
+        for (known, _), live in list(self._live.items()):
+            if known == session_id:
+                live.runner.stop(SessionCancelled(f"cancelled by an operator{host}"))
+
+    # ---- sessions
+
+    async def _begin(self, runner: DestinationRunner) -> None:
+        """See ``Destination.begin``."""
+        admission = self._admission
+        session = runner.session.id
+        way = "" if admission is None else admission.begun(session)
+        self._opened(runner, way)
+        try:
+            await self._account(runner.run(), runner.report)
+        finally:
+            if admission is not None:
+                admission.ended(session)
+            self._loop.call_soon(self._maybe_drained)  # the destination counts it until we have returned
+
+    def _opened(self, runner: SourceRunner | DestinationRunner, way: str) -> None:
+        """A session is open: from now on it is sampled, limited and can be cancelled."""
+        report = runner.report
+        self._live[report.session_id, report.role] = _Live(runner, way)
+        self._wire.send(Begun(way, runner.status()))
+        self._observer.session_begun(report.role)
+        if self._stopping is not None:
+            runner.stop(self._stopping)  # it was agreed on just before
+
+    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport) -> None:
+        """Run a session to its end, keep its report, say how it went."""
+        began = self._loop.time()
+        self._carried += 1
+        code, words = EXIT_DONE, None
+        key = (report.session_id, report.role)
+        try:
+            await work
+        except Exception as error:
+            code, words = exit_code_of(error), line_of(error)
+            if code == EXIT_BUG:
+                log.debug("internal error", exc_info=error)
+        except asyncio.CancelledError:
+            stopping = self._stopping or PeerLost("the relay is stopping")
+            code, words = exit_code_of(stopping), line_of(stopping)
+            raise
+        finally:
+            live = self._live.pop(key, None)
+            report.ended = datetime.now(UTC)
+            report.seconds = round(self._loop.time() - began, 6)
+            reports.conclude(report, code, words)
+            status = None if live is None else live.runner.status()
+            self._wire.send(Ended(*key, report.outcome, code, report.seconds, words, status))
+            if status is not None:
+                self._observer.session_ended(report, status)
+            self._say(report, "" if live is None else live.way, words)
+            live = None
+            self._task(self._keep(report))
+            self._carried -= 1
+            self._maybe_drained()
+            gc.collect()  # a session's runner, channels and lanes know one another, and hold tens of MiB of buffers
+
+    @staticmethod
+    def _say(report: SessionReport, way: str, words: str | None) -> None:
+        facts = {
+            "session": report.session_id[:8],
+            "role": report.role,
+            "way": way,
+            "peer": report.peer,
+            "seconds": round(report.seconds, 3),
+            "bytes_forward": report.bytes_in["forward"],
+            "bytes_backward": report.bytes_in["backward"],
+        }
+        if words is None:
+            log.info("session done", **facts, cipher=report.cipher, group=report.group)
+        else:
+            log.info("session failed", exit_code=report.exit_code, outcome=report.outcome, reason=words, **facts)
+
+    async def _keep(self, report: SessionReport) -> None:
+        """Write the report into the state directory, and make room for it there."""
+        if self._config is None:
+            return
+        folder = Path(self._config.state) / build.REPORTS
+        try:
+            await asyncio.to_thread(_keep, folder, report)
+        except OSError as error:
+            log.warning("a report cannot be kept", session=report.session_id[:8], reason=error.strerror or str(error))
+
+    def _refused(self, failure: Exception) -> None:
+        """See ``Destination.failed``."""
+        self._observer.peer_refused(failure)
+        self._wire.send(Refused(str(failure)))
+
+    # ---- the end
+
+    def _drain(self) -> None:
+        self._draining = True
+        if self._destination is not None:
+            self._destination.accepting = False
+        for way in list(self._ways.values()):
+            way.leave()
+        self._maybe_drained()
+
+    def _maybe_drained(self) -> None:
+        """Something has ended: was it the last?"""
+        arriving = 0 if self._destination is None else self._destination.sessions
+        if self._draining and not self._drained and not self._carried and not self._ways and not arriving:
+            self._drained = True
+            self._wire.send(Drained())
+        if self._code is not None and not self._carried and not self._over.done():
+            self._over.set_result(self._code)
+
+    def _stop(self, reason: RelayError) -> None:
+        if self._stopping is None:
+            self._stopping = reason
+        self._drain()
+        for live in list(self._live.values()):
+            live.runner.stop(reason)
+        for way in list(self._ways.values()):
+            way.stop(reason)
+
+    def _end(self, code: int) -> None:
+        """End when the last session has, at once if there is none."""
+        self._code = code
+        self._maybe_drained()
+
+    # ---- services
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            statuses = [live.runner.status() for live in self._live.values()]
+            lag, self._lag = self._lag, 0.0
+            self._observer.sample(statuses, lag)
+            self._maybe_drained()
+            for start in range(0, max(1, len(statuses)), SAMPLE_SESSIONS):
+                self._wire.send(Sample(tuple(statuses[start : start + SAMPLE_SESSIONS]), lag))
+
+    async def _watch_lag(self) -> None:
+        while True:
+            before = self._loop.time()
+            await asyncio.sleep(LAG_SECONDS)
+            self._lag = max(self._lag, self._loop.time() - before - LAG_SECONDS)
+
+
+def _keep(folder: Path, report: SessionReport) -> None:
+    reports.write(folder / f"{report.session_id}-{report.role}.json", report)
+    ages: dict[Path, int] = {}
+    for path in folder.glob("*.json"):
+        with suppress(FileNotFoundError):  # another worker has just made room, too
+            ages[path] = path.stat().st_mtime_ns
+    for path in sorted(ages, key=ages.__getitem__)[:-REPORTS_KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Run the worker that the arguments describe."""
+    fd, index, log_format, level = sys.argv[1:5]
+    configure(LogFormat(log_format), LogLevel(level))
+    sock = socket.socket(fileno=int(fd))
+    os.set_inheritable(sock.fileno(), False)
+    # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
+    gc.freeze()
+    gc.set_threshold(_GC_ALLOCATIONS)
+
+    async def work() -> int:
+        return await Worker(sock, int(index), Unobserved()).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(work()))
+
+
+if __name__ == "__main__":
+    main()

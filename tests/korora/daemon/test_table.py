@@ -1,0 +1,173 @@
+"""The parent's table of sessions, by messages of workers."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from korora.daemon import config
+from korora.daemon.messages import Begun, Ended
+from korora.daemon.table import FINISHED_KEPT, Sessions
+from proxy.status import SessionStatus
+
+MIB = 1024 * 1024
+STATUS = SessionStatus(
+    session_id="00",
+    role="source",
+    peer="beta",
+    peer_address="192.0.2.1:8010",
+    vm=None,
+    state="open",
+    seconds=0.0,
+    channels=1,
+    lanes=1,
+    bytes_in=0,
+    bytes_out=0,
+    wire_sent=0,
+    wire_received=0,
+    frames_sent=0,
+    frames_received=0,
+    frames_resent=0,
+    records_sent=0,
+    records_received=0,
+    rekeys=0,
+    lanes_lost=0,
+    resumes=0,
+    queue_frames=0,
+    queue_bytes=0,
+    window_bytes=4 * MIB,
+    delay_seconds=0.0,
+    bytes_per_second=0.0,
+    rate_limit=None,
+)
+TEXT = """
+{limits}
+[[peer]]
+name = "beta"
+address = "beta:8010"
+[[ingress]]
+name = "urgent"
+from = "tcp:127.0.0.1:0"
+peer = "beta"
+priority = "high"
+[[ingress]]
+name = "bulk"
+from = "tcp:127.0.0.1:0"
+peer = "beta"
+rate_limit = {bulk}
+"""
+
+
+def table(limits: str = "", bulk: int = 50 * MIB) -> Sessions:
+    return Sessions(configuration(limits, bulk))
+
+
+def configuration(limits: str = "", bulk: int = 50 * MIB) -> config.Config:
+    return config.parse(TEXT.format(limits=limits, bulk=bulk).encode(), "test")
+
+
+def begin(sessions: Sessions, number: int, way: str, worker: int = 0, **more: Any) -> SessionStatus:
+    status = replace(STATUS, session_id=f"{number:032x}", **more)
+    sessions.begun(worker, Begun(way, status))
+    return status
+
+
+def end(sessions: Sessions, status: SessionStatus) -> None:
+    sessions.over(Ended(status.session_id, status.role, "done", 0, 1.5))
+
+
+def rates(sessions: Sessions) -> dict[str, float | None]:
+    return {way: rate for rates in sessions.rates().values() for way, rate in rates.items()}
+
+
+def test_throughput_is_of_the_last_two_statuses() -> None:
+    sessions = table()
+    first = begin(sessions, 1, "urgent")
+    sessions.sampled(replace(first, seconds=2.0, bytes_in=10 * MIB, bytes_out=2 * MIB))
+    (view,) = sessions.views()
+    assert view["throughput"] == 6 * MIB
+    sessions.sampled(replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB))
+    (view,) = sessions.views()
+    assert (view["throughput"], view["way"], view["priority"], view["bytes_in"]) == (MIB, "urgent", "high", 11 * MIB)
+    sessions.sampled(
+        replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB)
+    )  # twice the same: no division by 0
+    assert sessions.views()[0]["throughput"] == MIB
+
+
+def test_limits_without_a_total() -> None:
+    sessions = table("[limits]\nsession_rate_limit = 83886080\n")  # 80 MiB/s
+    urgent, bulk = begin(sessions, 1, "urgent"), begin(sessions, 2, "bulk", worker=1)
+    assert sessions.rates() == {0: {urgent.session_id: 80.0 * MIB}, 1: {bulk.session_id: 50.0 * MIB}}
+    assert sessions.rates() == {}  # nothing has changed
+    sessions.limit(sessions.find(bulk.session_id), 7.0 * MIB)
+    assert rates(sessions) == {bulk.session_id: 7.0 * MIB}
+    sessions.limit(sessions.find(bulk.session_id), None)
+    assert rates(sessions) == {bulk.session_id: None}  # the operator's word counts for more than the file's
+
+
+def test_a_total_is_divided_by_priority_and_anew_when_one_ends() -> None:
+    sessions = table('[limits]\nrate_limit = "100 MiB/s"\n')
+    urgent, bulk = begin(sessions, 1, "urgent"), begin(sessions, 2, "bulk")
+    assert rates(sessions) == {urgent.session_id: 80.0 * MIB, bulk.session_id: 20.0 * MIB}
+    end(sessions, urgent)
+    assert rates(sessions) == {bulk.session_id: 50.0 * MIB}  # its own limit
+    sessions.total = 10.0 * MIB
+    assert rates(sessions) == {bulk.session_id: 10.0 * MIB}
+
+
+def test_arriving_sessions_take_no_part() -> None:
+    sessions = table('[limits]\nrate_limit = "100 MiB/s"\n')
+    departing = begin(sessions, 1, "urgent")
+    begin(sessions, 2, "default", role="destination")
+    assert rates(sessions) == {departing.session_id: 100.0 * MIB}
+    assert (sessions.arriving(0), len(sessions.of(0)), sessions.arriving(1)) == (1, 2, 0)
+
+
+def test_a_reload_counts_for_what_runs() -> None:
+    sessions = table()
+    bulk = begin(sessions, 2, "bulk")
+    rates(sessions)
+    sessions.total = 5.0 * MIB
+    sessions.reconfigure(configuration(bulk=10 * MIB))
+    assert sessions.total is None
+    assert rates(sessions) == {bulk.session_id: 10.0 * MIB}
+    gone = config.parse(TEXT.format(limits="", bulk=2048).replace('"bulk"', '"other"').encode(), "test")
+    sessions.reconfigure(gone)
+    assert rates(sessions) == {bulk.session_id: None}
+
+
+def test_a_session_is_found_by_the_beginning_of_its_id() -> None:
+    sessions = table()
+    for session_id in ("aabbccdd" * 4, "aabbcc00" * 4):
+        begin(sessions, int(session_id, 16), "bulk")
+    begin(sessions, int("aabbccdd" * 4, 16), "default", role="destination")  # a daemon that sends to itself
+    assert {role for _, role in sessions.find("AABBCCDD")} == {"source", "destination"}
+    for text, words in (("aab", "at least 4"), ("ffff", "no session 'ffff' is open"), ("aabb", "2 sessions begin")):
+        with pytest.raises(ValueError, match=words):
+            sessions.find(text)
+
+
+def test_what_a_dead_worker_carried_is_lost() -> None:
+    sessions = table()
+    begin(sessions, 1, "urgent", worker=0)
+    other = begin(sessions, 2, "bulk", worker=1)
+    assert [key[0][-1] for key in sessions.lost(0)] == ["1"]
+    assert [view["session_id"] for view in sessions.views()] == [other.session_id]
+    (finished,) = sessions.finished
+    assert (finished.outcome, finished.exit_code, finished.peer) == ("lost", 6, "beta")
+
+
+def test_finished_sessions_are_bounded() -> None:
+    sessions = table()
+    for number in range(FINISHED_KEPT + 10):
+        end(sessions, begin(sessions, number, "bulk"))
+    end(sessions, replace(STATUS, session_id="ff"))  # it failed before it was open
+    assert (len(sessions.finished), sessions.ended, sessions.live) == (FINISHED_KEPT, FINISHED_KEPT + 11, {})
+    assert (sessions.finished[0].session_id, sessions.finished[0].way) == ("ff", "")
+
+
+def test_what_is_said_of_no_session_changes_nothing() -> None:
+    sessions = table()
+    sessions.sampled(STATUS)
+    assert (sessions.views(), sessions.rates()) == ([], {})
