@@ -125,6 +125,8 @@ class _Speaker:
             end.ended = "wrong"
             raise
         finally:
+            if end.ended is None:  # cancelled: what was said so far must not look whole
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
             self._sock.close()
 
     async def _say(self) -> None:

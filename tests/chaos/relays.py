@@ -8,7 +8,7 @@ async with standing(hosts, plan=only(Kind.LANE, Plan(forward=Faults(reset_at=MIB
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,24 @@ class Watched(Relay):
     def codes(self) -> list[int]:
         """The exit codes of the sessions so far."""
         return [int(event.get("exit_code", 0)) for event in self.verdicts]
+
+    async def told(
+        self, matches: Callable[[dict[str, Any]], bool], *, since: int = 0, seconds: float = VERDICT_SECONDS_MAX
+    ) -> dict[str, Any]:
+        """The first log event that matches, from the one of that number on.
+
+        Raises:
+            TimeoutError: there is none within `seconds`.
+        """
+        async with asyncio.timeout(seconds):
+            while True:
+                for event in self.events[since:]:
+                    if matches(event):
+                        return event
+                since = len(self.events)
+                assert self.process.returncode is None, (self.process.returncode, self.lines)
+                self._told.clear()
+                await self._told.wait()
 
     async def judged(self, count: int) -> list[int]:
         """The exit codes of its sessions, once there are `count`."""
