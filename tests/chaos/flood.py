@@ -12,6 +12,8 @@ from crypto.tls import TlsConfig
 from tests.attacks.rogue import Control, Gone
 
 KINDS: Final = 5  # by turns
+STRANGERS_ADDRESS: Final = "127.0.0.2"
+"""Not the honest peer's: what one address may have half-open, it takes from itself."""
 STRANGER_SECONDS_MAX: Final = 2.0  # then it goes by itself, to make room for the next
 
 Manner = Callable[[socket.socket], Awaitable[None]]
@@ -48,6 +50,7 @@ class Flood:
         try:
             with socket.socket() as sock:
                 sock.setblocking(False)
+                sock.bind((STRANGERS_ADDRESS, 0))
                 await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
                 self.came += 1
                 with suppress(OSError, Gone, CryptoError):  # a time-out is an OSError

@@ -177,6 +177,7 @@ async def migrate(port: int, talk: Talk, *, make: MakeSocket = socket.socket) ->
 
     Raises:
         WrongBytes: it was given what nobody sent, or a clean end too early.
+        ConnectionRefusedError: nobody listens there.
     """
     loop = asyncio.get_running_loop()
     sock = make()
@@ -184,6 +185,10 @@ async def migrate(port: int, talk: Talk, *, make: MakeSocket = socket.socket) ->
     end = End(talk, Way.BACKWARD)
     try:
         await loop.sock_connect(sock, (LOOPBACK, port))
+    except ConnectionResetError:  # accepted, and thrown out before the loop had looked
+        sock.close()
+        end.ended = "reset"
+        return end
     except BaseException:
         sock.close()
         raise

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from tests.attacks.wire import Kind, Way
-from tests.chaos.faults import Chooser, Did, Link, Plan, calm
+from tests.chaos.faults import CALM, Chooser, Did, Link, Plan, calm
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -117,6 +117,14 @@ class ChaosProxy:
         """One bit of what passes next."""
         for link in self._open(kind):
             link.flip_next.add(way)
+
+    def calm(self) -> None:
+        """Nothing more happens that was ordered; what `blackout` and `refuse` began ends when they said."""
+        self.weather(CALM)
+        for link in self.links:
+            link.flip_next.clear()
+        if self._lit.is_set():
+            self.release()
 
     def weather(self, plan: Plan) -> None:
         """The plan of every connection, open or to come."""

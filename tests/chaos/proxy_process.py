@@ -88,7 +88,7 @@ async def _obey(proxy: ChaosProxy, order: dict[str, Any]) -> None:
     if name == "weather":
         proxy.weather(Plan(Faults(**order.get("forward", {})), Faults(**order.get("backward", {}))))
     elif name != "tell":
-        assert name in {"reset", "shut", "stall", "release", "flip", "blackout", "refuse"}, name
+        assert name in {"reset", "shut", "stall", "release", "flip", "blackout", "refuse", "calm"}, name
         done = getattr(proxy, name)(**order)
         if asyncio.iscoroutine(done):
             await done
