@@ -32,6 +32,7 @@ class ChaosProcess:
     def __init__(self, target: tuple[str, int], *, seed: int) -> None:
         self._target, self._seed = target, seed
         self._process: asyncio.subprocess.Process | None = None
+        self._ordering = asyncio.Lock()
         self.port = 0
         self.did: dict[str, int] = {}
         """What it had done when it was last asked."""
@@ -63,9 +64,10 @@ class ChaosProcess:
         """Give one order, by the name of ChaosProxy's method; "tell" does nothing. What it has done so far."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"order": name, **arguments}).encode() + b"\n")
-        await self._process.stdin.drain()
-        self.did = await self._answer()
+        async with self._ordering:
+            self._process.stdin.write(json.dumps({"order": name, **arguments}).encode() + b"\n")
+            await self._process.stdin.drain()
+            self.did = await self._answer()
         return self.did
 
     async def _answer(self) -> dict[str, Any]:
