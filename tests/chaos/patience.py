@@ -27,19 +27,20 @@ class Patience:
             assert all(end.cut or end.whole for end in ends), f"{told}: {[str(end) for end in ends]}"
             assert not all(end.whole for end in ends), f"{told}: nothing was lost"
 
-    def check_reports(self, pair: Standing) -> None:
-        """Whether the last session's reports agree with that."""
+    def check_reports(self, pair: Standing, *, control: bool) -> None:
+        """Whether the last session's reports agree with that; `control` says whether that connection was lost too."""
         source, destination = pair.reports()
         assert source["session_id"] == destination["session_id"]
         if self.seconds:
             assert source["digest_blake3"] == destination["digest_blake3"]
-            assert source["resumes"] + destination["resumes"] > 0
+            assert (source["resumes"] > 0) == (destination["resumes"] > 0) == control
         else:
             assert (source["outcome"], destination["outcome"]) == ("lost", "lost")
 
 
 LOSS_IS_FINAL: Final = Patience(0)
-PATIENCES: Final = (LOSS_IS_FINAL,)
+RESUMES: Final = Patience(30)
+PATIENCES: Final = (LOSS_IS_FINAL, RESUMES)
 
 each_patience = pytest.mark.parametrize(
     "patience", PATIENCES, ids=lambda patience: f"resume-timeout {patience.seconds}"

@@ -30,6 +30,7 @@ DELAYED_BYTES_MAX: Final = 8 * MIB  # what a delayed direction holds before its 
 RATE_PORTIONS: Final = 50  # a second: how finely a rate is kept
 CONNECT_SECONDS_MAX: Final = 10.0
 BACKLOG: Final = 512
+RESUME_MAGIC: Final = b"KRS1"
 LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -450,5 +451,8 @@ async def _readable(sock: socket.socket) -> None:
 
 
 def _kind_of(sock: socket.socket) -> Kind:
-    first = sock.recv(1, socket.MSG_PEEK)
+    """By its first bytes; a control connection that resumes a session says so before it speaks TLS."""
+    first = sock.recv(len(RESUME_MAGIC), socket.MSG_PEEK)
+    if first == RESUME_MAGIC:
+        return Kind.CONTROL
     return Kind.of(first[0]) if first else Kind.OTHER

@@ -5,6 +5,7 @@ it on as a clean one, and the other hypervisor starts a VM from half a stream; o
 time-out, with a VM that stands still. Here the other one sees a reset at once, both relays say 7, and go on serving.
 """
 
+import asyncio
 import random
 import select
 from collections.abc import Callable
@@ -94,6 +95,36 @@ def test_a_reset_that_the_writer_was_told_of_is_no_end_to_the_reader(
                 resets.append(reset)
                 await left.send(b"more")
                 assert await left.broken(), "the other hypervisor saw a clean end"
+                codes = [0 if side.error is None else exit_code_of(side.error) for side in await pair.ended()]
+                assert codes == [EXIT_HYPERVISOR, EXIT_HYPERVISOR]
+        finally:
+            hypervisors.close()
+
+    run(story())
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+@pytest.mark.parametrize("size", [1, 10, 100 * KIB])
+def test_a_reset_on_the_heels_of_data(client_tls: TlsConfig, server_tls: TlsConfig, who: str, size: int) -> None:
+    """The last words and the reset arrive together, in an idle session: there may be no second wake-up for the reset.
+
+    libuv stops to watch a descriptor once epoll has told of an error, after one last call of its reader: whoever reads
+    once in it, gets data, and waits to be called again, waits for ever.
+    """
+
+    async def story() -> None:
+        hypervisors = over_tcp()
+        try:
+            async with relays(client_tls, server_tls, hypervisors.ingress, hypervisors.egress) as pair:
+                near, far = await pair.channel(hypervisors)
+                dead, left = (near, far) if who == "source" else (far, near)
+                for speaker, hearer in ((near, far), (far, near)):
+                    await speaker.send(b"?")
+                    assert await hearer.exactly(1) == b"?"
+                dead.sock.send(bytes(size))
+                dead.reset()
+                async with asyncio.timeout(RESET_ARRIVES_SECONDS_MAX):
+                    assert await left.broken()
                 codes = [0 if side.error is None else exit_code_of(side.error) for side in await pair.ended()]
                 assert codes == [EXIT_HYPERVISOR, EXIT_HYPERVISOR]
         finally:

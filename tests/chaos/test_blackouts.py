@@ -37,7 +37,7 @@ async def test_everything_is_reset_and_refused(hosts: Hosts, tmp_path: Path, pat
         ends, codes = await session
         assert struck == (times if patience.seconds else 1)
         patience.check(ends, codes)
-        patience.check_reports(pair)
+        patience.check_reports(pair, control=True)
 
 
 @each_patience

@@ -41,7 +41,7 @@ async def test_control_is_lost_under_load(hosts: Hosts, tmp_path: Path, patience
         ends, codes = await session
         assert struck >= 1
         patience.check(ends, codes, f"{struck} times")
-        patience.check_reports(pair)
+        patience.check_reports(pair, control=True)
         pair.proxy.weather(Plan())
         ends, codes = await pair.session(Talk(3, MIB, MIB))
         assert codes == (0, 0)
