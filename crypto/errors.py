@@ -9,7 +9,8 @@
     │   ├── CertificateExpired         outside notBefore..notAfter
     │   ├── CertificateRevoked         its serial stands in the CRL
     │   ├── CertificateMalformed       not a certificate, or its korora://host/NAME is absent or not exactly one
-    │   └── PeerNameMismatch           a good certificate of a host that was not asked for
+    │   ├── PeerNameMismatch           a good certificate of a host that was not asked for
+    │   └── ResumeForged               a session is to be resumed by somebody who did not have it
     ├── IntegrityError                 what arrived is not what was sent                            exit code 5
     │   ├── RecordMalformed            the header cannot be right
     │   ├── RecordTooLarge             longer than the limit
@@ -86,6 +87,10 @@ class CertificateMalformed(AuthenticationError):
 
 class PeerNameMismatch(AuthenticationError):
     """The certificate is good, and of a host that was not asked for."""
+
+
+class ResumeForged(AuthenticationError):
+    """The proof that a session was the peer's own does not verify."""
 
 
 class IntegrityError(CryptoError):

@@ -9,6 +9,12 @@ secret, after which it is dropped::
     iv_n     = HKDF-Expand(secret_n, "korora v1 iv", 12)
     secret_n+1 = HKDF-Expand(secret_n, "korora v1 next epoch", 32)
 
+A session that lost its control connection goes on over a new one (docs/wire-format.md, Resume). Each side then proves
+that it held the first one's exporter, bound to the new connection by its exporter, so that no proof serves twice::
+
+    resume = HKDF-SHA256(ikm=exporter, salt=session id, info="korora v1 resume", 32)
+    proof  = HMAC-SHA256(resume, "korora v1 resume proof" ‖ direction it is sent in ‖ exporter of the new connection)
+
 Non-guarantee: whoever learns an epoch's secret learns all later ones of that lane direction; only a new
 handshake heals that. CPython cannot promise that a dropped secret leaves memory at once.
 """
@@ -17,10 +23,12 @@ import struct
 from enum import IntEnum, unique
 from typing import Final, NewType
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from crypto.errors import KeyExhausted
+from crypto.errors import KeyExhausted, ResumeForged
 
 SessionId = NewType("SessionId", bytes)
 LaneId = NewType("LaneId", int)
@@ -135,3 +143,42 @@ class EpochKeys:
         if self.epoch >= EPOCH_MAX:
             raise KeyExhausted(f"lane direction has used all {EPOCH_MAX + 1} epochs")
         return EpochKeys(self.suite, self._next_secret, self.epoch + 1)
+
+
+class ResumeSecret:
+    """What both ends of a session keep of its first control connection, to know each other again.
+
+    Args:
+        exporter: that connection's exporter for the session, 32 bytes.
+        session_id: the session.
+    """
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, exporter: bytes, session_id: SessionId) -> None:
+        self._secret = lane_secret(exporter, session_id, b"korora v1 resume")
+
+    def __repr__(self) -> str:
+        return "ResumeSecret(…)"
+
+    def _mac(self, direction: Direction, exporter: bytes) -> HMAC:
+        if len(exporter) != SECRET_BYTES:
+            raise ValueError("the exporter has 32 bytes")
+        mac = HMAC(self._secret, SHA256())
+        mac.update(b"korora v1 resume proof" + bytes([direction]) + exporter)
+        return mac
+
+    def proof(self, direction: Direction, exporter: bytes) -> bytes:
+        """The proof to send in ``direction`` (32 bytes), good on the connection with this exporter only."""
+        return self._mac(direction, exporter).finalize()
+
+    def verify(self, proof: bytes, direction: Direction, exporter: bytes) -> None:
+        """Check a proof that came in ``direction``.
+
+        Raises:
+            ResumeForged: it is not that of this session on this connection.
+        """
+        try:
+            self._mac(direction, exporter).verify(proof)
+        except InvalidSignature:
+            raise ResumeForged("the peer cannot show that the session it would resume was its own") from None

@@ -167,6 +167,11 @@ class TlsPeer:
         """The verified peer, or None while the handshake is under way."""
         return self._peer
 
+    @property
+    def own_leaf_sha256(self) -> bytes:
+        """SHA-256 of the certificate this side shows on this connection (32 bytes)."""
+        return self._config.leaf_sha256
+
     def mark_open(self) -> None:
         """The destination's ACCEPT has passed: what fails from now on is the channel's integrity."""
         self._open = True
@@ -241,7 +246,7 @@ class TlsPeer:
             try:
                 self._connection.shutdown()
             except SSL.Error:
-                self.closed = True  # the connection has failed already: there is nobody to take leave of
+                return  # the connection has failed already: there is nobody to take leave of
 
     def _handshake(self) -> None:
         try:

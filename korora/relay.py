@@ -53,6 +53,7 @@ class ReceiveOptions:
     listen: tuple[str, int]
     listen_text: str
     egress: Egress
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ class _Receiver:
         self._running: set[DestinationRunner] = set()
         self._ended = asyncio.Event()
         self._stopping: Interrupted | None = None
+        self._signalled = asyncio.Event()
         self._grace: asyncio.TimerHandle | None = None
         self._refusal: Exception | None = None
         self._accepted = False
@@ -201,7 +203,7 @@ class _Receiver:
             tls,
             {"default": options.egress},
             listener,
-            terms=Terms(resume_seconds=common.resume_seconds),
+            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes),
             begin=self._begin,
             failed=self._refused,
         )
@@ -214,6 +216,8 @@ class _Receiver:
             code = await self._outcome
             if stopper.reason is not None:
                 await self._drained()
+            else:
+                await self._told(self._destination)
             return code
         finally:
             listener.close()
@@ -263,11 +267,23 @@ class _Receiver:
 
     def _stop(self, reason: Interrupted) -> None:
         self._stopping = reason
+        self._signalled.set()
         if self._destination is not None:
             self._destination.accepting = False
         for runner in self._running:
             runner.stop(reason)
         self._end(reason.code)
+
+    async def _told(self, destination: Destination) -> None:
+        """A source that was away at the end may still come and ask how it was; a signal ends the wait."""
+        telling = asyncio.create_task(destination.told())
+        await asyncio.wait({telling}, timeout=0)
+        if not telling.done():
+            log.info("the source may not know yet how it ended", seconds_max=self._options.common.resume_seconds)
+        stopped = asyncio.create_task(self._signalled.wait())
+        await asyncio.wait({telling, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (telling, stopped):
+            task.cancel()
 
     async def _drained(self) -> None:
         while self._running:

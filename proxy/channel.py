@@ -140,19 +140,17 @@ class SendHalf(_Half):
         self._departures.append(departure)
 
     def acknowledge(self, ack: Ack) -> list[Departure]:
-        """Take an acknowledgement, return the frames it covers.
+        """Take an acknowledgement, return the frames it newly covers; one that is overtaken by a newer says nothing.
 
         Raises:
-            ProtocolViolation: it covers frames never sent, goes back, or takes credit back.
+            ProtocolViolation: it covers frames never sent, or gives more credit than there can be.
         """
-        if not self.acknowledged <= ack.frames <= self.frames or not self.credit <= ack.credit <= CREDIT_MAX:
-            raise ProtocolViolation(
-                f"{self}: acknowledges {ack.frames} of {self.frames} frames, credit {ack.credit} after {self.credit}"
-            )
+        if ack.frames > self.frames or ack.credit > CREDIT_MAX:
+            raise ProtocolViolation(f"{self}: acknowledges {ack.frames} of {self.frames} frames, credit {ack.credit}")
         covered = [self._departures.popleft() for _ in range(ack.frames - self.acknowledged)]
-        self.acknowledged = ack.frames
+        self.acknowledged += len(covered)
         self.acknowledged_bytes += sum(departure.size for departure in covered)
-        self.credit = ack.credit
+        self.credit = max(self.credit, ack.credit)
         return covered
 
 

@@ -5,7 +5,7 @@ lists are bounded by the types themselves: msgspec refuses what does not fit bef
 """
 
 import struct
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ _LENGTH: Final = struct.Struct(">I")
 _U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _ChannelNumber = Annotated[int, msgspec.Meta(ge=0, lt=CHANNELS_MAX)]
+_SessionBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Proof = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
 
 
@@ -29,7 +32,11 @@ class LaneGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Permission to open one lane: its id and the random token (16 bytes) that its hello must show."""
 
     lane: _U16
-    token: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    token: _Token
+
+
+_Grants = Annotated[tuple[LaneGrant, ...], msgspec.Meta(min_length=1, max_length=LANES_MAX)]
+_GrantsOrNone = Annotated[tuple[LaneGrant, ...], msgspec.Meta(max_length=LANES_MAX)]
 
 
 class LaneProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,11 +46,26 @@ class LaneProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sent_bytes: _U63
 
 
+class ChannelState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far one channel has come at the sender of this: what it has written onward, and what may follow.
+
+    ``opened`` is whether the destination's hypervisor is connected; a source says true of what it was told of.
+    """
+
+    channel: _ChannelNumber
+    frames: _U63
+    credit: _U63
+    opened: bool
+
+
+_States = Annotated[tuple[ChannelState, ...], msgspec.Meta(max_length=CHANNELS_MAX)]
+
+
 class Offer(_Message, frozen=True, tag="offer"):
     """Source to destination, first: what it would like to send."""
 
     version: _U16
-    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    session: _SessionBytes
     suites: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
     codecs: Annotated[tuple[_U16, ...], msgspec.Meta(min_length=1, max_length=16)]
     egress: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
@@ -57,25 +79,56 @@ class Accept(_Message, frozen=True, tag="accept"):
 
     suite: _U16
     codec: _U16
-    lanes: Annotated[tuple[LaneGrant, ...], msgspec.Meta(min_length=1, max_length=LANES_MAX)]
+    lanes: _Grants
     resume_seconds: _U16
+    route: _Token
+
+
+class Resume(_Message, frozen=True, tag="resume"):
+    """Source to destination, first on a new control connection: go on with a session that lost its last one.
+
+    ``received`` is the cache order of the next frame expected; everything below has arrived. ``channels`` is what the
+    sender's receiving halves have written onward.
+    """
+
+    version: _U16
+    session: _SessionBytes
+    proof: _Proof
+    received: _U63
+    channels: _States
+
+
+class Resumed(_Message, frozen=True, tag="resumed"):
+    """The answer: the session goes on with these lanes. ``phase`` is the destination's: open, finishing or closed."""
+
+    proof: _Proof
+    received: _U63
+    channels: _States
+    lanes: _GrantsOrNone
+    phase: Literal["open", "finishing", "closed"]
 
 
 class Refuse(_Message, frozen=True, tag="refuse"):
-    """Destination to source instead of ACCEPT: no, with the exit code it stands for."""
+    """Destination to source instead of ACCEPT or RESUMED: no, with the exit code it stands for."""
 
     code: _U16
     reason: _Reason
 
 
 class LaneRequest(_Message, frozen=True, tag="lane_request"):
-    """Source to destination: a lane's hello failed or a lane is wanted; grant one more."""
+    """Source to destination: a lane's hello failed, a lane was lost or one more is wanted; grant one."""
 
 
 class LaneGranted(_Message, frozen=True, tag="lane_granted"):
     """The answer to a LaneRequest."""
 
     grant: LaneGrant
+
+
+class LaneLost(_Message, frozen=True, tag="lane_lost"):
+    """Either way: a lane has broken here; what was under way on it will be sent again."""
+
+    lane: _U16
 
 
 class ChannelOpen(_Message, frozen=True, tag="channel_open"):
@@ -118,8 +171,11 @@ Message = (
     Offer
     | Accept
     | Refuse
+    | Resume
+    | Resumed
     | LaneRequest
     | LaneGranted
+    | LaneLost
     | ChannelOpen
     | ChannelOpened
     | Heartbeat

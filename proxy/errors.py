@@ -5,6 +5,7 @@
     ├── PolicyRefused                 3   a policy, here or there, said no
     │   └── SessionCancelled          3   an operator ended the session on purpose
     ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
+    │   └── PeerVanished              4   the connection ended before ACCEPT, and nobody said why
     ├── StreamCorrupt                 5   frames, digests or END disagree
     │   └── ProtocolViolation         5   an authenticated peer broke the protocol
     ├── PeerUnreachable               6   no connection to the peer
@@ -71,6 +72,10 @@ class PeerRefused(RelayError):
     """The peer, or the way to it, failed before ACCEPT."""
 
     exit_code = EXIT_AUTHENTICATION
+
+
+class PeerVanished(PeerRefused):
+    """The control connection ended before ACCEPT without a word."""
 
 
 class StreamCorrupt(RelayError):

@@ -29,6 +29,7 @@ class SessionReport:
     cipher: str | None = None
     group: str | None = None
     lanes: int = 0
+    lanes_lost: int = 0
     channels: int = 0
     resumes: int = 0
     ended: datetime | None = None

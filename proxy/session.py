@@ -3,9 +3,10 @@
 The shell feeds it frames, acknowledgements and messages, and asks it what to send; it knows no sockets and no clock.
 """
 
+from collections.abc import Callable
 from enum import Enum, unique
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from crypto.errors import RecordMalformed
 from crypto.keys import Direction, LaneId, SessionId
@@ -14,10 +15,12 @@ from proxy.control import (
     Accept,
     ChannelOpen,
     ChannelOpened,
+    ChannelState,
     Finish,
     Finished,
     Heartbeat,
     LaneGranted,
+    LaneLost,
     LaneProgress,
     LaneRequest,
     Message,
@@ -27,6 +30,7 @@ from proxy.control import (
 from proxy.errors import PeerLost, ProtocolViolation
 from proxy.flow import FlightWindow, credit_bytes
 from proxy.limits import CHANNELS_MAX, HEARTBEATS_MISSED_MAX
+from proxy.ordering import Inbox, Outbox, Outgoing
 from proxy.wire import Ack, ChannelId, FrameHeader
 
 
@@ -57,13 +61,13 @@ class State(Enum):
 ACCEPTED: Final = MappingProxyType(
     {
         (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
-        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, Heartbeat}),
-        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, Heartbeat}),
-        (Role.SOURCE, State.CLOSED): frozenset({Heartbeat}),
+        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat}),
+        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, LaneLost, Heartbeat}),
+        (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat}),
         (Role.DESTINATION, State.GREETING): frozenset({Offer}),
-        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, Heartbeat, Finish}),
-        (Role.DESTINATION, State.FINISHING): frozenset({Heartbeat}),
-        (Role.DESTINATION, State.CLOSED): frozenset({Heartbeat}),
+        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, LaneLost, Heartbeat, Finish}),
+        (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat}),
+        (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat}),
     }
 )
 
@@ -76,6 +80,10 @@ MOVES: Final = MappingProxyType(
         (State.FINISHING, Finished): State.CLOSED,
     }
 )
+
+
+def _keep_nothing(frame: Outgoing) -> None:
+    """Before ACCEPT no frame exists."""
 
 
 class _LaneWatch:
@@ -101,10 +109,25 @@ class Session:
         self.flight = FlightWindow()
         self.senders: dict[ChannelId, SendHalf] = {}
         self.receivers: dict[ChannelId, ReceiveHalf] = {}
+        self.resume_seconds = 0
+        """How long a loss is waited out; 0: it ends the session."""
+        self.outbox = Outbox(_keep_nothing, keeps=False)
+        self.inbox: Inbox[Any] = Inbox(repeats=False)
+        """Of whatever the shell keeps a frame in."""
         self._order_sent = 0
-        self._order_received = 0
         self._unacknowledged: set[ChannelId] = set()
         self._watches: dict[LaneId, _LaneWatch] = {}
+
+    def agree(self, resume_seconds: int, release: Callable[[Outgoing], None]) -> None:
+        """ACCEPT has said how long a loss is waited out; before the first frame.
+
+        Args:
+            resume_seconds: 0 for a session that ends with the first loss.
+            release: told of each frame whose bytes are needed no more.
+        """
+        self.resume_seconds = resume_seconds
+        self.outbox = Outbox(release, keeps=resume_seconds > 0)
+        self.inbox = Inbox(repeats=resume_seconds > 0)
 
     # ---- messages
 
@@ -195,7 +218,7 @@ class Session:
         return order
 
     def frame(self, header: FrameHeader, body: memoryview) -> ReceiveHalf:
-        """Check an arrived frame; only if this returns may its body go on.
+        """Check a frame whose turn it is; only if this returns may its body go on.
 
         Raises:
             ProtocolViolation: an unknown channel, the wrong direction, or out of order.
@@ -204,10 +227,10 @@ class Session:
         half = self.receivers.get(header.channel)
         if half is None or header.direction is not half.direction:
             raise ProtocolViolation(f"a frame for channel {header.channel} {header.direction.label}")
-        if header.cache_order != self._order_received:
-            raise ProtocolViolation(f"frame {header.cache_order} in cache order, {self._order_received} expected")
+        if header.cache_order != self.inbox.expected:
+            raise ProtocolViolation(f"frame {header.cache_order} in cache order, {self.inbox.expected} expected")
         half.accept(header, body)
-        self._order_received += 1
+        self.inbox.taken()
         return half
 
     def wrote(self, half: ReceiveHalf, raw_bytes: int) -> None:
@@ -229,6 +252,8 @@ class Session:
     def acknowledged(self, acks: list[Ack], now: float) -> None:
         """Take the peer's acknowledgements. ``now`` in seconds of a monotonic clock.
 
+        They come by several lanes, so an older one may come after a newer; it then says nothing.
+
         Raises:
             ProtocolViolation: of a channel or direction this side does not send, or impossible.
         """
@@ -236,8 +261,41 @@ class Session:
             half = self.senders.get(ack.channel)
             if half is None or ack.direction is not half.direction:
                 raise ProtocolViolation(f"an acknowledgement of channel {ack.channel} {ack.direction.label}")
-            for departure in half.acknowledge(ack):
+            covered = half.acknowledge(ack)
+            for departure in covered:
                 self.flight.arrive(departure, now)
+            if covered:
+                self.outbox.acknowledged(ack.channel, len(covered))
+
+    # ---- resume
+
+    def channel_states(self) -> tuple[ChannelState, ...]:
+        """What this side tells when the session goes on over a new control connection."""
+        return tuple(
+            ChannelState(half.channel, half.written, half.credit, opened=half.channel in self.senders)
+            for half in self.receivers.values()
+        )
+
+    def resumed(self, received: int, channels: tuple[ChannelState, ...], now: float) -> None:
+        """Take what the peer said: which frames it has, and what of them it has written onward.
+
+        Raises:
+            ProtocolViolation: it cannot have that.
+        """
+        if received > self._order_sent:
+            raise ProtocolViolation(f"the peer says it has {received} frames of {self._order_sent}")
+        acks = [
+            Ack(ChannelId(state.channel), self.role.sends, state.frames, state.credit)
+            for state in channels
+            if state.channel in self.senders
+        ]
+        self.acknowledged(acks, now)
+        self.outbox.peer_has(received)
+        self.acknowledge_again()
+
+    def acknowledge_again(self) -> None:
+        """Acknowledgements may have been lost on the way: all of them are due once more."""
+        self._unacknowledged.update(self.receivers)
 
     # ---- lanes
 

@@ -16,9 +16,10 @@ ChannelId = NewType("ChannelId", int)
 # ---- the first bytes of a connection
 TLS_FIRST_BYTE: Final = 0x16  # a TLS handshake record
 LANE_MAGIC: Final = b"KRL1"
+RESUME_MAGIC: Final = b"KRS1"  # then the route of ACCEPT, then TLS
 LANE_FIRST_BYTE: Final = LANE_MAGIC[0]
 LANE_TOKEN_BYTES: Final = 16
-LANE_PREFIX_BYTES: Final = len(LANE_MAGIC) + LANE_TOKEN_BYTES  # before the hello's sealed record
+LANE_PREFIX_BYTES: Final = len(LANE_MAGIC) + LANE_TOKEN_BYTES  # before a hello's sealed record, or before TLS
 
 # ---- frames
 FRAME_HEADER: Final = struct.Struct(">BBHHBBQQQII16sQ")

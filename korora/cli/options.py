@@ -25,10 +25,27 @@ Pins = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="End with the first accepted session.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the session's report as JSON.")]
 ResumeTimeout = Annotated[
-    int, typer.Option("--resume-timeout", min=0, max=3600, metavar="SECONDS", help="Patience with a peer that failed.")
+    int,
+    typer.Option(
+        "--resume-timeout",
+        min=0,
+        max=3600,
+        metavar="SECONDS",
+        help="How long to wait for a peer that was lost, or that failed to authenticate; 0: not at all.",
+    ),
 ]
 Lanes = Annotated[
-    int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections for records; so far one is used.")
+    int, typer.Option("--lanes", min=1, max=16, metavar="N", help="TCP connections that carry a session, at least.")
+]
+RateLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--rate-limit",
+        min=1024,
+        metavar="BYTES_PER_SECOND",
+        help="Read the hypervisor no faster than this.",
+        show_default=False,
+    ),
 ]
 
 

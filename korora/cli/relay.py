@@ -59,7 +59,6 @@ def receive(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Take migrations from other hosts for the local hypervisor."""
-    del lanes  # one lane carries a session so far, whatever is asked for
     from proxy.endpoints.spec import parse_address, parse_egress
 
     address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), _digests(pin)
@@ -75,7 +74,7 @@ def receive(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
     )
-    options = relay.ReceiveOptions(common=common, listen=address, listen_text=listen, egress=egress)
+    options = relay.ReceiveOptions(common=common, listen=address, listen_text=listen, egress=egress, lanes=lanes)
     raise typer.Exit(relay.receive(options))
 
 
@@ -89,6 +88,7 @@ def send(
     report: opt.Report = None,
     lanes: opt.Lanes = 1,
     encode: opt.Encode = opt.Encoding.AUTO,
+    rate_limit: opt.RateLimit = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
@@ -112,7 +112,7 @@ def send(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
     )
-    where = Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout)
+    where = Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout, rate_limit=rate_limit)
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
 
 

@@ -51,7 +51,8 @@ def destination_of(config: Config, ingress: Ingress) -> source.Peer:
         lanes=ingress.lanes,
         resume_seconds=config.limits.resume_timeout,
         egress=ingress.egress,
-        rate_limit=session_limit(config, ingress.name),
+        # To begin with; the parent's word on its part of the total follows at once.
+        rate_limit=least(session_limit(config, ingress.name), bytes_per_second(config.limits.rate_limit)),
     )
 
 

@@ -52,6 +52,7 @@ class Listen(_Table, frozen=True):
     """`[listen]`: where other relays reach this one."""
 
     address: str = ":8010"
+    lanes: Annotated[int, Meta(ge=1, le=LANES_MAX)] = 1
 
 
 class Limits(_Table, frozen=True):

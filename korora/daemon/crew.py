@@ -4,6 +4,7 @@ import asyncio
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
@@ -49,11 +50,14 @@ class Member:
         index: its number, from 0.
         owner: is told what happens.
         log_format, log_level: as the parent's.
+        metrics: the directory to count into; None where nothing is counted.
     """
 
-    def __init__(self, index: int, owner: Owner, log_format: LogFormat, log_level: LogLevel) -> None:
+    def __init__(
+        self, index: int, owner: Owner, log_format: LogFormat, log_level: LogLevel, metrics: Path | None
+    ) -> None:
         self.index, self._owner = index, owner
-        self._log = (log_format.value, log_level.value)
+        self._arguments = (str(index), log_format.value, log_level.value, "" if metrics is None else str(metrics))
         self._wire: Wire[ToParent] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -160,7 +164,7 @@ class Member:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "korora.daemon.worker"),
-                *(str(theirs.fileno()), str(self.index), *self._log),
+                *(str(theirs.fileno()), *self._arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -189,6 +193,8 @@ class Member:
                 self._first.set_result(message.error)
             log.error("a worker cannot take its configuration", worker=self.index, reason=message.error)
             self._kill()
+        elif (newer := self._owner.configuration(self.index)).generation != message.generation:
+            self.send(newer)  # there was a reload while it was starting
         else:
             self.ready = True
             self._owner.arrived(self)

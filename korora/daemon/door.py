@@ -41,7 +41,10 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._again: asyncio.TimerHandle | None = None
         self._closed = False
-        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def open(self) -> None:
+        """Begin to accept; who came before has waited in the backlog."""
+        self._loop.add_reader(self._listener.fileno(), self._accept)
 
     @property
     def address(self) -> str:

@@ -10,9 +10,9 @@ import msgspec
 import uvloop
 
 from korora.daemon import config, notify
+from korora.daemon.checks import check
 from korora.daemon.config import Config
-from korora.daemon.observer import Unobserved
-from korora.daemon.supervisor import Supervisor, check
+from korora.daemon.supervisor import Supervisor
 from korora.log import LogFormat, LogLevel
 from proxy.errors import EXIT_DONE
 
@@ -33,7 +33,6 @@ def serve(path: Path, log_format: LogFormat, log_level: LogLevel) -> int:
             first,
             inherited=inherited,
             notifier=notifier,
-            observer=Unobserved(),
             log_format=log_format,
             log_level=log_level,
         )

@@ -97,6 +97,8 @@ class Ended(_Message, frozen=True):
 
     session_id: str
     role: str
+    way: str
+    peer: str | None
     outcome: str
     exit_code: int
     seconds: float

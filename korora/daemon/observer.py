@@ -1,8 +1,9 @@
-"""The seam between the daemon and whatever counts what it does."""
+"""The seam between the daemon and whatever counts what it does; ``korora.metrics.observer.Observer`` fits it."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
+from crypto.identity import Identity
 from proxy.report import SessionReport
 from proxy.status import SessionStatus
 
@@ -10,42 +11,80 @@ from proxy.status import SessionStatus
 class Observer(Protocol):
     """Told of what happens, in the process where it happens. Must not raise, and must not wait."""
 
-    def session_begun(self, role: str) -> None:
-        """A session is open. In a worker."""
+    # ---- in a worker
 
-    def session_ended(self, report: SessionReport, status: SessionStatus) -> None:
-        """A session has ended; its report and its last status. In a worker."""
+    def session_begun(self, role: str) -> None:
+        """A session is open."""
+
+    def session_ended(
+        self, report: SessionReport, status: SessionStatus | None = None, error: BaseException | None = None
+    ) -> None:
+        """A session has ended, open or not; its concluded report, its last status, what ended it early."""
 
     def sample(self, statuses: Sequence[SessionStatus], lag_seconds: float) -> None:
-        """How all sessions of this worker stand, once a second, and the worst lag of its loop since. In a worker."""
+        """How all sessions of this process stand, once a second, and the worst lag of its loop since."""
 
-    def peer_refused(self, error: Exception) -> None:
-        """A peer was not let in. In a worker."""
+    def peer_refused(self, error: BaseException) -> None:
+        """A peer was not let in."""
 
-    def reloaded(self, *, good: bool) -> None:
-        """A reload was asked for, and done or refused. In the parent."""
+    def identity(self, identity: Identity) -> None:
+        """An identity was loaded."""
+
+    # ---- in the parent
+
+    def workers(self, alive: int) -> None:
+        """So many workers can take work."""
 
     def worker_restarted(self) -> None:
-        """A worker had died and was started again. In the parent."""
+        """A worker had died and was started again."""
+
+    def session_died(self, role: str) -> None:
+        """A session died with its worker."""
+
+    def ready(self, *, on: bool) -> None:
+        """Whether new sessions are taken."""
+
+    def draining(self, *, on: bool) -> None:
+        """Whether running sessions are seen to their end."""
+
+    def reloaded(self, *, good: bool) -> None:
+        """A reload was asked for, and done or refused."""
 
 
 class Unobserved:
     """Counts nothing."""
 
     def session_begun(self, role: str) -> None:
-        """See ``Observer.session_begun``."""
+        """See ``Observer``."""
 
-    def session_ended(self, report: SessionReport, status: SessionStatus) -> None:
-        """See ``Observer.session_ended``."""
+    def session_ended(
+        self, report: SessionReport, status: SessionStatus | None = None, error: BaseException | None = None
+    ) -> None:
+        """See ``Observer``."""
 
     def sample(self, statuses: Sequence[SessionStatus], lag_seconds: float) -> None:
-        """See ``Observer.sample``."""
+        """See ``Observer``."""
 
-    def peer_refused(self, error: Exception) -> None:
-        """See ``Observer.peer_refused``."""
+    def peer_refused(self, error: BaseException) -> None:
+        """See ``Observer``."""
 
-    def reloaded(self, *, good: bool) -> None:
-        """See ``Observer.reloaded``."""
+    def identity(self, identity: Identity) -> None:
+        """See ``Observer``."""
+
+    def workers(self, alive: int) -> None:
+        """See ``Observer``."""
 
     def worker_restarted(self) -> None:
-        """See ``Observer.worker_restarted``."""
+        """See ``Observer``."""
+
+    def session_died(self, role: str) -> None:
+        """See ``Observer``."""
+
+    def ready(self, *, on: bool) -> None:
+        """See ``Observer``."""
+
+    def draining(self, *, on: bool) -> None:
+        """See ``Observer``."""
+
+    def reloaded(self, *, good: bool) -> None:
+        """See ``Observer``."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 WEIGHTS: Final = {"low": 1.0, "normal": 4.0, "high": 16.0}  # each step gets four times the one below it
-USED_SHARE: Final = 0.8  # a session that uses this much of its rate would use more
+USED_SHARE: Final = 0.9  # a session that uses this much of its rate would use more; over 1 / GROWTH, or it would swing
 GROWTH: Final = 1.25  # how much more than it used a session is thought to want
 IDLE_SHARE: Final = 0.1  # of its fair share: what a session that sends nothing is thought to want, to begin with
 

@@ -5,10 +5,8 @@ import os
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
-from enum import Enum, unique
+from enum import StrEnum, unique
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +14,12 @@ import msgspec
 import structlog
 
 from crypto.errors import CryptoError
-from crypto.files import make_private_directory
-from korora import __version__
-from korora.daemon import build, config, control, notify
-from korora.daemon.config import Config, Ingress
-from korora.daemon.crew import Member
+from korora.daemon import config, control, notify
+from korora.daemon.checks import check, make_state
+from korora.daemon.config import Config
+from korora.daemon.crew import QUIT_SECONDS_MAX, Member
 from korora.daemon.door import Door
+from korora.daemon.facts import Counts, facts
 from korora.daemon.messages import (
     Begun,
     Cancel,
@@ -34,33 +32,31 @@ from korora.daemon.messages import (
     Rates,
     Refused,
     Sample,
-    Serve,
     Stop,
     ToParent,
 )
-from korora.daemon.observer import Observer
+from korora.daemon.metering import Metering
+from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.table import Sessions
+from korora.daemon.ways import Listening, Way, Ways
 from korora.errors import complain, line_of
 from korora.log import LogFormat, LogLevel
 from korora.relay import announce_ready
-from proxy.endpoints.sockets import GivenIngress, TcpIngress, UnixIngress, listen_tcp
-from proxy.endpoints.spec import parse_address, parse_ingress
+from proxy.endpoints.sockets import GivenIngress, UnixIngress, listen_tcp
+from proxy.endpoints.spec import parse_address
 from proxy.errors import EXIT_DONE, EXIT_SIGNAL_BASE, ConfigurationError, RelayError
 
 log = structlog.get_logger("korora.daemon")
 
 TICK_SECONDS: Final = 1.0  # rates are divided anew, the service manager is told how we are
 STOP_SECONDS_MAX: Final = 70.0  # to tell peers and hypervisors, once sessions are ended; then workers are killed
-REFUSALS_KEPT: Final = 20  # for `korora top --json`
-
-Listening = TcpIngress | UnixIngress | GivenIngress
 
 # What a reload cannot change; the rest of a new file counts.
-_FIXED: Final = ("workers", "state", "control", "listen", "metrics")
+_FIXED: Final = ("workers", "state", "control", "metrics")
 
 
 @unique
-class Phase(Enum):
+class Phase(StrEnum):
     """Where the daemon is in its life."""
 
     STARTING = "starting"
@@ -68,33 +64,6 @@ class Phase(Enum):
     RELOADING = "reloading"
     DRAINING = "draining"
     STOPPING = "stopping"
-
-
-@dataclass(slots=True)
-class Way:
-    """One ingress: its listening socket and the worker that serves it."""
-
-    name: str
-    source: str
-    ingress: Listening
-    worker: int
-    leaving: bool = False
-
-
-async def check(wanted: Config) -> str:
-    """Check what a configuration names outside itself: identity, CRL, endpoints; the identity's name.
-
-    Raises:
-        CryptoError, ConfigurationError: something is not as it must be.
-    """
-    identity = await asyncio.to_thread(build.load_identity, wanted)
-    build.server_tls(wanted, identity)
-    for ingress in wanted.ingress:
-        build.client_tls(wanted, identity, ingress)
-        build.destination_of(wanted, ingress)
-    for egress in build.egresses(wanted).values():
-        await egress.check()
-    return identity.name
 
 
 class Supervisor:
@@ -105,7 +74,6 @@ class Supervisor:
         first: what it held.
         inherited: listening sockets by name (notify.py).
         notifier: the service manager.
-        observer: counts what happens here.
         log_format, log_level: for the workers.
     """
 
@@ -116,13 +84,14 @@ class Supervisor:
         *,
         inherited: Mapping[str, socket.socket],
         notifier: notify.Notifier,
-        observer: Observer,
         log_format: LogFormat,
         log_level: LogLevel,
     ) -> None:
         self._path, self._config = path, first
         self._inherited = dict(inherited)
-        self._notifier, self._observer = notifier, observer
+        self._notifier = notifier
+        self._metering: Metering | None = None
+        self._observer: Observer = Unobserved()
         self._log_options = (log_format, log_level)
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[int] = self._loop.create_future()
@@ -131,17 +100,14 @@ class Supervisor:
         self._generation = 1
         self._members: list[Member] = []
         self._drained: set[int] = set()
-        self._ways: dict[str, Way] = {}
+        self._workers = first.workers or len(os.sched_getaffinity(0))
+        self._ways = Ways(self._inherited, self._workers)
         self._sessions = Sessions(first)
         self._door: Door | None = None
         self._control: control.ControlServer | None = None
         self._control_socket: Listening | None = None
         self._reloading = asyncio.Lock()
-        self._reloads = {"good": 0, "bad": 0}
-        self._restart_needed: list[str] = []
-        self._refused = 0
-        self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
-        self._began = time.time()
+        self._counts = Counts()
         self._code = EXIT_DONE
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -174,34 +140,46 @@ class Supervisor:
         """Open every listener, so that what is wrong with one shows before anything runs."""
         wanted = self._config
         self._name = await check(wanted)
-        _make_state(Path(wanted.state))
+        make_state(Path(wanted.state))
         relay = self._inherited.pop(notify.RELAY, None)
         if relay is None and wanted.egress:
             relay = listen_tcp(*parse_address(wanted.listen.address, "the address"), wanted.listen.address)
         if relay is not None:
             self._door = Door(relay, self._route)
-        count = wanted.workers or len(os.sched_getaffinity(0))
-        self._members = [Member(index, self, *self._log_options) for index in range(count)]
-        order = {"high": 0, "normal": 1, "low": 2}
-        for number, ingress in enumerate(sorted(wanted.ingress, key=lambda entry: order[entry.priority])):
-            self._ways[ingress.name] = await self._opened(ingress, number % count)
+        await self._open_metrics(wanted)
+        counted = None if self._metering is None else self._metering.path
+        self._members = [Member(index, self, *self._log_options, counted) for index in range(self._workers)]
+        self._ways.add(await self._ways.open(wanted.ingress))
         self._control_socket = await self._control_listener(wanted.control)
         left = ", ".join(self._inherited)
         if left:
             raise ConfigurationError(f"nothing here uses the inherited socket {left}", "correct the .socket unit")
 
-    async def _opened(self, ingress: Ingress, worker: int) -> Way:
-        given = self._inherited.pop(notify.INGRESS_PREFIX + ingress.name, None)
-        listening: Listening
-        if given is not None:
-            listening = GivenIngress(given, ingress.source)
-        else:
-            parsed = parse_ingress(ingress.source)
-            if not isinstance(parsed, TcpIngress | UnixIngress):
-                raise ConfigurationError(f"{ingress.source} is nothing to listen on", "use tcp: or unix:")
-            listening = parsed
-        await listening.open()
-        return Way(ingress.name, ingress.source, listening, worker)
+    async def _open_metrics(self, wanted: Config) -> None:
+        given = self._inherited.pop(notify.METRICS, None)
+        if given is None:
+            if not wanted.metrics.address:
+                return
+            given = listen_tcp(*parse_address(wanted.metrics.address, "the address"), wanted.metrics.address)
+        self._metering = Metering(Path(wanted.state))
+        self._observer = self._metering.observer
+
+        async def status() -> object:
+            return self.status()
+
+        await self._metering.start(given, health=self._health, ready=self._readiness, status=status)
+
+    def _health(self) -> str | None:
+        """What is so wrong that somebody should act."""
+        if self.phase is Phase.STARTING or any(member.ready for member in self._members):
+            return None
+        return "no worker is alive"
+
+    def _readiness(self) -> str | None:
+        """Why no new session is taken."""
+        if self.phase in {Phase.SERVING, Phase.RELOADING}:
+            return self._health()
+        return self.phase.value
 
     async def _control_listener(self, path: str) -> Listening:
         given = self._inherited.pop(notify.CONTROL, None)
@@ -214,6 +192,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         await asyncio.gather(*(member.start() for member in self._members))
+        if self._door is not None:
+            self._door.open()
         self._task(self._tick())
         if self._notifier.watchdog_seconds is not None:
             self._task(self._feed_watchdog(self._notifier.watchdog_seconds))
@@ -222,11 +202,10 @@ class Supervisor:
         self._notifier.send(STOPPING=1)
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
         if self._door is not None:
             await self._door.close()
-        for way in self._ways.values():
-            await way.ingress.close()
+        await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
+        await self._ways.close()
         if self._control is not None:
             await self._control.close()
         if self._control_socket is not None:
@@ -234,6 +213,8 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._metering is not None:
+            await self._metering.close()
 
     def _task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
@@ -256,23 +237,19 @@ class Supervisor:
         if self.phase in {Phase.DRAINING, Phase.STOPPING}:
             member.send(Drain())
             return
-        for way in self._ways.values():
-            if way.worker == member.index:
-                self._give(member, way)
-
-    @staticmethod
-    def _give(member: Member, way: Way) -> None:
-        listener = way.ingress.listener
-        if listener is not None and member.ready:
-            member.send(Serve(way.name, way.ingress.label), listener.fileno())
+        for way in self._ways.of(member.index):
+            self._ways.give(member, way)
 
     def died(self, member: Member) -> None:
         """See ``Owner.died``."""
+        if self._metering is not None:
+            self._metering.forget(member.index)
         for session_id, role in self._sessions.lost(member.index):
+            self._observer.session_died(role)
             log.error("a session died with its worker", session=session_id[:8], role=role, worker=member.index)
         if self.phase in {Phase.DRAINING, Phase.STOPPING}:
-            for way in [way for way in self._ways.values() if way.worker == member.index]:
-                self._forget(way)
+            for way in self._ways.of(member.index):
+                self._ways.forget(way)
             self._has_drained(member)
 
     def restarted(self, member: Member) -> None:
@@ -284,30 +261,27 @@ class Supervisor:
         """See ``Owner.heard``."""
         match message:
             case Begun():
-                self._sessions.begun(member.index, message)
+                if not self._sessions.begun(member.index, message):
+                    log.warning("a session id is used twice", session=message.status.session_id[:8])
+                    member.send(Cancel(message.status.session_id))
                 self._divide()
             case Ended():
-                self._sessions.over(message)
+                self._sessions.over(member.index, message)
                 self._divide()
             case Sample(statuses, lag):
                 member.lag_seconds, member.handed = lag, 0
                 for status in statuses:
-                    self._sessions.sampled(status)
+                    self._sessions.sampled(member.index, status)
             case Refused(reason):
-                self._refused += 1
-                self._refusals.append(reason)
+                self._counts.peer_refused(reason)
             case Left(name):
                 way = self._ways.get(name)
                 if way is not None and way.worker == member.index:
-                    self._forget(way)
+                    self._ways.forget(way)
             case Drained():
                 self._has_drained(member)
             case _:
                 pass
-
-    def _forget(self, way: Way) -> None:
-        self._ways.pop(way.name, None)
-        self._task(way.ingress.close())
 
     def _route(self, sock: socket.socket, address: str, index: int | None) -> None:
         """See ``Door``: a lane to its worker, a new session to the one with the fewest."""
@@ -337,6 +311,9 @@ class Supervisor:
             await asyncio.sleep(TICK_SECONDS)
             self._divide()
             self._say_status()
+            self._observer.workers(sum(member.ready for member in self._members))
+            self._observer.ready(on=self._readiness() is None)
+            self._observer.draining(on=self.phase is Phase.DRAINING)
 
     async def _feed_watchdog(self, seconds: float) -> None:
         while True:
@@ -367,7 +344,8 @@ class Supervisor:
             self._end(EXIT_DONE)
             return
         log.info("draining", sessions=len(self._sessions.live), seconds=self._config.limits.drain_timeout)
-        self._notifier.send(STOPPING=1)
+        patience = self._config.limits.drain_timeout + STOP_SECONDS_MAX + QUIT_SECONDS_MAX
+        self._notifier.send(STOPPING=1, EXTEND_TIMEOUT_USEC=int(patience * 1e6))
         self._say_status()
         self._timer = self._loop.call_later(self._config.limits.drain_timeout, self._stop, number)
         for member in self._members:
@@ -419,9 +397,9 @@ class Supervisor:
             self.phase = Phase.RELOADING
             self._notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS="reloading")
             try:
-                await self._replace()
+                behind = await self._replace()
             except (CryptoError, RelayError) as error:
-                self._reloads["bad"] += 1
+                self._counts.reloaded(good=False)
                 self._observer.reloaded(good=False)
                 log.warning("reload refused: the old configuration stays", reason=line_of(error))
                 self._notifier.send(READY=1, STATUS=f"reload refused, the old configuration stays: {error}")
@@ -429,47 +407,46 @@ class Supervisor:
             finally:
                 if self.phase is Phase.RELOADING:
                     self.phase = Phase.SERVING
-            self._reloads["good"] += 1
-            self._observer.reloaded(good=True)
-            log.info("reloaded", restart_needed=self._restart_needed)
             self._told = ""
-            self._notifier.send(READY=1, STATUS="reloaded")
-            return self._restart_needed
+            self._counts.reloaded(good=not behind)
+            self._observer.reloaded(good=not behind)
+            self._notifier.send(READY=1, STATUS="reloaded, but not by all workers" if behind else "reloaded")
+            if behind:
+                raise ConfigurationError(f"the new configuration counts, but not for all: {behind[0]}", "reload again")
+            log.info("reloaded", restart_needed=self._counts.restart_needed)
+            return self._counts.restart_needed
 
-    async def _replace(self) -> None:
-        """Check and open everything first; then it cannot fail half-way."""
+    async def _replace(self) -> list[str]:
+        """Check and open everything first, so that it cannot fail half-way; why workers stayed behind none the less."""
         wanted = config.read(self._path)
         needed = [key for key in _FIXED if getattr(wanted, key) != getattr(self._config, key)]
-        if wanted.egress and self._door is None and "listen" not in needed:
-            needed.append("listen")
-        wanted = msgspec.structs.replace(wanted, **{key: getattr(self._config, key) for key in _FIXED})
+        address = self._config.listen.address
+        if wanted.listen.address != address or (wanted.egress and self._door is None):
+            needed.append("listen.address")
+        listen = msgspec.structs.replace(wanted.listen, address=address)
+        fixed = {key: getattr(self._config, key) for key in _FIXED}
+        wanted = msgspec.structs.replace(wanted, listen=listen, **fixed)
         name = await check(wanted)
-        kept = {way.name: way.source for way in self._ways.values() if not way.leaving}
-        fresh: list[Way] = []
-        try:
-            for ingress in wanted.ingress:
-                if kept.get(ingress.name) != ingress.source:
-                    if ingress.name in self._ways:
-                        raise ConfigurationError(
-                            f"{self._path}: the ingress {ingress.name!r} cannot change its `from` while it is served",
-                            "give it another name, or restart",
-                        )
-                    fresh.append(await self._opened(ingress, self._least_burdened(fresh)))
-        except ConfigurationError:
-            for way in fresh:
-                await way.ingress.close()
-            raise
-        self._config, self._name, self._restart_needed = wanted, name, needed
+        kept = {way.name: way.source for way in self._ways if not way.leaving}
+        fresh = [ingress for ingress in wanted.ingress if kept.get(ingress.name) != ingress.source]
+        for ingress in fresh:
+            if self._ways.get(ingress.name) is not None:
+                raise ConfigurationError(
+                    f"{self._path}: the ingress {ingress.name!r} cannot change its `from` while it is served",
+                    "give it another name, or restart",
+                )
+        opened = await self._ways.open(fresh)
+        self._config, self._name, self._counts.restart_needed = wanted, name, needed
         self._generation += 1
         self._sessions.reconfigure(wanted)
         wishes = {ingress.name for ingress in wanted.ingress}
-        gone = [way for way in self._ways.values() if way.name not in wishes and not way.leaving]
-        for way in fresh:
-            self._ways[way.name] = way
-        await self._spread(fresh, gone)
+        gone = [way for way in self._ways if way.name not in wishes and not way.leaving]
+        self._ways.add(opened)
+        behind = await self._spread(opened, gone)
         self._divide()
+        return behind
 
-    async def _spread(self, fresh: list[Way], gone: list[Way]) -> None:
+    async def _spread(self, fresh: list[Way], gone: list[Way]) -> list[str]:
         """Tell the workers: the configuration first, then which ingresses come and go."""
         answers = await asyncio.gather(
             *(member.configure(self.configuration(member.index)) for member in self._members)
@@ -478,15 +455,12 @@ class Supervisor:
             if error is not None:
                 log.error("a worker keeps its old configuration", worker=member.index, reason=error)
         for way in fresh:
-            self._give(self._members[way.worker], way)
+            self._ways.give(self._members[way.worker], way)
         for way in gone:
             way.leaving = True
             if not self._members[way.worker].send(Leave(way.name)):
-                self._forget(way)
-
-    def _least_burdened(self, fresh: list[Way]) -> int:
-        ways = [*self._ways.values(), *fresh]
-        return min(range(len(self._members)), key=lambda index: sum(way.worker == index for way in ways))
+                self._ways.forget(way)
+        return [error for error in answers if error is not None]
 
     # ---- operators
 
@@ -521,54 +495,6 @@ class Supervisor:
         return {"rate": rate}
 
     def status(self) -> control.Answer:
-        """How everything stands, for `korora top` and others."""
-        return {
-            "version": __version__,
-            "name": self._name,
-            "pid": os.getpid(),
-            "phase": self.phase.value,
-            "uptime_seconds": round(time.time() - self._began, 1),
-            "listen": self._address,
-            "sessions_max": self._config.sessions_max,
-            "rate_limit": self._sessions.total,
-            "sessions_ended": self._sessions.ended,
-            "peers_refused": self._refused,
-            "last_refusals": list(self._refusals),
-            "reloads": self._reloads,
-            "restart_needed": self._restart_needed,
-            "sessions": self._sessions.views(),
-            "finished": msgspec.to_builtins(list(self._sessions.finished)),
-            "ingresses": [
-                {"name": way.name, "from": way.ingress.label, "worker": way.worker, "leaving": way.leaving}
-                for way in self._ways.values()
-            ],
-            "egresses": [{"name": egress.name, "to": egress.to} for egress in self._config.egress],
-            "workers": [
-                {
-                    "index": member.index,
-                    "pid": member.pid,
-                    "ready": member.ready,
-                    "restarts": member.restarts,
-                    "sessions": len(self._sessions.of(member.index)),
-                    "lag_seconds": round(member.lag_seconds, 4),
-                }
-                for member in self._members
-            ],
-        }
-
-
-def _make_state(path: Path) -> None:
-    """The state directory and what is in it.
-
-    Raises:
-        ConfigurationError: it cannot be made or written.
-    """
-    try:
-        for folder in (path, path / build.REPORTS, path / build.LOCKS):
-            make_private_directory(folder)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(13, "it may not be written")
-    except OSError as error:
-        raise ConfigurationError(
-            f"the state directory {path} cannot be used: {error.strerror}", "give one that this user may write"
-        ) from None
+        """How everything stands."""
+        said = {"name": self._name, "phase": self.phase.value, "listen": self._address}
+        return said | facts(self._counts, self._config, self._sessions, ways=self._ways, members=self._members)

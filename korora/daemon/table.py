@@ -16,6 +16,7 @@ from proxy.session import Role
 from proxy.status import SessionStatus
 
 FINISHED_KEPT: Final = 50  # sessions that `korora top` can still tell of
+SETTLING_SAMPLES: Final = 2  # the first of them may have begun before the rate was raised
 _CHANGE_MIN: Final = 0.02  # a rate that changes by less is left as it is
 PREFIX_CHARACTERS_MIN: Final = 4  # of a session id that an operator may write short
 
@@ -40,6 +41,8 @@ class Live:
     """Whether an operator has said anything about it."""
     rate: float | None = None
     """What it was last told."""
+    settling: int = 0
+    """Samples until what it sends can tell what it wants: its rate has just been raised."""
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -48,7 +51,7 @@ class Finished(msgspec.Struct, frozen=True):
     session_id: str
     role: str
     way: str
-    peer: str
+    peer: str | None
     outcome: str
     exit_code: int
     seconds: float
@@ -76,35 +79,43 @@ class Sessions:
         self.config = config
         self.total = bytes_per_second(config.limits.rate_limit)
 
-    def begun(self, worker: int, message: Begun) -> None:
-        """A worker has opened a session."""
-        status = message.status
-        live = Live(worker, message.way, status)
-        live.rate = status.rate_limit
-        self.live[status.session_id, status.role] = live
+    def begun(self, worker: int, message: Begun) -> bool:
+        """A worker has opened a session; whether it may go on.
 
-    def sampled(self, status: SessionStatus) -> None:
+        Sources choose the ids. One worker refuses an id that it has already, but knows nothing of the others'.
+        """
+        status = message.status
+        key = (status.session_id, status.role)
+        if key in self.live:
+            return False
+        self.live[key] = Live(worker, message.way, status, rate=status.rate_limit)
+        return True
+
+    def sampled(self, worker: int, status: SessionStatus) -> None:
         """How a session stands now."""
         live = self.live.get((status.session_id, status.role))
-        if live is None:
+        if live is None or live.worker != worker:
             return
         before, live.status = live.status, status
+        live.settling = max(0, live.settling - 1)
         elapsed = status.seconds - before.seconds
         if elapsed > 0:
             live.sent = (status.bytes_in - before.bytes_in) / elapsed
             live.throughput = live.sent + (status.bytes_out - before.bytes_out) / elapsed
 
-    def over(self, message: Ended) -> None:
+    def over(self, worker: int, message: Ended) -> None:
         """A session has ended, open or not."""
-        live = self.live.pop((message.session_id, message.role), None)
-        status = message.status or (None if live is None else live.status)
+        key = (message.session_id, message.role)
+        if key in self.live and self.live[key].worker == worker:
+            del self.live[key]
+        status = message.status
         self.ended += 1
         self.finished.appendleft(
             Finished(
                 session_id=message.session_id,
                 role=message.role,
-                way="" if live is None else live.way,
-                peer="" if status is None else status.peer,
+                way=message.way,
+                peer=message.peer,
                 outcome=message.outcome,
                 exit_code=message.exit_code,
                 seconds=message.seconds,
@@ -118,9 +129,11 @@ class Sessions:
         """A worker has died, and its sessions with it."""
         keys = [key for key, live in self.live.items() if live.worker == worker]
         for key in keys:
-            status = self.live[key].status
-            words = "the worker that carried it died"
-            self.over(Ended(*key, OUTCOMES[EXIT_LOST], EXIT_LOST, status.seconds, words))
+            live = self.live[key]
+            words, last = "the worker that carried it died", live.status
+            self.over(
+                worker, Ended(*key, live.way, last.peer, OUTCOMES[EXIT_LOST], EXIT_LOST, last.seconds, words, last)
+            )
         return keys
 
     def of(self, worker: int) -> list[Live]:
@@ -150,8 +163,15 @@ class Sessions:
     # ---- rates
 
     def limit(self, keys: Iterable[Key], rate: float | None) -> None:
-        """An operator's limit for single sessions; None lifts it and the configuration's too."""
-        for key in keys:
+        """An operator's limit for single sessions; None lifts it and the configuration's too.
+
+        Raises:
+            ValueError: none of them departs: what arrives is limited where it comes from.
+        """
+        departing = [key for key in keys if key[1] == Role.SOURCE.value]
+        if not departing:
+            raise ValueError("that session arrives here: limit it where it departs")
+        for key in departing:
             self.live[key].own_limit, self.live[key].limited = rate, True
 
     def allowed(self, live: Live) -> float | None:
@@ -170,10 +190,13 @@ class Sessions:
         claims = []
         for live, weight in zip(sending, weights, strict=True):
             fair = 0.0 if self.total is None else self.total * weight / sum(weights)
-            claims.append(Claim(weight, demand(live.sent, live.rate, fair), self.allowed(live)))
+            wants = None if live.settling else demand(live.sent, live.rate, fair)
+            claims.append(Claim(weight, wants, self.allowed(live)))
         changes: dict[int, dict[str, float | None]] = {}
         for live, rate in zip(sending, share(self.total, claims), strict=True):
             if _differ(live.rate, rate):
+                if live.rate is None or rate is None or rate > live.rate:
+                    live.settling = SETTLING_SAMPLES
                 live.rate = rate
                 changes.setdefault(live.worker, {})[live.status.session_id] = rate
         return changes

@@ -1,6 +1,7 @@
 """A worker: carries the sessions that the parent hands it, and ends with the parent.
 
-`python -m korora.daemon.worker FD INDEX FORMAT LEVEL`, FD being its end of the socket pair. It holds the identity's
+`python -m korora.daemon.worker FD INDEX FORMAT LEVEL METRICS`, FD being its end of the socket pair and METRICS the
+directory to count into, or nothing. It holds the identity's
 keys, the parent's configuration and nothing else; what it says goes to standard error and to the parent.
 """
 
@@ -12,7 +13,6 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +48,7 @@ from korora.daemon.messages import (
 )
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
-from korora.errors import line_of
+from korora.errors import complain, line_of
 from korora.log import LogFormat, LogLevel, configure
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
@@ -101,7 +101,7 @@ class WayIn:
         name: str,
         ingress: GivenIngress,
         source: Source,
-        carry: Callable[[Coroutine[Any, Any, None], SessionReport], Coroutine[Any, Any, None]],
+        carry: Callable[[Coroutine[Any, Any, None], SessionReport, str], Coroutine[Any, Any, None]],
         left: Callable[["WayIn"], None],
     ) -> None:
         self.name, self.ingress, self.source = name, ingress, source
@@ -121,7 +121,7 @@ class WayIn:
                 return
             self._idle = False
             report = self.source.new_report()
-            await self._carry(self.source.session(first, report), report)
+            await self._carry(self.source.session(first, report), report, self.name)
 
     def leave(self) -> None:
         """Take no further migration: end now where none is under way, else with that."""
@@ -136,14 +136,6 @@ class WayIn:
             self.task.cancel()
         else:
             self.source.current.stop(reason)
-
-
-@dataclass(slots=True)
-class _Live:
-    """A session that is open."""
-
-    runner: Runner
-    way: str
 
 
 class Worker:
@@ -165,7 +157,7 @@ class Worker:
         self._admission: Admission | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
-        self._live: dict[tuple[str, str], _Live] = {}
+        self._live: dict[tuple[str, str], Runner] = {}
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
@@ -250,11 +242,13 @@ class Worker:
         self._admission.reconfigure(config, egresses)
         terms = Terms(
             resume_seconds=config.limits.resume_timeout,
+            lanes=config.listen.lanes,
             sessions_max=message.arriving_max,
             random=self._random,
             admit=self._admission.admit,
         )
         self._config, self._identity = config, identity
+        self._observer.identity(identity)
         if self._destination is None:
             self._destination = Destination(
                 server, egresses, None, terms=terms, begin=self._begin, failed=self._refused
@@ -297,13 +291,13 @@ class Worker:
         for session_id, rate in rates.items():
             live = self._live.get((session_id, Role.SOURCE.value))
             if live is not None:
-                live.runner.set_rate(rate)
+                live.set_rate(rate)
 
     def _cancel(self, session_id: str) -> None:
         host = "" if self._identity is None else f" of {self._identity.name}"
         for (known, _), live in list(self._live.items()):
             if known == session_id:
-                live.runner.stop(SessionCancelled(f"cancelled by an operator{host}"))
+                live.stop(SessionCancelled(f"cancelled by an operator{host}"))
 
     # ---- sessions
 
@@ -314,7 +308,7 @@ class Worker:
         way = "" if admission is None else admission.begun(session)
         self._opened(runner, way)
         try:
-            await self._account(runner.run(), runner.report)
+            await self._account(runner.run(), runner.report, way)
         finally:
             if admission is not None:
                 admission.ended(session)
@@ -323,22 +317,23 @@ class Worker:
     def _opened(self, runner: SourceRunner | DestinationRunner, way: str) -> None:
         """A session is open: from now on it is sampled, limited and can be cancelled."""
         report = runner.report
-        self._live[report.session_id, report.role] = _Live(runner, way)
+        self._live[report.session_id, report.role] = runner
         self._wire.send(Begun(way, runner.status()))
         self._observer.session_begun(report.role)
         if self._stopping is not None:
             runner.stop(self._stopping)  # it was agreed on just before
 
-    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport) -> None:
+    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport, way: str) -> None:
         """Run a session to its end, keep its report, say how it went."""
         began = self._loop.time()
         self._carried += 1
         code, words = EXIT_DONE, None
+        failure: BaseException | None = None
         key = (report.session_id, report.role)
         try:
             await work
         except Exception as error:
-            code, words = exit_code_of(error), line_of(error)
+            failure, code, words = error, exit_code_of(error), line_of(error)
             if code == EXIT_BUG:
                 log.debug("internal error", exc_info=error)
         except asyncio.CancelledError:
@@ -350,12 +345,11 @@ class Worker:
             report.ended = datetime.now(UTC)
             report.seconds = round(self._loop.time() - began, 6)
             reports.conclude(report, code, words)
-            status = None if live is None else live.runner.status()
-            self._wire.send(Ended(*key, report.outcome, code, report.seconds, words, status))
-            if status is not None:
-                self._observer.session_ended(report, status)
-            self._say(report, "" if live is None else live.way, words)
-            live = None
+            status = None if live is None else live.status()
+            self._wire.send(Ended(*key, way, report.peer, report.outcome, code, report.seconds, words, status))
+            self._observer.session_ended(report, status, failure)
+            self._say(report, way, words)
+            live = failure = None
             self._task(self._keep(report))
             self._carried -= 1
             self._maybe_drained()
@@ -404,8 +398,11 @@ class Worker:
 
     def _maybe_drained(self) -> None:
         """Something has ended: was it the last?"""
-        arriving = 0 if self._destination is None else self._destination.sessions
-        if self._draining and not self._drained and not self._carried and not self._ways and not arriving:
+        destination = self._destination
+        left = self._carried + len(self._ways) + (0 if destination is None else destination.sessions)
+        if destination is not None and self._stopping is None:
+            left += destination.untold  # a source that was away at the end may still come and ask how it was
+        if self._draining and not self._drained and not left:
             self._drained = True
             self._wire.send(Drained())
         if self._code is not None and not self._carried and not self._over.done():
@@ -416,7 +413,7 @@ class Worker:
             self._stopping = reason
         self._drain()
         for live in list(self._live.values()):
-            live.runner.stop(reason)
+            live.stop(reason)
         for way in list(self._ways.values()):
             way.stop(reason)
 
@@ -430,7 +427,7 @@ class Worker:
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            statuses = [live.runner.status() for live in self._live.values()]
+            statuses = [live.status() for live in self._live.values()]
             lag, self._lag = self._lag, 0.0
             self._observer.sample(statuses, lag)
             self._maybe_drained()
@@ -445,7 +442,10 @@ class Worker:
 
 
 def _keep(folder: Path, report: SessionReport) -> None:
-    reports.write(folder / f"{report.session_id}-{report.role}.json", report)
+    """Sources choose the ids of their sessions: one that is used again must not replace what was reported before."""
+    name = f"{report.session_id}-{report.role}"
+    numbered = (f"{name}{'' if number == 1 else f'-{number}'}.json" for number in range(1, REPORTS_KEPT + 2))
+    reports.write(next(path for path in (folder / name for name in numbered) if not path.exists()), report)
     ages: dict[Path, int] = {}
     for path in folder.glob("*.json"):
         with suppress(FileNotFoundError):  # another worker has just made room, too
@@ -454,10 +454,21 @@ def _keep(folder: Path, report: SessionReport) -> None:
         path.unlink(missing_ok=True)
 
 
+def _observer(directory: Path, worker: str) -> Observer:
+    from korora.metrics import families, instruments
+    from korora.metrics.observer import Observer as Counting
+
+    return Counting(instruments.Instruments.shared(directory, worker), families.Side.WORKER, worker)
+
+
 def main() -> None:
     """Run the worker that the arguments describe."""
-    fd, index, log_format, level = sys.argv[1:5]
+    fd, index, log_format, level, metrics = sys.argv[1:6]
     configure(LogFormat(log_format), LogLevel(level))
+    try:
+        observer = _observer(Path(metrics), index) if metrics else Unobserved()
+    except RelayError as error:
+        sys.exit(complain(error))
     sock = socket.socket(fileno=int(fd))
     os.set_inheritable(sock.fileno(), False)
     # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
@@ -465,7 +476,7 @@ def main() -> None:
     gc.set_threshold(_GC_ALLOCATIONS)
 
     async def work() -> int:
-        return await Worker(sock, int(index), Unobserved()).run()
+        return await Worker(sock, int(index), observer).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(work()))

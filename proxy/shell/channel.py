@@ -7,11 +7,12 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from proxy.endpoints.base import Connection
 from proxy.errors import HypervisorFailed
-from proxy.limits import FRAME_EAGER_BYTES, OPAQUE_FRAME_BYTES, SMALL_BODY_BYTES, TURN_FRAMES
+from proxy.limits import BUFFERS_EASY_MAX, FRAME_EAGER_BYTES, OPAQUE_FRAME_BYTES, SMALL_BODY_BYTES, TURN_FRAMES
+from proxy.ordering import Outgoing
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.lane import Record
+from proxy.shell.lane import BufferPool, Record
 from proxy.shell.waiting import Gate
 from proxy.streams.formats import EndWatch
 from proxy.wire import FRAME_HEADER_BYTES, ChannelId
@@ -29,9 +30,10 @@ class Carrier(Protocol):
     session: Session
     report: SessionReport
     bucket: TokenBucket
+    pool: BufferPool
 
-    async def send_frame(self, frame: memoryview) -> None:
-        """Send a frame to the peer. Raises PeerLost if the lane broke."""
+    async def send_frame(self, frame: Outgoing) -> None:
+        """Send a frame to the peer, as soon as a lane is free. Its buffer comes back to the pool by itself."""
 
     def written(self, channel: ChannelId, owner: FrameOwner | None, size: int) -> None:
         """A frame of ``size`` stream bytes has gone to the hypervisor; ``owner`` may be used again."""
@@ -67,7 +69,6 @@ class Channel:
 
         Raises:
             HypervisorFailed: it broke, or its stream ended before its end.
-            PeerLost: the lane broke.
         """
         try:
             await self._pump()
@@ -78,8 +79,8 @@ class Channel:
         session, connection = self._carrier.session, self.connection
         half = session.senders[self.number]
         watch = EndWatch() if session.role is Role.SOURCE else None
-        buffer = memoryview(bytearray(FRAME_HEADER_BYTES + OPAQUE_FRAME_BYTES))
-        stream = buffer[FRAME_HEADER_BYTES:]
+        buffer = self._carrier.pool.take()
+        stream = memoryview(buffer)[FRAME_HEADER_BYTES:]
         filled = turn = 0
         while True:
             await self._within_rate()
@@ -98,7 +99,8 @@ class Channel:
             if filled and (filled >= min(room, FRAME_EAGER_BYTES) or not half.in_flight) and room:
                 if watch is not None:
                     watch.feed(stream[:filled])
-                await self._send(buffer[: FRAME_HEADER_BYTES + filled])
+                buffer = await self._send(buffer, filled)
+                stream = memoryview(buffer)[FRAME_HEADER_BYTES:]
                 filled = 0
                 turn += 1
                 if turn % TURN_FRAMES == 0:
@@ -113,12 +115,14 @@ class Channel:
                 await self.reading.wait()
             if watch is not None:
                 watch.feed(stream[:filled])
-            await self._send(buffer[: FRAME_HEADER_BYTES + filled])
+            buffer = await self._send(buffer, filled)
+        self._carrier.pool.give(buffer)
         await self._check_end(watch)
-        end = half.end(session.next_order())
+        order = session.next_order()
+        end = half.end(order)
         half.departed(session.flight.depart(0, asyncio.get_running_loop().time()))
         self._carrier.ended()
-        await self._carrier.send_frame(memoryview(end))
+        await self._carrier.send_frame(Outgoing(order, self.number, memoryview(end), None))
 
     async def _within_rate(self) -> None:
         """Wait while the session has sent more than its rate allows."""
@@ -133,14 +137,22 @@ class Channel:
             finally:
                 timer.cancel()
 
-    async def _send(self, frame: memoryview) -> None:
-        session = self._carrier.session
+    async def _send(self, buffer: bytearray, size: int) -> bytearray:
+        """Make a frame of ``size`` stream bytes and send it; the buffer to read into next."""
+        carrier, session = self._carrier, self._carrier.session
         half = session.senders[self.number]
-        half.data(frame, session.next_order())
-        size = len(frame) - FRAME_HEADER_BYTES
-        self._carrier.bucket.spend(size, asyncio.get_running_loop().time())
-        half.departed(session.flight.depart(size, asyncio.get_running_loop().time()))
-        await self._carrier.send_frame(frame)
+        frame = memoryview(buffer)[: FRAME_HEADER_BYTES + size]
+        order = session.next_order()
+        half.data(frame, order)
+        now = asyncio.get_running_loop().time()
+        carrier.bucket.spend(size, now)
+        half.departed(session.flight.depart(size, now))
+        if size >= (FRAME_EAGER_BYTES if carrier.pool.out < BUFFERS_EASY_MAX else SMALL_BODY_BYTES):
+            await carrier.send_frame(Outgoing(order, self.number, frame, buffer))
+            return carrier.pool.take()
+        # It may be kept until it is acknowledged: a small one must not hold a buffer made for a large one.
+        await carrier.send_frame(Outgoing(order, self.number, memoryview(bytes(frame)), None))
+        return buffer
 
     async def _check_end(self, watch: EndWatch | None) -> None:
         """The hypervisor's stream has ended: was it whole?"""

@@ -1,217 +1,62 @@
 """The destination's end: one port for control and lanes, sessions handed to the local hypervisor."""
 
 import asyncio
-import hmac
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
 
-from crypto.errors import AuthenticationError, CryptoError, IntegrityError, LaneReused
-from crypto.keys import LANE_ID_MAX, LaneId, SessionId, Suite
-from crypto.records import OVERHEAD_BYTES, RecordType
+from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
+from crypto.keys import Direction, ResumeSecret, SessionId, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import (
-    PROTOCOL_VERSION,
-    Accept,
-    ChannelOpen,
-    ChannelOpened,
-    Finish,
-    Finished,
-    LaneGrant,
-    LaneGranted,
-    LaneRequest,
-    Message,
-    Offer,
-    Refuse,
-)
+from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
     EXIT_AUTHENTICATION,
+    EXIT_DONE,
+    EXIT_INTEGRITY,
+    EXIT_LOST,
     EXIT_POLICY,
     ConfigurationError,
-    HypervisorFailed,
+    PeerAborted,
     PeerLost,
     PeerRefused,
     PolicyRefused,
     ProtocolViolation,
     RelayError,
+    exit_code_of,
 )
 from proxy.limits import (
-    CHANNELS_MAX,
-    CONTROL_SECONDS_MAX,
+    ENDED_SESSIONS_MAX,
     FIRST_BYTE_SECONDS_MAX,
     HANDSHAKE_SECONDS_MAX,
-    LANE_ATTEMPTS_MAX,
     LANE_HELLO_SECONDS_MAX,
-    LANES_MAX,
     SESSIONS_MAX,
 )
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.channel import Channel
+from proxy.shell.arrival import DestinationRunner, RandomBytes
 from proxy.shell.greeting import HalfOpen
-from proxy.shell.lane import Lane, LaneKeys
+from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Runner
+from proxy.shell.runner import Meeting
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
     LANE_PREFIX_BYTES,
     LANE_TOKEN_BYTES,
+    RESUME_MAGIC,
     TLS_FIRST_BYTE,
-    ChannelId,
     Codec,
 )
 
+__all__ = ["Destination", "DestinationRunner", "Terms"]
+
 log = structlog.get_logger("korora.destination")
-
-RandomBytes = Callable[[int], bytes]
-
-
-class DestinationRunner(Runner):
-    """An open session at the destination.
-
-    Args:
-        session, link, peer, report: see ``Runner``.
-        keys: derives lanes.
-        egress: the local hypervisor.
-        xl_flags: what the source asked of xl.
-        random: source of lane tokens.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        link: ControlLink,
-        peer: PeerInfo,
-        report: SessionReport,
-        *,
-        keys: LaneKeys,
-        egress: Egress,
-        xl_flags: str,
-        random: RandomBytes,
-    ) -> None:
-        super().__init__(session, link, peer, report)
-        self._keys, self.egress, self._xl_flags, self._random = keys, egress, xl_flags, random
-        self._tokens: dict[bytes, LaneId] = {}
-        self._next_lane = 0
-        self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
-        self._finish_asked = False
-
-    def grant(self) -> LaneGrant:
-        """A lane id never given out before on this connection, with a token for its hello.
-
-        Raises:
-            LaneReused: the ids have run out.
-            ProtocolViolation: the peer asks for more lanes than it may.
-        """
-        if self._next_lane > LANE_ID_MAX:
-            raise LaneReused("lane ids have run out")
-        if self._next_lane >= LANES_MAX + LANE_ATTEMPTS_MAX:
-            raise ProtocolViolation("the peer asks for lane after lane")
-        lane = LaneId(self._next_lane)
-        self._next_lane += 1
-        token = self._random(LANE_TOKEN_BYTES)
-        self._tokens[token] = lane
-        return LaneGrant(lane, token)
-
-    def redeem(self, token: bytes) -> LaneId | None:
-        """The lane a token opens; a token works once."""
-        if self.over:
-            return None
-        found = None
-        for known in self._tokens:
-            if hmac.compare_digest(known, token):
-                found = known
-        return None if found is None else self._tokens.pop(found)
-
-    async def join(self, sock: socket.socket, lane_id: LaneId) -> None:
-        """Take over a connection whose token was good: its sealed HELLO, our LANE_OK.
-
-        A hello that is not authentic costs only its connection, never the session.
-        """
-        sealer, opener = self._keys.halves(lane_id)
-        lane = Lane(sock, lane_id, sealer, opener, self.pool)
-        lane.received_bytes = LANE_PREFIX_BYTES
-        try:
-            async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):
-                hello = await lane.receive_exactly(HELLO_BYTES)
-                if hello.header.type is not RecordType.HELLO:
-                    raise ProtocolViolation(f"{hello.header.type.name} instead of HELLO")
-                hello.release()
-                await lane.send(RecordType.LANE_OK)
-        except (IntegrityError, RelayError, TimeoutError) as error:
-            self.log.warning("a lane's hello failed", lane=lane_id, reason=str(error) or "no answer in time")
-            lane.drop()
-            return
-        except BaseException:
-            lane.drop()
-            raise
-        self.add_lane(lane)
-
-    def forget(self, lane: Lane) -> bool:
-        """See ``Runner.forget``: a source that did not get our LANE_OK whole gives that lane up and opens another."""
-        if not lane.unused or (self.session.receivers and len(self.lanes) == 1):
-            return False
-        self.log.warning("a lane was given up before its first use", lane=lane.id)
-        del self.lanes[lane.id]
-        lane.drop()
-        return True
-
-    async def _conduct(self) -> None:
-        self.start_control()
-        if not await self.until(lambda: bool(self.lanes), LANE_HELLO_SECONDS_MAX * (LANE_ATTEMPTS_MAX + 1)):
-            raise PeerLost("the source opened no lane")
-        self.serve(self.acknowledge(), "acknowledge")
-        self.serve(self._open_channels(), "open channels")
-        await self.until(lambda: self._finish_asked)
-        # FINISH came by the control connection and may have overtaken the last acknowledgements on a lane.
-        if not await self.until(lambda: self.session.finished, CONTROL_SECONDS_MAX):
-            raise ProtocolViolation("FINISH before all channels have ended")
-        await self.settle_channels()
-        # Everything has been handed over for good: whether the source still hears so does not change that.
-        self.conclude()
-        with suppress(PeerLost):
-            await self.say(Finished())
-
-    async def _hear(self, message: Message) -> None:
-        match message:
-            case ChannelOpen() if not self._announced.full():
-                self._announced.put_nowait(message)
-            case LaneRequest():
-                self._tokens.clear()  # it gave the earlier ones up
-                await self.say(LaneGranted(self.grant()))
-            case Finish():
-                self._finish_asked = True
-                self._progress.wake()
-            case _:
-                raise ProtocolViolation(f"{type(message).__name__} has no place here")
-
-    async def _open_channels(self) -> None:
-        """Connect to the hypervisor when the source announces a channel: in order, never before, never as a probe."""
-        while True:
-            announced = await self._announced.get()
-            if not self.lanes:
-                raise PeerLost(f"channel {announced.channel}: the lane it was to use has gone")
-            if self.egress.single and announced.channel > 0:
-                raise HypervisorFailed(f"{self.egress.label} takes one channel, the source has opened another")
-            number = ChannelId(announced.channel)
-            credit = self.session.reserve(number)
-            channel = Channel(number, await self.egress.connect(self._xl_flags), self)
-            self.session.open(number, announced.credit)
-            self.start_delivery(channel)
-            await self.say(ChannelOpened(number, credit))
-            self.start_pump(channel)
-
-
-HELLO_BYTES = OVERHEAD_BYTES
-
 
 Admission = Callable[[PeerInfo, Offer], None]
 
@@ -225,6 +70,8 @@ class Terms:
     """What a destination agrees to."""
 
     resume_seconds: int = 30
+    lanes: int = 1
+    """How many lanes a session is to have at least; a source may ask for more."""
     sessions_max: int = SESSIONS_MAX
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)
@@ -261,7 +108,9 @@ class Destination:
         self._tls, self._egresses, self._listener, self._terms = tls, egresses, listener, terms
         self._begin, self._failed = begin, failed
         self._half_open = HalfOpen()
-        self._sessions: set[DestinationRunner] = set()
+        self._sessions: dict[SessionId, DestinationRunner] = {}
+        self._ended: dict[SessionId, _Ended] = {}
+        self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
@@ -270,6 +119,11 @@ class Destination:
     def sessions(self) -> int:
         """Sessions that are open, and those that are being told that they are."""
         return len(self._sessions)
+
+    @property
+    def untold(self) -> int:
+        """Sessions that are over and whose source may not know how they ended; see ``told``."""
+        return len(self._ended)
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
@@ -326,14 +180,14 @@ class Destination:
             sock.close()
             raise
         if first and first[0] == LANE_FIRST_BYTE:
-            await self._lane(sock, first)
+            await self._lane(sock, first, address)
         elif first and first[0] == TLS_FIRST_BYTE:
             await self._control(sock, first, address)
         else:
             sock.close()
 
-    async def _lane(self, sock: socket.socket, first: bytes) -> None:
-        """A lane hello: its token names the session."""
+    async def _lane(self, sock: socket.socket, first: bytes, address: str) -> None:
+        """A lane hello, whose token names the session; or a source that comes back, whose TLS will."""
         loop = asyncio.get_running_loop()
         prefix = first
         try:
@@ -349,27 +203,34 @@ class Destination:
             sock.close()
             raise
         if len(prefix) == LANE_PREFIX_BYTES and prefix.startswith(LANE_MAGIC):
-            for runner in self._sessions:
+            for runner in self._sessions.values():
                 lane = runner.redeem(prefix[len(LANE_MAGIC) :])
                 if lane is not None:
                     await runner.join(sock, lane)
                     return
+        if len(prefix) == LANE_PREFIX_BYTES and prefix.startswith(RESUME_MAGIC):
+            await self._control(sock, b"", address, returning=True)
+            return
         sock.close()
 
-    async def _control(self, sock: socket.socket, first: bytes, address: str) -> None:
-        """TLS, OFFER and its answer; then the session."""
+    async def _control(self, sock: socket.socket, first: bytes, address: str, *, returning: bool = False) -> None:
+        """TLS, OFFER and its answer, then the session; or RESUME and its answer, and the session goes on."""
         link = ControlLink(sock, TlsPeer(self._tls), received=first)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
-                offer = await link.receive()
-                runner = await self._answer(link, peer, offer, address)
+                message = await link.receive()
+                if returning:
+                    await self._take_back(link, peer, message, address)
+                    return
+                runner = await self._answer(link, peer, message, address)
         except (CryptoError, RelayError, TimeoutError) as error:
             failure = _as_refusal(error)
             log.warning("a peer was not let in", address=address, reason=str(failure))
-            self._failed(failure)
+            if not returning:
+                self._failed(failure)
             await link.close()
             return
         except BaseException:
@@ -380,7 +241,95 @@ class Destination:
         try:
             await self._begin(runner)
         finally:
-            self._sessions.discard(runner)
+            self._remember(runner)
+
+    def _remember(self, runner: DestinationRunner) -> None:
+        """A session is over: where its source may not know how it ended, keep the verdict for it."""
+        self._sessions.pop(runner.session.id, None)
+        seconds = runner.session.resume_seconds
+        if runner.heard or not seconds:
+            return
+        while len(self._ended) >= ENDED_SESSIONS_MAX:
+            self._forget(next(iter(self._ended)))
+        ended = _verdict(runner)
+        ended.timer = asyncio.get_running_loop().call_later(seconds, self._forget, runner.session.id)
+        self._ended[runner.session.id] = ended
+
+    def _forget(self, session: SessionId) -> None:
+        ended = self._ended.pop(session, None)
+        if ended is not None and ended.timer is not None:
+            ended.timer.cancel()
+        self._told.set()
+
+    async def told(self) -> None:
+        """Wait until every source knows how its session ended, or has had its time to ask."""
+        while self._ended:
+            self._told.clear()
+            await self._told.wait()
+
+    async def _take_back(self, link: ControlLink, peer: PeerInfo, message: Message, address: str) -> None:
+        """Answer a RESUME: the session goes on, or its verdict, or why not.
+
+        Raises:
+            PeerRefused, PolicyRefused, AuthenticationError, ProtocolViolation: it was refused; the peer has been told.
+        """
+        try:
+            if not isinstance(message, Resume) or message.version != PROTOCOL_VERSION:
+                raise PeerRefused(f"{type(message).__name__} instead of a resumption")
+            session = SessionId(message.session)
+            known = self._sessions.get(session) or self._ended.get(session)
+            if known is None or (isinstance(known, DestinationRunner) and not known.session.resume_seconds):
+                raise PeerLost("there is no such session any more")
+            exporter = link.tls.export(session)
+            if peer.name != known.peer.name:
+                raise PeerNameMismatch(f"{peer.name!r} would resume a session of another host")
+            known.secret.verify(message.proof, Direction.FORWARD, exporter)
+            if isinstance(known, DestinationRunner) and known.decided:
+                known = _verdict(known)
+            if isinstance(known, _Ended):
+                if known.code != EXIT_DONE:
+                    raise PeerAborted(known.code, known.reason)
+                answer = Resumed(known.secret.proof(Direction.BACKWARD, exporter), 0, (), (), "closed")
+            else:
+                self._judge_again(peer, known)
+                answer = known.resume(message, exporter)
+        except (RelayError, AuthenticationError) as refusal:
+            await link.send(Refuse(_refusal_code(refusal), str(refusal)))
+            raise
+        link.mark_open()
+        await link.send(answer)
+        if isinstance(known, _Ended):
+            if await link.close():
+                self._forget(session)
+                if (runner := self._sessions.get(session)) is not None:
+                    runner.heard = True
+            return
+        log.info("a session goes on", session=session.hex()[:8], address=address)
+        known.report.peer_address = address
+        known.attach(Meeting(link, peer, self._keys(link, known.session, known.suite, peer)))
+
+    def _judge_again(self, peer: PeerInfo, runner: DestinationRunner) -> None:
+        """A session that comes back is judged by the rules of today.
+
+        Raises:
+            PolicyRefused: it would not be let in any more; the session is over.
+        """
+        try:
+            if runner.offer.egress not in self._egresses:
+                raise PolicyRefused(f"there is no egress {runner.offer.egress!r} here any more")
+            self._terms.admit(peer, runner.offer)
+        except PolicyRefused as refusal:
+            runner.fail(refusal)
+            raise
+
+    def _keys(self, link: ControlLink, session: Session, suite: Suite, peer: PeerInfo) -> LaneKeys:
+        return LaneKeys(
+            link.tls.export(session.id),
+            session,
+            suite,
+            source_leaf=peer.leaf_sha256,
+            destination_leaf=link.tls.own_leaf_sha256,
+        )
 
     async def _answer(self, link: ControlLink, peer: PeerInfo, offer: Message, address: str) -> DestinationRunner:
         """ACCEPT an offer, or say why not.
@@ -393,39 +342,35 @@ class Destination:
                 raise PeerRefused(f"{type(offer).__name__} instead of an offer")
             suite = self._judge(peer, offer)
         except (PolicyRefused, PeerRefused) as refusal:
-            code = EXIT_POLICY if isinstance(refusal, PolicyRefused) else EXIT_AUTHENTICATION
-            await link.send(Refuse(code, str(refusal)))
+            await link.send(Refuse(_refusal_code(refusal), str(refusal)))
             raise
         session = Session(Role.DESTINATION, SessionId(offer.session))
         session.received(offer)
         report = SessionReport(role=Role.DESTINATION.value, session_id=offer.session.hex(), started=datetime.now(UTC))
         report.peer, report.peer_address = peer.name, address
         report.group, report.cipher = peer.group, suite.label
-        keys = LaneKeys(
-            link.tls.export(session.id),
-            session,
-            suite,
-            source_leaf=peer.leaf_sha256,
-            destination_leaf=self._tls.leaf_sha256,
-        )
+        resume = min(offer.resume_seconds, self._terms.resume_seconds)
         runner = DestinationRunner(
             session,
-            link,
-            peer,
             report,
-            keys=keys,
+            Meeting(link, peer, self._keys(link, session, suite, peer)),
+            resume,
+            offer=offer,
+            suite=suite,
+            secret=ResumeSecret(link.tls.export(session.id), session.id),
             egress=self._egresses[offer.egress],
-            xl_flags=offer.xl_flags,
+            lanes=max(offer.lanes, self._terms.lanes),
             random=self._terms.random,
         )
-        grants = tuple(runner.grant() for _ in range(min(offer.lanes, 1)))
-        self._sessions.add(runner)
+        grants = runner.grants()
+        self._sessions[session.id] = runner
         try:
-            resume = min(offer.resume_seconds, self._terms.resume_seconds)
             link.mark_open()
-            await runner.say(Accept(int(suite), int(Codec.OPAQUE), grants, resume))
+            await runner.say(
+                Accept(int(suite), int(Codec.OPAQUE), grants, resume, self._terms.random(LANE_TOKEN_BYTES))
+            )
         except BaseException:
-            self._sessions.discard(runner)
+            self._sessions.pop(session.id, None)
             raise
         return runner
 
@@ -440,13 +385,42 @@ class Destination:
             raise PolicyRefused(f"there is no egress {offer.egress!r} here")
         if not self.accepting or len(self._sessions) >= self._terms.sessions_max:
             raise PolicyRefused("no further session is taken now")
-        if any(runner.session.id == offer.session for runner in self._sessions):
+        if SessionId(offer.session) in self._sessions or SessionId(offer.session) in self._ended:
             raise PolicyRefused("that session id is in use")
         egress = self._egresses[offer.egress]
-        if egress.single and any(runner.egress.label == egress.label for runner in self._sessions):
+        if egress.single and any(runner.offer.egress == offer.egress for runner in self._sessions.values()):
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite
+
+
+@dataclass(slots=True)
+class _Ended:
+    """The verdict on a session whose source may not know it."""
+
+    secret: ResumeSecret
+    peer: PeerInfo
+    code: int
+    reason: str
+    timer: asyncio.TimerHandle | None = None
+
+
+def _verdict(runner: DestinationRunner) -> _Ended:
+    failure = runner.failure
+    if failure is None:
+        return _Ended(runner.secret, runner.peer, EXIT_DONE, "")
+    return _Ended(runner.secret, runner.peer, exit_code_of(failure), str(failure))
+
+
+def _refusal_code(refusal: Exception) -> int:
+    """The exit code a refusal stands for at the source."""
+    if isinstance(refusal, PolicyRefused):
+        return EXIT_POLICY
+    if isinstance(refusal, PeerLost):
+        return EXIT_LOST
+    if isinstance(refusal, ProtocolViolation):
+        return EXIT_INTEGRITY
+    return refusal.code if isinstance(refusal, PeerAborted) else EXIT_AUTHENTICATION
 
 
 def _as_refusal(error: Exception) -> Exception:

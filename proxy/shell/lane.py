@@ -34,13 +34,17 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._free: list[bytearray] = []
+        self.out = 0
+        """Buffers in use."""
 
     def take(self) -> bytearray:
         """A buffer with undefined content."""
+        self.out += 1
         return self._free.pop() if self._free else bytearray(PAYLOAD_BYTES_MAX)
 
     def give(self, buffer: bytearray) -> None:
         """Give a buffer back."""
+        self.out -= 1
         self._free.append(buffer)
 
 
@@ -125,6 +129,31 @@ class Lane:
         self.on_idle: Callable[[], None] = _nothing
         self.sent_bytes = 0
         self.received_bytes = 0
+        self.outstanding = 0
+        """Records and frames it was taken for and has not sent yet (see ``Bundle.take``)."""
+        self.turn = 0
+        """When it was taken last, as ``Bundle`` counts."""
+        self.threaded = False
+
+    @property
+    def free(self) -> bool:
+        """Whether it can be taken for one thing more."""
+        return self.outstanding == 0
+
+    @property
+    def records_sent(self) -> int:
+        """Records sealed so far."""
+        return self._sealer.records
+
+    @property
+    def records_received(self) -> int:
+        """Records opened so far."""
+        return self._opener.records
+
+    @property
+    def rekeys(self) -> int:
+        """Epochs begun after the first, both directions."""
+        return self._sealer.epoch + self._opener.epoch
 
     @property
     def unused(self) -> bool:
@@ -132,13 +161,12 @@ class Lane:
         return self._sealer.records <= 1 and self._opener.records <= 1
 
     @property
-    def begun_bytes(self) -> int:
-        """Bytes that have arrived of a record that is not complete."""
-        return self._filled
+    def position(self) -> tuple[int, int, int]:
+        """Bytes that have arrived; how many of them belong to an incomplete record; how many that one lacks."""
+        return self.received_bytes, self._filled, self._missing_bytes
 
     @property
-    def missing_bytes(self) -> int:
-        """Bytes still to come of the record that has begun to arrive; 0 between records."""
+    def _missing_bytes(self) -> int:
         if self._filled == 0:
             return 0
         if self._filled < HEADER_BYTES:
@@ -184,6 +212,10 @@ class Lane:
                         flags |= FrameFlags.LAST
                 total = self._sealer.seal_into(RecordType.FRAME, flags, part, self._sealed)
                 await self._send_all(self._sealed[:total])
+
+    def post_frame(self, frame: memoryview, done: Callable[[PeerLost | None], None]) -> None:
+        """Seal and send one frame on the lane's own thread; ``done`` is called on the loop."""
+        raise NotImplementedError
 
     async def _send_all(self, view: memoryview) -> None:
         self.sent_bytes += len(view)
@@ -280,9 +312,11 @@ class Lane:
             self._sock.close()
 
     def drop(self) -> None:
-        """Close at once."""
+        """Close at once; whoever waits for it finds it broken."""
         self._release()
         self._sock.close()
+        self._send_gate.wake()
+        self._receive_gate.wake()
 
     def _release(self) -> None:
         self._send_gate.release()

@@ -6,7 +6,7 @@ import socket
 from crypto.errors import AuthenticationError, IntegrityError
 from crypto.tls import PRE_AUTHENTICATION_BYTES_MAX, PeerInfo, TlsPeer
 from proxy.control import Abort, Message, MessageReader, encode, printable
-from proxy.errors import PeerAborted, PeerLost, PeerRefused
+from proxy.errors import PeerAborted, PeerLost, PeerRefused, PeerVanished
 from proxy.limits import ABORT_SECONDS_MAX, CONTROL_SECONDS_MAX, DRAIN_SECONDS_MAX
 from proxy.shell.waiting import Gate
 
@@ -23,9 +23,10 @@ class ControlLink:
         sock: connected and non-blocking; this object owns it.
         tls: the TLS endpoint.
         received: bytes that were read from the socket already.
+        preface: what goes out before TLS.
     """
 
-    def __init__(self, sock: socket.socket, tls: TlsPeer, received: bytes = b"") -> None:
+    def __init__(self, sock: socket.socket, tls: TlsPeer, received: bytes = b"", preface: bytes = b"") -> None:
         self._sock = sock
         self._tls = tls
         self._loop = asyncio.get_running_loop()
@@ -33,12 +34,12 @@ class ControlLink:
         self._reader = MessageReader()
         self._sending = asyncio.Lock()
         self._read_gate, self._write_gate = Gate(sock.fileno()), Gate(sock.fileno())
-        self._unsent = bytearray()
+        self._unsent = bytearray(preface)
         self._open = False
         self._early = received
         self._begun: float | None = None
         """When the message under way began to arrive."""
-        self.sent_bytes = 0
+        self.sent_bytes = len(preface)
         self.received_bytes = 0
 
     async def handshake(self) -> PeerInfo:
@@ -123,8 +124,8 @@ class ControlLink:
             except OSError as error:
                 raise self._lost(f"the control connection broke ({error.strerror})") from None
 
-    def _lost(self, reason: str) -> PeerLost | PeerRefused:
-        return PeerLost(reason) if self._open else PeerRefused(f"{reason} before the session was accepted")
+    def _lost(self, reason: str) -> PeerLost | PeerVanished:
+        return PeerLost(reason) if self._open else PeerVanished(f"{reason} before the session was accepted")
 
     async def _flush(self) -> None:
         async with self._sending:
@@ -147,35 +148,44 @@ class ControlLink:
         except (TimeoutError, PeerLost, PeerRefused):
             return
 
-    async def abort(self, code: int, reason: str) -> None:
-        """Tell the peer why the session is over, as far as the connection still carries it. ``close`` follows."""
+    async def abort(self, code: int, reason: str) -> bool:
+        """Tell the peer why the session is over; whether the connection still took it. ``close`` follows."""
         if self._tls.peer is None:
-            return
+            return False
         try:
             async with asyncio.timeout(ABORT_SECONDS_MAX):
                 await self.send(Abort(code, printable(reason)))
         except (TimeoutError, PeerLost, PeerRefused, AuthenticationError):
-            return
+            return False
+        return True
 
-    async def close(self) -> None:
-        """close_notify, half-close, wait for the peer's end, close: so that no reset overtakes what was said last."""
+    async def close(self) -> bool:
+        """close_notify, half-close, wait for the peer's end, close: so that no reset overtakes what was said last.
+
+        Returns:
+            Whether the peer took its leave by close_notify, which it does after it has heard everything.
+        """
         self._tls.close()
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
                 await self._flush()
                 self._release()
                 self._sock.shutdown(socket.SHUT_WR)
-                while await self._loop.sock_recv(self._sock, _READ_BYTES):
-                    pass
-        except (OSError, TimeoutError, PeerLost, PeerRefused):
+                while data := await self._loop.sock_recv(self._sock, _READ_BYTES):
+                    if not self._tls.closed and self._open:
+                        self._tls.receive(data)
+        except (OSError, TimeoutError, PeerLost, PeerRefused, AuthenticationError, IntegrityError):
             pass
         finally:
             self.drop()
+        return self._tls.closed
 
     def drop(self) -> None:
-        """Close at once."""
+        """Close at once; whoever waits for it finds it broken."""
         self._release()
         self._sock.close()
+        self._read_gate.wake()
+        self._write_gate.wake()
 
     def _release(self) -> None:
         self._read_gate.release()

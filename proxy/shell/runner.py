@@ -1,56 +1,49 @@
 """One open session on real sockets: what source and destination share.
 
-    hypervisor ──read──▶ pump ──frame──▶ lane ═══════ lane ──record──▶ check ──frame──▶ deliver ──write──▶ hypervisor
+    hypervisor ──read──▶ pump ──frame──▶ lanes ═══════ lanes ──record──▶ check ──frame──▶ deliver ──write──▶ hypervisor
 
 Each channel has a pump (its hypervisor's bytes into frames) and a delivery (checked frames to its hypervisor); each
-lane has a receiver; one task answers with acknowledgements, one sends heartbeats, one hears the control connection.
-The first error ends them all: the hypervisors are told first, then the peer.
+lane has a receiver; one task answers with acknowledgements, one sends again what lost lanes took with them; each
+control connection has a task that hears it and one for heartbeats. The first error ends them all: the hypervisors are
+told first, then the peer. A connection that is lost is no error while the session may resume: the peer is away, the
+hypervisors wait, and the session goes on when it comes back, or ends when it does not.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from crypto.errors import CryptoError
 from crypto.keys import LaneId
-from crypto.records import RecordType
 from crypto.tls import PeerInfo
-from proxy.control import Heartbeat, LaneProgress, Message
+from proxy.control import Heartbeat, LaneLost, LaneProgress, Message
 from proxy.errors import PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
-from proxy.limits import (
-    ABORT_SECONDS_MAX,
-    ACK_EAGER_BYTES,
-    DRAIN_SECONDS_MAX,
-    FRAME_BYTES_MAX,
-    HEARTBEAT_SECONDS,
-    HEARTBEATS_MISSED_MAX,
-    TURN_FRAMES,
-)
+from proxy.limits import ABORT_SECONDS_MAX, DRAIN_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
+from proxy.ordering import Outgoing
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
-from proxy.session import Session, State
+from proxy.session import Session
+from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel, FrameOwner
-from proxy.shell.lane import BufferPool, Lane, Record
+from proxy.shell.lane import BufferPool, Lane, LaneKeys, Record
 from proxy.shell.link import ControlLink
-from proxy.shell.waiting import Gate
+from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
-from proxy.wire import (
-    FRAME_HEADER_BYTES,
-    WHOLE_FRAME,
-    ChannelId,
-    FrameFlags,
-    FrameHeader,
-    FrameKind,
-    pack_acks,
-    parse_acks,
-)
+from proxy.wire import ChannelId, FrameHeader, FrameKind
 
 log = structlog.get_logger("korora.session")
 
-P = ParamSpec("P")
-R = TypeVar("R")
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A peer that was met: the open control connection, who it is, and the keys of its lanes."""
+
+    link: ControlLink
+    peer: PeerInfo
+    keys: LaneKeys
 
 
 class Runner:
@@ -58,64 +51,78 @@ class Runner:
 
     Args:
         session: the sans-IO state.
-        link: its control connection, past ACCEPT.
-        peer: the verified peer.
         report: filled in as the session goes.
+        meeting: the first control connection, past ACCEPT.
+        resume_seconds: how long a loss is waited out, as ACCEPT says; 0: it ends the session.
     """
 
-    def __init__(self, session: Session, link: ControlLink, peer: PeerInfo, report: SessionReport) -> None:
+    def __init__(self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int) -> None:
         self.session = session
-        self.link = link
-        self.peer = peer
+        self.link: ControlLink | None = meeting.link
+        """The control connection; None while the peer is away."""
+        self.peer = meeting.peer
         self.report = report
+        self.keys = meeting.keys
         self.pool = BufferPool()
-        self.lanes: dict[LaneId, Lane] = {}
+        session.agree(resume_seconds, self._release)
+        self.bundle = Bundle(self)
         self.channels: dict[ChannelId, Channel] = {}
-        self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=peer.name)
+        self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=meeting.peer.name)
+        self.bucket = TokenBucket()
+        self.over = False
+        """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
+        self.heard = False
+        """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
         self._loop = asyncio.get_running_loop()
-        self._acks_due = Gate()
-        self._unacknowledged_bytes = 0
+        self._began = self._loop.time()
         self._ending = False
         """Whether any direction has ended: only then can an acknowledgement be the last."""
-        self._progress = Gate()
+        self.progress = Signal()
+        self.changed = Signal()
+        """For the source: there are other lanes, or another control connection."""
         self._failure: BaseException | None = None
         self._services: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._concluded = False
-        self.over = False
-        """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
         self._listening: asyncio.Task[None] | None = None
-        self._assembling: dict[LaneId, tuple[bytearray, int]] = {}
-        self._began = self._loop.time()
-        self.bucket = TokenBucket()
+        self._beating: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._links_sent = self._links_received = 0
+        """What control connections that are gone have carried."""
 
     # ---- seen and steered from outside
 
+    @property
+    def lanes(self) -> dict[LaneId, Lane]:
+        """The lanes that carry the session now."""
+        return self.bundle.lanes
+
     def status(self) -> SessionStatus:
         """This moment of the session."""
-        session, lanes = self.session, self.lanes.values()
+        session, traffic = self.session, self.bundle.traffic
         senders, receivers = session.senders.values(), session.receivers.values()
+        sent, received = self._wire_bytes()
         return SessionStatus(
             session_id=self.report.session_id,
             role=session.role.value,
             peer=self.peer.name,
             peer_address=self.report.peer_address,
             vm=self.report.vm,
-            state=session.state.value,
+            state=session.state.value if self.link is not None else "resuming",
             seconds=self._loop.time() - self._began,
             channels=len(receivers),
-            lanes=len(lanes),
+            lanes=len(self.bundle.lanes),
             bytes_in=sum(half.offset for half in senders),
             bytes_out=sum(half.written_bytes for half in receivers),
-            wire_sent=self.link.sent_bytes + sum(lane.sent_bytes for lane in lanes),
-            wire_received=self.link.received_bytes + sum(lane.received_bytes for lane in lanes),
+            wire_sent=sent,
+            wire_received=received,
             frames_sent=sum(half.frames for half in senders),
             frames_received=sum(half.frames for half in receivers),
-            frames_resent=0,
-            records_sent=0,
-            records_received=0,
-            rekeys=0,
-            lanes_lost=0,
+            frames_resent=session.outbox.resent,
+            records_sent=traffic.records_sent,
+            records_received=traffic.records_received,
+            rekeys=traffic.rekeys,
+            lanes_lost=self.bundle.lost,
             resumes=self.report.resumes,
             queue_frames=sum(half.in_flight for half in senders),
             queue_bytes=session.flight.in_flight_bytes,
@@ -128,8 +135,11 @@ class Runner:
     def set_rate(self, rate: float | None) -> None:
         """Send no more than ``rate`` stream bytes a second from now on; None lifts the limit."""
         self.bucket.change(rate, self._loop.time())
-        for channel in self.channels.values():
-            channel.reading.wake()
+        self._wake_pumps()
+
+    def stop(self, reason: RelayError) -> None:
+        """End the session from outside: the peer and the hypervisors are told ``reason``."""
+        self.fail(reason)
 
     # ---- life
 
@@ -156,6 +166,7 @@ class Runner:
         finally:
             self._main = None
             self.over = True
+            self._set_deadline(None)
             await self._end_services()
         if self._failure is not None:
             await self._fail(self._failure)
@@ -164,9 +175,15 @@ class Runner:
             raise self._failure
         await self._part()
 
-    def stop(self, reason: RelayError) -> None:
-        """End the session from outside: the peer and the hypervisors are told ``reason``."""
-        self._failed(reason)
+    @property
+    def decided(self) -> bool:
+        """Whether it is certain how the session ends: nobody can resume it any more."""
+        return self.over or self._concluded or self._failure is not None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended it early; None while it runs and where all is well."""
+        return self._failure
 
     def conclude(self) -> None:
         """Both ends are final: what breaks from here on, breaks behind a finished session."""
@@ -188,18 +205,14 @@ class Runner:
         task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would never be awaited
         return task
 
-    def start_control(self) -> None:
-        """Begin to hear the control connection and to send heartbeats."""
-        self._listening = self.serve(self.listen(), "listen")
-        self.serve(self.beat(), "heartbeat")
-
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - whatever it is, it must end the session and not just its task
-            self._failed(error)
+            self.fail(error)
 
-    def _failed(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the session; the first reason counts, unless a later one says more."""
         if self._concluded:
             return
         if self._failure is None:
@@ -227,11 +240,15 @@ class Runner:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
         self._account()
-        await self.link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
+        link = self.link
+        if link is not None:
+            told = await link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
+            self.heard = told or isinstance(failure, PeerAborted)
         await abandoning
-        for lane in self.lanes.values():
+        for lane in self.bundle.lanes.values():
             lane.drop()
-        await self.link.close()
+        if link is not None:
+            await link.close()
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""
@@ -244,24 +261,99 @@ class Runner:
         """Both sides have agreed that all is well: FINAL on every lane, close_notify."""
         await self.abandon()  # what connected after the end belongs to no session
         self._account()
-        lanes = list(self.lanes.values())
+        lanes = list(self.bundle.lanes.values())
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
                 for lane in lanes:
                     await lane.finish()
         except (PeerLost, TimeoutError):
             self.log.debug("the peer was gone before FINAL")
-        await asyncio.gather(self.link.close(), *(lane.close() for lane in lanes))
+        closing: list[Coroutine[Any, Any, None]] = [lane.close() for lane in lanes]
+        if self.link is not None:
+            closing.append(self._take_leave(self.link))
+        await asyncio.gather(*closing)
+
+    async def _take_leave(self, link: ControlLink) -> None:
+        if await link.close():
+            self.heard = True
 
     async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait until ``condition`` holds; False if it did not within ``seconds``."""
-        try:
-            async with asyncio.timeout(seconds):
-                while not condition():
-                    await self._progress.wait()
-        except TimeoutError:
-            return False
+        """Wait until ``condition`` holds; False if it did not within ``seconds``, time without the peer not counted."""
+        while not condition():
+            try:
+                async with asyncio.timeout(seconds):
+                    while not condition():
+                        await self.progress.wait()
+            except TimeoutError:
+                if self._deadline is None:
+                    return False
+                while self._deadline is not None:
+                    await self.progress.wait()
         return True
+
+    # ---- the peer comes and goes
+
+    def attach(self, meeting: Meeting) -> None:
+        """Go on with this control connection: hear it, send heartbeats, and take lanes of its keys from now on."""
+        link = self.link = meeting.link
+        self.peer, self.keys = meeting.peer, meeting.keys
+        self._listening = self.serve(self._with(link, self.listen), "listen")
+        self._beating = self.serve(self._with(link, self.beat), "heartbeat")
+        if self.session.resume_seconds:
+            self._set_deadline(PeerLost("it opened no lane"))
+        self.changed.wake()
+        self.progress.wake()
+
+    async def _with(self, link: ControlLink, work: Callable[[ControlLink], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work(link)
+        except PeerLost as error:
+            self.detach(link, error)
+
+    def detach(self, link: ControlLink, error: PeerLost) -> None:
+        """A control connection is lost, and its lanes with it, whose keys came of it: wait for the peer, if agreed."""
+        if link is not self.link or self.over or self._concluded:
+            return
+        if not self.session.resume_seconds:
+            self.fail(error)
+            return
+        self.link = None
+        for task in (self._listening, self._beating):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        self._listening = self._beating = None
+        for lane in list(self.bundle.lanes.values()):
+            self.bundle.remove(lane)
+            self._bury(lane)
+        link.drop()
+        self._links_sent += link.sent_bytes
+        self._links_received += link.received_bytes
+        self.log.warning("the peer is away", reason=str(error), seconds_max=self.session.resume_seconds)
+        self._set_deadline(error)
+        self.changed.wake()
+
+    def _set_deadline(self, error: PeerLost | None) -> None:
+        """From now on, ``resume_seconds`` to have a control connection and a lane again; None where both are there."""
+        if error is not None and self._deadline is not None:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if error is not None:
+            seconds = self.session.resume_seconds
+            final = PeerLost(f"the peer was away for over {seconds} s: {error}")
+            self._deadline = self._loop.call_later(seconds, self.fail, final)
+
+    async def say(self, message: Message) -> None:
+        """Send a control message that the session's state follows; if the peer is away, RESUME will make up for it."""
+        self.session.sent(message)
+        link = self.link
+        if link is None:
+            return
+        try:
+            await link.send(message)
+        except PeerLost as error:
+            self.detach(link, error)
 
     # ---- channels
 
@@ -288,104 +380,45 @@ class Runner:
                 await channel.connection.settle()
                 channel.settled = True
 
-    @property
-    def lane(self) -> Lane:
-        """The lane that frames leave by: the newest, for an older one may be about to show that it is broken."""
-        return self.lanes[max(self.lanes)]
-
-    async def send_frame(self, frame: memoryview) -> None:
+    async def send_frame(self, frame: Outgoing) -> None:
         """See ``Carrier.send_frame``."""
-        await self.lane.send_frame(frame)
+        await self.bundle.send(frame)
+
+    def _release(self, frame: Outgoing) -> None:
+        if frame.buffer is not None:
+            self.pool.give(frame.buffer)
 
     def written(self, channel: ChannelId, owner: FrameOwner | None, size: int) -> None:
         """See ``Carrier.written``: the frame's buffer is free, its sender is told soon."""
         if isinstance(owner, Record):
             owner.release()
         self.session.wrote(self.session.receivers[channel], size)
-        self._unacknowledged_bytes += size
-        # While more is arriving its acknowledgement can carry this one; nobody waits for it yet.
-        if self._unacknowledged_bytes >= ACK_EAGER_BYTES or any(lane.idle for lane in self.lanes.values()):
-            self._acks_due.wake()
+        self.bundle.written(size)
 
     def ended(self) -> None:
         """See ``Carrier.ended``."""
         self._ending = True
-        self._progress.wake()
+        self.progress.wake()
+
+    def _wake_pumps(self) -> None:
+        for channel in self.channels.values():
+            channel.reading.wake()
 
     # ---- lanes
 
     def add_lane(self, lane: Lane) -> None:
         """A lane whose hello has been exchanged joins the session, unless that is over."""
-        if self.over:
+        if self.over or self.link is None:
             lane.drop()
             return
-        self.lanes[lane.id] = lane
-        lane.on_idle = self._acks_due_now
-        self.report.lanes = len(self.lanes)
-        self.serve(self._receive(lane), f"lane {lane.id}")
-        self._progress.wake()
+        self.bundle.add(lane)
+        self._set_deadline(None)
+        self.report.lanes = self.bundle.most
+        self.serve(self.bundle.receive(lane), f"lane {lane.id}")
+        self.progress.wake()
 
-    def _acks_due_now(self) -> None:
-        if self.session.acks_pending:
-            self._acks_due.wake()
-
-    def forget(self, lane: Lane) -> bool:
-        """Whether the session does without a lane that broke."""
-        del lane
-        return False
-
-    async def _receive(self, lane: Lane) -> None:
-        turn = 0
-        while True:
-            try:
-                record = await lane.receive()
-            except PeerLost:
-                if self.forget(lane):
-                    return
-                raise
-            kind = record.header.type
-            if kind is RecordType.FRAME:
-                self._take_part(lane, record)
-            elif kind is RecordType.ACK:
-                self.session.acknowledged(parse_acks(record.payload), self._loop.time())
-                record.release()
-                for channel in self.channels.values():
-                    channel.reading.wake()
-                if self._ending:
-                    self._progress.wake()
-            elif kind is RecordType.FINAL and self.session.state is not State.OPEN:
-                return
-            else:
-                raise ProtocolViolation(f"a {kind.name} record on an open lane")
-            turn += 1
-            if turn % TURN_FRAMES == 0:
-                await asyncio.sleep(0)
-
-    def _take_part(self, lane: Lane, record: Record) -> None:
-        """A FRAME record: a whole frame, or the next part of one that is longer than a record."""
-        if record.header.flags == WHOLE_FRAME and lane.id not in self._assembling:
-            self._take_frame(record, record.payload)
-            return
-        flags = FrameFlags(record.header.flags & 3)
-        if record.header.flags > WHOLE_FRAME or bool(flags & FrameFlags.FIRST) == (lane.id in self._assembling):
-            raise ProtocolViolation(f"lane {lane.id}: frame flags {record.header.flags:#x} out of turn")
-        if flags & FrameFlags.FIRST:
-            size = FRAME_HEADER_BYTES + FrameHeader.parse(record.payload).body_bytes
-            self._assembling[lane.id] = (bytearray(min(size, FRAME_HEADER_BYTES + FRAME_BYTES_MAX)), 0)
-        frame, filled = self._assembling[lane.id]
-        end = filled + record.header.length
-        if end > len(frame) or bool(flags & FrameFlags.LAST) != (end == len(frame)):
-            raise ProtocolViolation(f"lane {lane.id}: {end} bytes of a frame of {len(frame)}")
-        frame[filled:end] = record.payload
-        self._assembling[lane.id] = (frame, end)
-        record.release()
-        if flags & FrameFlags.LAST:
-            del self._assembling[lane.id]
-            self._take_frame(frame, memoryview(frame))
-
-    def _take_frame(self, owner: FrameOwner, frame: memoryview) -> None:
-        header = FrameHeader.parse(frame)
-        body = frame[FRAME_HEADER_BYTES:]
+    def frame(self, owner: FrameOwner, header: FrameHeader, body: memoryview) -> None:
+        """See ``Host.frame``."""
         if len(body) != header.body_bytes:
             raise ProtocolViolation(f"a frame with a body of {len(body)} bytes, {header.body_bytes} announced")
         self.session.frame(header, body)
@@ -399,61 +432,101 @@ class Runner:
         else:
             channel.take(owner, body)
 
+    def acknowledged(self) -> None:
+        """See ``Host.acknowledged``."""
+        self._wake_pumps()
+        if self._ending:
+            self.progress.wake()
+
+    def lane_broke(self, lane: Lane, error: PeerLost) -> None:
+        """See ``Host.lane_broke``."""
+        self._bury(lane)
+        if self.over:
+            return
+        self.report.lanes_lost = self.bundle.lost
+        if not self.session.resume_seconds:
+            if not self.forget(lane):
+                self.fail(error)
+            return
+        self.log.warning("a lane was lost", lane=lane.id, reason=str(error), left=len(self.bundle.lanes))
+        if not self.bundle.lanes:
+            self._set_deadline(error)
+        if self.link is not None:
+            self.serve(self.say(LaneLost(lane.id)), "lane lost")
+        self.changed.wake()
+
+    def lane_leaves(self, lane: Lane) -> None:
+        """See ``Host.lane_leaves``."""
+        self.serve(self.leave(lane), f"leave {lane.id}")
+        self.changed.wake()
+
+    async def leave(self, lane: Lane) -> None:
+        """End a lane in peace that is out of the bundle: FINAL after what it still sends, then the peer's end."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS_MAX):
+                await lane.finish()
+            await lane.close()
+        except (PeerLost, TimeoutError) as error:
+            self.log.debug("a lane broke while it was left", lane=lane.id, reason=str(error))
+        finally:
+            self.bundle.give_up(lane)
+            self._bury(lane)
+
+    def _bury(self, lane: Lane) -> None:
+        lane.drop()
+        self.bundle.bury(lane)
+
+    def forget(self, lane: Lane) -> bool:
+        """Whether a session that cannot resume does without a lane that broke."""
+        del lane
+        return False
+
+    def _lost_there(self, number: int) -> None:
+        """The peer has lost a lane; ours may not show it yet."""
+        lane = self.bundle.lanes.get(LaneId(number))
+        if lane is not None and self.session.resume_seconds:
+            self.bundle.broke(lane, PeerLost(f"lane {lane.id} broke at the peer"))
+
+    def _wire_bytes(self) -> tuple[int, int]:
+        traffic, link = self.bundle.traffic, self.link
+        sent, received = (0, 0) if link is None else (link.sent_bytes, link.received_bytes)
+        return (
+            self._links_sent + sent + traffic.sent_bytes,
+            self._links_received + received + traffic.received_bytes,
+        )
+
     def _account(self) -> None:
         """Write what the session did into its report."""
-        lanes = self.lanes.values()
-        sent = self.link.sent_bytes + sum(lane.sent_bytes for lane in lanes)
-        received = self.link.received_bytes + sum(lane.received_bytes for lane in lanes)
+        sent, received = self._wire_bytes()
         tally(self.report, self.session, sent_bytes=sent, received_bytes=received)
 
-    # ---- services
+    # ---- services of one control connection
 
-    async def acknowledge(self) -> None:
-        """Send acknowledgements as they fall due; those of one turn of the loop leave together."""
-        while True:
-            acks = self.session.take_acks()
-            self._unacknowledged_bytes = 0
-            if acks:
-                await self.lane.send(RecordType.ACK, pack_acks(acks))
-                if self._ending:
-                    self._progress.wake()
-            else:
-                await self._acks_due.wait()
-
-    async def beat(self) -> None:
+    async def beat(self, link: ControlLink) -> None:
         """Send heartbeats."""
         number = 0
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            progress = tuple(LaneProgress(lane.id, lane.sent_bytes) for lane in self.lanes.values())
-            await self.link.send(Heartbeat(number, progress))
+            progress = tuple(LaneProgress(lane.id, lane.sent_bytes) for lane in self.bundle.lanes.values())
+            await link.send(Heartbeat(number, progress))
             number += 1
 
-    async def listen(self) -> None:
+    async def listen(self, link: ControlLink) -> None:
         """Hear the control connection; silence for three heartbeats means that the peer is lost."""
         silence = HEARTBEAT_SECONDS * HEARTBEATS_MISSED_MAX
         while True:
             try:
                 async with asyncio.timeout(silence):
-                    message = await self.link.receive()
+                    message = await link.receive()
             except TimeoutError:
                 raise PeerLost(f"no heartbeat for {silence:.0f} s") from None
             self.session.received(message)
-            if isinstance(message, Heartbeat):
-                for progress in message.lanes:
-                    lane = self.lanes.get(LaneId(progress.lane))
-                    if lane is not None:
-                        self.session.lane_progress(
-                            progress,
-                            lane.received_bytes,
-                            begun_bytes=lane.begun_bytes,
-                            missing_bytes=lane.missing_bytes,
-                        )
-            else:
-                await self._hear(message)
+            match message:
+                case Heartbeat(_, lanes):
+                    for told in lanes:
+                        self.bundle.progress(told)
+                case LaneLost(number):
+                    self._lost_there(number)
+                case _:
+                    await self._hear(message)
             await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else
-
-    async def say(self, message: Message) -> None:
-        """Send a control message that the session's state follows."""
-        self.session.sent(message)
-        await self.link.send(message)

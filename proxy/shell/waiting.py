@@ -3,6 +3,30 @@
 import asyncio
 
 
+class Signal:
+    """Something has changed: any number may wait for it, and look again when they are woken. Nothing is kept."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def wake(self) -> None:
+        """Wake whoever waits."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self) -> None:
+        """Until ``wake``."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+
 class Gate:
     """One waiter that several causes can wake: a descriptor that is ready, an acknowledgement, credit.
 

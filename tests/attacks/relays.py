@@ -242,7 +242,12 @@ class Receiver:
     def __init__(self, tls: TlsConfig, egress: Egress, *, terms: Terms | None = None) -> None:
         self._listener = listen_tcp("127.0.0.1", 0, "--listen")
         self.destination = Destination(
-            tls, {"default": egress}, self._listener, terms=terms or Terms(), begin=self._begin, failed=self._failed
+            tls,
+            {"default": egress},
+            self._listener,
+            terms=terms or Terms(resume_seconds=0),
+            begin=self._begin,
+            failed=self._failed,
         )
         self._task: asyncio.Task[None] | None = None
         self._verdict, self._news = asyncio.Event(), asyncio.Event()
@@ -368,7 +373,7 @@ async def attacked(
         outcome = Outcome(script, Side(), hypervisor.sides, seen=mitm.seen)
         if prepare is not None:
             prepare(mitm)
-        where = Peer("127.0.0.1", mitm.port)
+        where = Peer("127.0.0.1", mitm.port, resume_seconds=0)
         outcome.source, outcome.source_error, _ = await send(identities.source, where, script, outcome.here)
         outcome.destination = await receiver.verdict(verdict_seconds)
         outcome.destination_error = receiver.errors[0] if receiver.errors else None

@@ -356,6 +356,7 @@ class RogueDestination:
             "codec": 0,
             "lanes": [{"lane": 0, "token": self.token}],
             "resume_seconds": 30,
+            "route": bytes(16),
         }
         return message("accept", **(fields | changes))
 

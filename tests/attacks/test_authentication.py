@@ -105,7 +105,7 @@ async def destination(guests: dict[str, Identity], rules: PeerRules) -> AsyncIte
         ) as receiver,
     ):
         here = Side()
-        sending = asyncio.create_task(send(alpha, Peer("127.0.0.1", receiver.port), script, here))
+        sending = asyncio.create_task(send(alpha, Peer("127.0.0.1", receiver.port, resume_seconds=0), script, here))
         await asyncio.sleep(0)
         yield receiver, hypervisor
         code, error, _ = await sending
@@ -178,7 +178,7 @@ async def test_a_source_that_is_not_let_in(house: House, guests: dict[str, Ident
             async with RogueSource(make(house, guests), receiver.port) as intruder:
                 await intruder.offer()
         error = await judged(receiver)
-        assert type(error) is kind, repr(error)
+        assert isinstance(error, kind), repr(error)
         assert exit_code_of(error) == AUTHENTICATION
 
 
@@ -217,7 +217,7 @@ async def test_noise_that_looks_like_tls(guests: dict[str, Identity], name: str)
             while await asyncio.get_running_loop().sock_recv(sock, 4096):
                 pass
         error = await judged(receiver)
-        assert type(error) is kind, repr(error)
+        assert isinstance(error, kind), repr(error)
         assert exit_code_of(error) == AUTHENTICATION
 
 
@@ -286,7 +286,9 @@ async def test_two_hundred_that_hang_about(guests: dict[str, Identity], said: by
             # Those that were there last are the ones that may still wait.
             assert waiting == crowd[-len(waiting) :]
             alpha = config(guests["alpha"], CLIENT, names("beta"))
-            refused, _, _ = await send(alpha, Peer("127.0.0.1", receiver.port, egress="none"), conversation())
+            refused, _, _ = await send(
+                alpha, Peer("127.0.0.1", receiver.port, resume_seconds=0, egress="none"), conversation()
+            )
             assert refused == 3  # it has got through to the policy: authenticated, in spite of the crowd
     finally:
         for sock in crowd:
@@ -320,7 +322,7 @@ async def test_a_second_session_at_a_busy_egress(guests: dict[str, Identity], tm
         await first.offer()
         lane = await first.lane()
         await first.channel()
-        code, error, here = await send(alpha, Peer("127.0.0.1", receiver.port), conversation())
+        code, error, here = await send(alpha, Peer("127.0.0.1", receiver.port, resume_seconds=0), conversation())
         assert (code, here.ended) == (3, "reset"), repr(error)
         assert receiver.codes == [3]
         assert (tmp_path / "guest.partial").exists()
@@ -345,7 +347,7 @@ async def test_a_crl_that_expires_while_the_relay_runs(tmp_path: Path) -> None:
         StubHypervisor(script) as hypervisor,
         Receiver(config(identities[1], SERVER), TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress")) as receiver,
     ):
-        where = Peer("127.0.0.1", receiver.port)
+        where = Peer("127.0.0.1", receiver.port, resume_seconds=0)
         # The source's own CRL is fresh: it is the destination's that runs out.
         authority.publish_crl(now=now)
         source = config(Identity.load(alpha, now=now), CLIENT)
@@ -389,7 +391,7 @@ async def test_a_destination_that_is_not_talked_to(house: House, guests: dict[st
             offers.append(offer)
 
         pretending = asyncio.create_task(pretend())
-        code, error, here = await send(alpha, Peer("127.0.0.1", rogue.port), conversation())
+        code, error, here = await send(alpha, Peer("127.0.0.1", rogue.port, resume_seconds=0), conversation())
         pretending.cancel()
         await asyncio.gather(pretending, return_exceptions=True)
     assert (code, here.ended, bytes(here.received)) == (AUTHENTICATION, "reset", b""), repr(error)
@@ -402,7 +404,7 @@ async def test_a_destination_whose_key_is_not_pinned(guests: dict[str, Identity]
     alpha = config(guests["alpha"], CLIENT, pin(guests["alpha"].spki_sha256))
     async with asyncio.timeout(BOUND_SECONDS), RogueDestination(config(guests["beta"], SERVER)) as rogue:
         greeting = asyncio.create_task(rogue.greet())
-        code, error, _ = await send(alpha, Peer("127.0.0.1", rogue.port), conversation())
+        code, error, _ = await send(alpha, Peer("127.0.0.1", rogue.port, resume_seconds=0), conversation())
         greeting.cancel()
         await asyncio.gather(greeting, return_exceptions=True)
     assert (code, type(error)) == (AUTHENTICATION, PeerNameMismatch), repr(error)
@@ -464,7 +466,7 @@ async def test_a_port_with_somebody_else_behind_it(
                 await STRANGE[name](await stranger.accept())
 
         behaving = asyncio.create_task(behave())
-        code, error, here = await send(alpha, Peer("127.0.0.1", stranger.port), conversation())
+        code, error, here = await send(alpha, Peer("127.0.0.1", stranger.port, resume_seconds=0), conversation())
         behaving.cancel()
         await asyncio.gather(behaving, return_exceptions=True)
     assert (code, here.ended, bytes(here.received)) == (AUTHENTICATION, "reset", b""), repr(error)
@@ -475,6 +477,6 @@ async def test_a_port_with_nobody_behind_it(guests: dict[str, Identity]) -> None
     alpha = config(guests["alpha"], CLIENT, names("beta"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens: nobody else can take the port meanwhile
-        where = Peer("127.0.0.1", taken.getsockname()[1])
+        where = Peer("127.0.0.1", taken.getsockname()[1], resume_seconds=0)
         code, error, here = await send(alpha, where, conversation())
     assert (code, here.ended) == (6, "reset"), repr(error)

@@ -302,7 +302,7 @@ async def test_once_takes_one_session_only(hosts: Hosts) -> None:
         StubHypervisor() as there,
         Relay(
             *("receive", "--listen", "127.0.0.1:0", "--to", f"tcp:127.0.0.1:{there.port}", "--identity", hosts.beta),
-            "--once",
+            *("--once", "--resume-timeout", "1"),  # the rogue leaves without a word
         ) as relay,
         RogueSource(config(alpha, TlsRole.CLIENT), await relay.listening()) as first,
     ):

@@ -287,7 +287,6 @@ FRAME_ABUSES: dict[str, Abuse] = {
     "ACK of an unknown channel": record(RecordType.ACK, ack(1, 1, 0, MIB)),
     "ACK of a channel out of range": record(RecordType.ACK, ack(64, 1, 0, MIB)),
     "ACK of the wrong direction": record(RecordType.ACK, ack(0, 0, 0, MIB)),
-    "credit taken back": record(RecordType.ACK, ack(0, 1, 0, MIB - 1)),
     "credit beyond all streams": record(RecordType.ACK, ack(0, 1, 0, 2**63)),
 }
 
@@ -317,7 +316,7 @@ CONTROL_ABUSES: dict[str, bytes] = {
     "credit beyond all streams": message("channel_open", channel=1, credit=2**63),
     "credit below zero": message("channel_open", channel=1, credit=-1),
     "an offer again": offer(bytes(16)),
-    "ACCEPT": message("accept", suite=1, codec=0, lanes=[GRANT], resume_seconds=30),
+    "ACCEPT": message("accept", suite=1, codec=0, lanes=[GRANT], resume_seconds=30, route=bytes(16)),
     "REFUSE": message("refuse", code=3, reason="no"),
     "LANE_GRANTED": message("lane_granted", grant=GRANT),
     "CHANNEL_OPENED": message("channel_opened", channel=0, credit=MIB),
@@ -442,7 +441,7 @@ GREETINGS: dict[str, tuple[bytes, int]] = {
     "a channel": (message("channel_open", channel=0, credit=MIB), 4),
     "a lane": (message("lane_request"), 4),
     "a heartbeat": (message("heartbeat", **BEAT), 4),
-    "an accept": (message("accept", suite=1, codec=0, lanes=[GRANT], resume_seconds=30), 4),
+    "an accept": (message("accept", suite=1, codec=0, lanes=[GRANT], resume_seconds=30, route=bytes(16)), 4),
     "a finish": (message("finish"), 4),
     "an abort": (message("abort", code=5, reason="never mind"), 4),
     "an oversize message": ((64 * 1024 + 1).to_bytes(4, "big"), 4),

@@ -171,7 +171,9 @@ async def test_hypervisors_are_told_before_the_peer(identities: Identities) -> N
         Receiver(identities.destination, TcpEgress("127.0.0.1", hypervisor.port, "tcp:egress")) as receiver,
         Mitm(("127.0.0.1", receiver.port), attack) as mitm,
     ):
-        sending = asyncio.create_task(send(identities.source, Peer("127.0.0.1", mitm.port), CONVERSATION))
+        sending = asyncio.create_task(
+            send(identities.source, Peer("127.0.0.1", mitm.port, resume_seconds=0), CONVERSATION)
+        )
         await struck.wait()
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -81,7 +81,19 @@ def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         receiver = subprocess.Popen(
-            [*KORORA, "receive", "--listen", address, "--to", to, "--identity", identity_beta, "--once"],
+            [
+                *KORORA,
+                "receive",
+                "--listen",
+                address,
+                "--to",
+                to,
+                "--identity",
+                identity_beta,
+                "--once",
+                "--resume-timeout",
+                "1",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},

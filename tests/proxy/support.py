@@ -162,7 +162,10 @@ class Middle:
         self.port: int = self._listener.getsockname()[1]
         self.target = 0
         self.silent = False
+        self.refuses = False
         self.links: list[tuple[socket.socket, socket.socket]] = []
+        self.began: list[bytes] = []
+        """The first bytes of each connection: of a lane, or of control."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, target: int) -> None:
@@ -173,19 +176,34 @@ class Middle:
         loop = asyncio.get_running_loop()
         while True:
             near, _ = await loop.sock_accept(self._listener)
+            if self.refuses:
+                near.close()
+                continue
             far = socket.create_connection(("127.0.0.1", self.target))
             for sock in (near, far):
                 sock.setblocking(False)
             self.links.append((near, far))
-            self._tasks += [asyncio.create_task(self._carry(*pair)) for pair in ((near, far), (far, near))]
+            self.began.append(b"")
+            which = len(self.links) - 1
+            self._tasks += [asyncio.create_task(self._carry(*pair, which)) for pair in ((near, far), (far, near))]
 
-    async def _carry(self, origin: socket.socket, target: socket.socket) -> None:
+    async def _carry(self, origin: socket.socket, target: socket.socket, which: int) -> None:
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while data := await loop.sock_recv(origin, 65_536):
+                if origin is self.links[which][0] and not self.began[which]:
+                    self.began[which] = data[:4]
                 if not self.silent:
                     await loop.sock_sendall(target, data)
             target.shutdown(socket.SHUT_WR)
+
+    def living(self, *, lanes: bool) -> list[int]:
+        """The lanes, or the control connections, that have not been cut."""
+        return [
+            number
+            for number, (near, _) in enumerate(self.links)
+            if near.fileno() >= 0 and self.began[number] and (self.began[number] == b"KRL1") == lanes
+        ]
 
     async def cut(self, which: int, *, reset: bool) -> None:
         """End one of the connections towards both relays: 0 is control, then come the lanes."""
@@ -292,8 +310,13 @@ async def relays(
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305),
     peer_port: int | None = None,
     xl_flags: str = "",
+    resume_seconds: int = 0,
+    lanes: int = 1,
 ) -> AsyncIterator[Pair]:
-    """A source and a destination for one session; `peer_port` puts something else between them."""
+    """A source and a destination for one session; `peer_port` puts something else between them.
+
+    A loss is final unless `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
+    """
     loop = asyncio.get_running_loop()
     listener = listen_tcp("127.0.0.1", 0, "127.0.0.1:0")
     port = listener.getsockname()[1]
@@ -321,8 +344,22 @@ async def relays(
     def refused(error: Exception) -> None:
         pair.refused.append(error)
 
-    destination = Destination(server, {"default": egress}, listener, terms=Terms(), begin=begin, failed=refused)
-    where = Peer("127.0.0.1", port if peer_port is None else peer_port, suites=suites, xl_flags=xl_flags)
+    destination = Destination(
+        server,
+        {"default": egress},
+        listener,
+        terms=Terms(resume_seconds=resume_seconds, lanes=lanes),
+        begin=begin,
+        failed=refused,
+    )
+    where = Peer(
+        "127.0.0.1",
+        port if peer_port is None else peer_port,
+        suites=suites,
+        xl_flags=xl_flags,
+        resume_seconds=resume_seconds,
+        lanes=lanes,
+    )
     await ingress.open()
     serving = loop.create_task(destination.serve())
     pair = Pair(Source(client, where, ingress), destination, port, loop.create_future(), destination_ended)

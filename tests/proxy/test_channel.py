@@ -240,8 +240,8 @@ def test_nothing_follows_end() -> None:
 
 @pytest.mark.parametrize(
     ("frames", "credit"),
-    [(3, CREDIT), (2**64 - 1, CREDIT), (0, CREDIT), (1, CREDIT - 1), (2, 2**63), (2, 2**64 - 1)],
-    ids=["never sent", "far", "back", "less credit", "credit over its limit", "credit far"],
+    [(3, CREDIT), (2**64 - 1, CREDIT), (2, 2**63), (2, 2**64 - 1)],
+    ids=["never sent", "far", "credit over its limit", "credit far"],
 )
 def test_an_impossible_acknowledgement(frames: int, credit: int) -> None:
     sender, _ = halves()
@@ -250,6 +250,16 @@ def test_an_impossible_acknowledgement(frames: int, credit: int) -> None:
     sender.acknowledge(Ack(CHANNEL, Direction.FORWARD, 1, CREDIT))
     with pytest.raises(ProtocolViolation):
         sender.acknowledge(Ack(CHANNEL, Direction.FORWARD, frames, credit))
+    assert (sender.acknowledged, sender.credit, sender.acknowledged_bytes) == (1, CREDIT, 3)
+
+
+@pytest.mark.parametrize(("frames", "credit"), [(0, CREDIT), (1, CREDIT - 1), (0, 0)])
+def test_an_acknowledgement_that_was_overtaken_says_nothing(frames: int, credit: int) -> None:
+    """They come by several lanes, so a newer one may be here already."""
+    sender, _ = halves()
+    framed(sender, b"abc")
+    sender.acknowledge(Ack(CHANNEL, Direction.FORWARD, 1, CREDIT))
+    assert sender.acknowledge(Ack(CHANNEL, Direction.FORWARD, frames, credit)) == []
     assert (sender.acknowledged, sender.credit, sender.acknowledged_bytes) == (1, CREDIT, 3)
 
 

@@ -17,17 +17,21 @@ from proxy.control import (
     Accept,
     ChannelOpen,
     ChannelOpened,
+    ChannelState,
     Finish,
     Finished,
     Heartbeat,
     LaneGrant,
     LaneGranted,
+    LaneLost,
     LaneProgress,
     LaneRequest,
     Message,
     MessageReader,
     Offer,
     Refuse,
+    Resume,
+    Resumed,
     encode,
     printable,
 )
@@ -48,11 +52,17 @@ GRANTS = st.builds(LaneGrant, U16, IDS)
 EGRESSES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
 FLAGS = st.text("edp", max_size=3)
 LANES = st.integers(1, LANES_MAX)
+PROOFS = st.binary(min_size=32, max_size=32)
+STATES = st.lists(st.builds(ChannelState, CHANNELS, U63, U63, opened=st.booleans()), max_size=CHANNELS_MAX).map(tuple)
+PHASES = st.sampled_from(["open", "finishing", "closed"])
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS),
-    st.builds(Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16),
+    st.builds(Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16, IDS),
     st.builds(Refuse, U16, REASONS),
+    st.builds(Resume, U16, IDS, PROOFS, U63, STATES),
+    st.builds(Resumed, PROOFS, U63, STATES, st.lists(GRANTS, max_size=LANES_MAX).map(tuple), PHASES),
+    st.builds(LaneLost, U16),
     st.builds(LaneRequest),
     st.builds(LaneGranted, GRANTS),
     st.builds(ChannelOpen, CHANNELS, U63),
@@ -178,7 +188,7 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (ChannelOpened(0, 1), "credit", -1),
         (Heartbeat(0, ()), "lanes", [{"lane": 0, "sent_bytes": 0}] * (LANES_MAX + 1)),
         (Heartbeat(0, ()), "lanes", [{"lane": 0}]),
-        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30), "lanes", []),
+        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "lanes", []),
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 0, "token": bytes(15)}),
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 65536, "token": bytes(16)}),
         (Abort(7, ""), "reason", "x" * (REASON_CHARACTERS_MAX + 1)),

@@ -19,11 +19,14 @@ from proxy.control import (
     Heartbeat,
     LaneGrant,
     LaneGranted,
+    LaneLost,
     LaneProgress,
     LaneRequest,
     Message,
     Offer,
     Refuse,
+    Resume,
+    Resumed,
 )
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.flow import credit_bytes
@@ -35,9 +38,12 @@ ID = SessionId(bytes(16))
 GRANT = LaneGrant(0, bytes(16))
 EXAMPLES: dict[type, Message] = {
     Offer: Offer(1, ID, (1,), (0,), "default", 1, 30),
-    Accept: Accept(1, 0, (GRANT,), 30),
+    Accept: Accept(1, 0, (GRANT,), 30, bytes(16)),
     Refuse: Refuse(3, "no"),
+    Resume: Resume(1, ID, bytes(32), 0, ()),
+    Resumed: Resumed(bytes(32), 0, (), (), "open"),
     LaneRequest: LaneRequest(),
+    LaneLost: LaneLost(0),
     LaneGranted: LaneGranted(GRANT),
     ChannelOpen: ChannelOpen(0, 1),
     ChannelOpened: ChannelOpened(0, 1),
@@ -50,22 +56,37 @@ EXAMPLES: dict[type, Message] = {
 # The table once more, as the documents have it: who may hear what, and where it leads.
 HEARD = {
     (Role.SOURCE, State.GREETING): {Accept: State.OPEN, Refuse: State.CLOSED},
-    (Role.SOURCE, State.OPEN): {ChannelOpened: State.OPEN, LaneGranted: State.OPEN, Heartbeat: State.OPEN},
+    (Role.SOURCE, State.OPEN): {
+        ChannelOpened: State.OPEN,
+        LaneGranted: State.OPEN,
+        LaneLost: State.OPEN,
+        Heartbeat: State.OPEN,
+    },
     (Role.SOURCE, State.FINISHING): {
         Finished: State.CLOSED,
         LaneGranted: State.FINISHING,
+        LaneLost: State.FINISHING,
         Heartbeat: State.FINISHING,
     },
-    (Role.SOURCE, State.CLOSED): {Heartbeat: State.CLOSED},
+    (Role.SOURCE, State.CLOSED): {LaneLost: State.CLOSED, Heartbeat: State.CLOSED},
     (Role.DESTINATION, State.GREETING): {Offer: State.GREETING},
     (Role.DESTINATION, State.OPEN): {
         ChannelOpen: State.OPEN,
         LaneRequest: State.OPEN,
+        LaneLost: State.OPEN,
         Heartbeat: State.OPEN,
         Finish: State.FINISHING,
     },
-    (Role.DESTINATION, State.FINISHING): {Heartbeat: State.FINISHING},
-    (Role.DESTINATION, State.CLOSED): {Heartbeat: State.CLOSED},
+    (Role.DESTINATION, State.FINISHING): {
+        LaneRequest: State.FINISHING,
+        LaneLost: State.FINISHING,
+        Heartbeat: State.FINISHING,
+    },
+    (Role.DESTINATION, State.CLOSED): {
+        LaneRequest: State.CLOSED,
+        LaneLost: State.CLOSED,
+        Heartbeat: State.CLOSED,
+    },
 }
 
 

@@ -41,8 +41,9 @@ class Host:
     folder: Path
     identity: Path
     port: int = field(default_factory=free_port)
-    workers: int = 2
+    workers: int = 1
     settings: str = ""
+    metrics: str = ""
     tables: list[str] = field(default_factory=list)
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -79,7 +80,7 @@ class Host:
     def text(self) -> str:
         head = f'identity = "{self.identity}"\nstate = "{self.state}"\ncontrol = "{self.control}"\n'
         head += f"workers = {self.workers}\n{self.settings}\n"
-        head += f'[listen]\naddress = "{self.address}"\n[metrics]\naddress = ""\n'
+        head += f'[listen]\naddress = "{self.address}"\n[metrics]\naddress = "{self.metrics}"\n'
         return "\n".join([head, *self.tables]) + "\n"
 
     def write(self) -> None:
@@ -98,6 +99,7 @@ class Host:
                 stderr=log,
                 env=os.environ | dict(env or {}),
                 close_fds=False,
+                start_new_session=True,
             )
         assert self.process.stdout is not None
         if ready:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -149,7 +151,7 @@ async def speeds(*flows: Flow) -> list[float]:
 
 def test_limits_and_priorities_hold(site: Site) -> None:
     """Two sessions of different priority share a total; a limit for one leaves the rest to the other."""
-    hosts = pair(site, 2)
+    hosts = pair(site, 2, workers=2)  # one session in each: the total is of all workers
     alpha = hosts.alpha
     alpha.tables[1] += 'priority = "high"\n'
     alpha.settings = '[limits]\nrate_limit = "10 MiB/s"\n'
@@ -273,6 +275,32 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Any:
     host.start()
     yield host
     site.close()
+
+
+def test_top_on_a_terminal(one: Host) -> None:
+    """Drawn over and over until Ctrl-C, which is no failure."""
+    near, far = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "korora", "top", "--control", str(one.control), "--interval", "0.2"],
+        stdin=far,
+        stdout=far,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150"},
+    ) as process:
+        os.close(far)
+        drawn = b""
+        try:
+            while drawn.count(b"alpha serving for") < 3:
+                drawn += os.read(near, 4096)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SECONDS_MAX) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+            os.close(near)
+    assert b"RTT" in drawn
 
 
 def test_many_requests_on_one_connection(one: Host) -> None:

@@ -21,7 +21,7 @@ from tests.korora.daemon.support import (
     waiting_hypervisor,
 )
 from tests.korora.daemon.test_sessions import pair
-from tests.proxy.support import run
+from tests.proxy.support import Wire, run
 
 
 async def closed(machine: Machine) -> bool:
@@ -63,6 +63,28 @@ def test_a_drain_lets_what_runs_finish_and_takes_nothing_new(site: Site, side: s
         run(story(), SECONDS_MAX)
         assert "done" in [report["outcome"] for report in drained.reports()]
         assert not drained.control.exists()
+    finally:
+        hosts.close()
+
+
+def test_ctrl_c_at_a_terminal_is_the_parent_s_to_answer(site: Site) -> None:
+    """It goes to the whole group of processes, and the workers carry on."""
+    hosts = pair(site, 1)
+    hosts.start()
+    alpha = hosts.alpha
+
+    async def story() -> None:
+        ends = await hosts.machines[0].channel()
+        await echo(*ends)
+        assert alpha.process is not None
+        os.killpg(alpha.process.pid, signal.SIGINT)
+        await in_thread(until, lambda: alpha.status()["phase"] == "draining")
+        await exchange(*ends, bytes(2_000_000), b"whole")
+        assert await in_thread(alpha.wait) == 0
+
+    try:
+        run(story(), SECONDS_MAX)
+        assert [report["outcome"] for report in alpha.reports()] == ["done"]
     finally:
         hosts.close()
 
@@ -227,6 +249,8 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
     hosts.machines[0].port = ingress.getsockname()[1]
 
     async def story() -> None:
+        far = await hosts.machines[0].accept()
+        await exchange(Wire(early), far, b"before anybody", b"was there")
         near, far = await hosts.machines[0].channel()
         await exchange(near, far, b"by inherited", b"sockets")
         assert (await in_thread(beta.status))["listen"] == f"127.0.0.1:{relay.getsockname()[1]}"
@@ -235,9 +259,10 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
 
+    early = socket.create_connection(ingress.getsockname())
     try:
+        alpha.start(command=activated({"ingress-vm0": ingress}), ready=False)  # before its peer, whose port is open
         beta.start(command=activated({"relay": relay, "control": control}))
-        alpha.start(command=activated({"ingress-vm0": ingress}))
         run(story(), SECONDS_MAX)
         for host in (alpha, beta):
             host.signal(signal.SIGTERM)
@@ -246,7 +271,7 @@ def test_sockets_that_the_service_manager_opened(site: Site, tmp_path: Path) -> 
         assert os.path.exists(tmp_path / "beta.sock"), "the service manager's to remove"
     finally:
         hosts.close()
-        for sock in opened:
+        for sock in (*opened, early):
             sock.close()
 
 

@@ -73,6 +73,6 @@ def test_what_an_idle_session_leaves_goes_to_the_others() -> None:
 
 def test_what_a_session_is_thought_to_want() -> None:
     assert demand(0.0, None, 10.0) is None  # it was not limited: nothing can be told from what it used
-    assert demand(81.0, 100.0, 10.0) is None
+    assert demand(91.0, 100.0, 10.0) is None
     assert demand(40.0, 100.0, 10.0) == 50.0
     assert demand(0.0, 100.0, 10.0) == 1.0  # enough to show that it is back

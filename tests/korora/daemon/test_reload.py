@@ -20,7 +20,7 @@ CHUNK = bytes(range(256)) * 256
 
 @pytest.fixture
 def hosts(site: Site) -> "Pair":
-    return pair(site, 3)
+    return pair(site, 3, workers=2)
 
 
 @asynccontextmanager
@@ -239,8 +239,9 @@ def test_what_waits_for_a_restart_is_said(hosts: Pair, tmp_path: Path) -> None:
     alpha = hosts.alpha
     alpha.workers = 1
     text = alpha.text().replace(str(alpha.state), str(tmp_path / "elsewhere"))
+    text += '[[egress]]\nname = "first"\nto = "tcp:127.0.0.1:1"\n'  # the relay port is not open
     alpha.config.write_text(text)
-    assert alpha.ask("reload") == {"ok": True, "restart_needed": ["workers", "state"]}
+    assert alpha.ask("reload") == {"ok": True, "restart_needed": ["workers", "state", "listen.address"]}
     assert len(alpha.status()["workers"]) == 2
     hosts.close()
 

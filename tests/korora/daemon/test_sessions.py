@@ -41,9 +41,9 @@ class Pair:
             machine.close()
 
 
-def pair(site: Site, there: int, back: int = 0) -> Pair:
+def pair(site: Site, there: int, back: int = 0, *, workers: int = 1) -> Pair:
     """alpha and beta, with machines that go there and others that come back."""
-    made = Pair(site.host("alpha"), site.host("beta"))
+    made = Pair(site.host("alpha", workers=workers), site.host("beta", workers=workers))
     for one, other in ((made.alpha, made.beta), (made.beta, made.alpha)):
         one.peer(other.name, other.address)
     for origin, target, count in ((made.alpha, made.beta, there), (made.beta, made.alpha, back)):
@@ -56,7 +56,7 @@ def pair(site: Site, there: int, back: int = 0) -> Pair:
 
 
 def test_sixteen_sessions_of_eight_channels_through_one_daemon(site: Site) -> None:
-    hosts = pair(site, EACH_WAY, EACH_WAY)
+    hosts = pair(site, EACH_WAY, EACH_WAY, workers=2)
     hosts.start()
     dice = random.Random(16)
 
@@ -94,7 +94,7 @@ def test_sixteen_sessions_of_eight_channels_through_one_daemon(site: Site) -> No
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_sessions_along(site: Site) -> None:
-    hosts = pair(site, 4)
+    hosts = pair(site, 4, workers=2)
     hosts.start()
     alpha, beta = hosts.alpha, hosts.beta
 
@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_sessions_along(site: Site) -
 
 
 def test_without_their_parent_workers_end_their_sessions(site: Site) -> None:
-    hosts = pair(site, 1)
+    hosts = pair(site, 1, workers=2)
     hosts.start()
     alpha = hosts.alpha
 
@@ -159,7 +159,7 @@ def test_without_their_parent_workers_end_their_sessions(site: Site) -> None:
 
 
 def test_new_sessions_are_spread_over_the_workers(site: Site) -> None:
-    hosts = pair(site, 6)
+    hosts = pair(site, 6, workers=2)
     hosts.start()
 
     async def story() -> None:

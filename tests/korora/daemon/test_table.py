@@ -68,12 +68,12 @@ def configuration(limits: str = "", bulk: int = 50 * MIB) -> config.Config:
 
 def begin(sessions: Sessions, number: int, way: str, worker: int = 0, **more: Any) -> SessionStatus:
     status = replace(STATUS, session_id=f"{number:032x}", **more)
-    sessions.begun(worker, Begun(way, status))
+    assert sessions.begun(worker, Begun(way, status))
     return status
 
 
 def end(sessions: Sessions, status: SessionStatus) -> None:
-    sessions.over(Ended(status.session_id, status.role, "done", 0, 1.5))
+    sessions.over(0, Ended(status.session_id, status.role, "bulk", status.peer, "done", 0, 1.5, None, status))
 
 
 def rates(sessions: Sessions) -> dict[str, float | None]:
@@ -83,14 +83,14 @@ def rates(sessions: Sessions) -> dict[str, float | None]:
 def test_throughput_is_of_the_last_two_statuses() -> None:
     sessions = table()
     first = begin(sessions, 1, "urgent")
-    sessions.sampled(replace(first, seconds=2.0, bytes_in=10 * MIB, bytes_out=2 * MIB))
+    sessions.sampled(0, replace(first, seconds=2.0, bytes_in=10 * MIB, bytes_out=2 * MIB))
     (view,) = sessions.views()
     assert view["throughput"] == 6 * MIB
-    sessions.sampled(replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB))
+    sessions.sampled(0, replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB))
     (view,) = sessions.views()
     assert (view["throughput"], view["way"], view["priority"], view["bytes_in"]) == (MIB, "urgent", "high", 11 * MIB)
     sessions.sampled(
-        replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB)
+        0, replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB)
     )  # twice the same: no division by 0
     assert sessions.views()[0]["throughput"] == MIB
 
@@ -116,11 +116,31 @@ def test_a_total_is_divided_by_priority_and_anew_when_one_ends() -> None:
     assert rates(sessions) == {bulk.session_id: 10.0 * MIB}
 
 
+def test_what_a_session_sends_tells_what_it_wants_once_its_rate_has_settled() -> None:
+    sessions = table('[limits]\nrate_limit = "100 MiB/s"\n')
+    idle, busy = begin(sessions, 1, "urgent"), begin(sessions, 2, "urgent")
+    assert rates(sessions) == {idle.session_id: 50.0 * MIB, busy.session_id: 50.0 * MIB}
+    told: list[float | None] = []
+    for second in range(1, 6):
+        sessions.sampled(0, replace(idle, seconds=float(second)))
+        sent = sum(rate or 0.0 for rate in told[-1:]) or 50.0 * MIB
+        busy = replace(busy, seconds=float(second), bytes_in=busy.bytes_in + int(sent))
+        sessions.sampled(0, busy)
+        told.append(rates(sessions).get(busy.session_id, told[-1] if told else 50.0 * MIB))
+    # For one sample nothing can be told; then the idle one keeps a tenth of its share, and the other has the rest.
+    assert told[0] == 50.0 * MIB
+    assert told[1:] == [95.0 * MIB] * 4
+    sessions.sampled(0, replace(idle, seconds=6.0, bytes_in=5 * MIB))  # it is back, and sends all it may
+    assert rates(sessions) == {idle.session_id: 50.0 * MIB, busy.session_id: 50.0 * MIB}
+
+
 def test_arriving_sessions_take_no_part() -> None:
     sessions = table('[limits]\nrate_limit = "100 MiB/s"\n')
     departing = begin(sessions, 1, "urgent")
     begin(sessions, 2, "default", role="destination")
     assert rates(sessions) == {departing.session_id: 100.0 * MIB}
+    with pytest.raises(ValueError, match="arrives here: limit it where it departs"):
+        sessions.limit([key for key in sessions.live if key[1] == "destination"], 5.0 * MIB)
     assert (sessions.arriving(0), len(sessions.of(0)), sessions.arriving(1)) == (1, 2, 0)
 
 
@@ -148,6 +168,21 @@ def test_a_session_is_found_by_the_beginning_of_its_id() -> None:
             sessions.find(text)
 
 
+def test_an_id_that_is_used_twice_leaves_the_first_alone() -> None:
+    """A source chooses its ids, and two workers know nothing of one another."""
+    sessions = table()
+    first = begin(sessions, 1, "urgent", worker=0)
+    second = replace(first, bytes_in=99, seconds=9.0)
+    assert not sessions.begun(1, Begun("bulk", second))
+    sessions.sampled(1, second)
+    sessions.over(1, Ended(second.session_id, second.role, "bulk", "beta", "refused", 3, 0.1, "cancelled", second))
+    (view,) = sessions.views()
+    assert (view["worker"], view["way"], view["bytes_in"]) == (0, "urgent", 0)
+    sessions.over(0, Ended(first.session_id, first.role, "urgent", "beta", "done", 0, 0.1, None, first))
+    assert [entry.outcome for entry in sessions.finished] == ["done", "refused"]
+    assert sessions.live == {}
+
+
 def test_what_a_dead_worker_carried_is_lost() -> None:
     sessions = table()
     begin(sessions, 1, "urgent", worker=0)
@@ -162,12 +197,13 @@ def test_finished_sessions_are_bounded() -> None:
     sessions = table()
     for number in range(FINISHED_KEPT + 10):
         end(sessions, begin(sessions, number, "bulk"))
-    end(sessions, replace(STATUS, session_id="ff"))  # it failed before it was open
+    sessions.over(0, Ended("ff", "source", "urgent", None, "lost", 6, 0.1, "cannot reach it"))  # before it was open
     assert (len(sessions.finished), sessions.ended, sessions.live) == (FINISHED_KEPT, FINISHED_KEPT + 11, {})
-    assert (sessions.finished[0].session_id, sessions.finished[0].way) == ("ff", "")
+    last = sessions.finished[0]
+    assert (last.session_id, last.way, last.peer, last.bytes_in) == ("ff", "urgent", None, 0)
 
 
 def test_what_is_said_of_no_session_changes_nothing() -> None:
     sessions = table()
-    sessions.sampled(STATUS)
+    sessions.sampled(0, STATUS)
     assert (sessions.views(), sessions.rates()) == ([], {})

@@ -32,8 +32,9 @@ from proxy.errors import (
 )
 from proxy.limits import HEARTBEATS_MISSED_MAX
 from proxy.session import Role
+from proxy.shell import contact as contact_module
 from proxy.shell import runner as runner_module
-from proxy.shell import source as source_module
+from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Runner
@@ -280,7 +281,7 @@ def test_a_peer_that_is_no_relay(client_tls: TlsConfig, server_tls: TlsConfig) -
 def test_a_peer_that_never_answers(
     client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_module, "HANDSHAKE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(contact_module, "HANDSHAKE_SECONDS_MAX", 0.2)
 
     async def session() -> None:
         hypervisors = over_tcp()
@@ -337,9 +338,9 @@ def test_one_side_stops_beating(
 ) -> None:
     beat = Runner.beat
 
-    async def muted(self: Runner) -> None:
+    async def muted(self: Runner, link: ControlLink) -> None:
         if self.session.role is not mute:
-            await beat(self)
+            await beat(self, link)
 
     monkeypatch.setattr(Runner, "beat", muted)
 
@@ -379,7 +380,8 @@ def test_a_record_that_claims_more_than_was_sent_is_found_out(
 ) -> None:
     """A length raised on the way makes the receiver wait: the next heartbeat shows that nothing more was sent."""
 
-    async def raise_length(self: Middle, origin: socket.socket, target: socket.socket) -> None:
+    async def raise_length(self: Middle, origin: socket.socket, target: socket.socket, which: int) -> None:
+        del which
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while data := await loop.sock_recv(origin, 65_536):
@@ -437,11 +439,12 @@ def test_a_bug_of_ours_fails_closed(
     client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """An error nobody thought of, in any part of a source's session: both hypervisors see a reset, the code is 70."""
-    part = Channel if hasattr(Channel, where) else Runner
+    part = next(kind for kind in (Channel, Bundle, Runner) if hasattr(kind, where))
     real = getattr(part, where)
 
-    async def broken(self: Runner | Channel, *args: object, **kwargs: object) -> object:
-        if isinstance(self._carrier if isinstance(self, Channel) else self, SourceRunner):
+    async def broken(self: Runner | Channel | Bundle, *args: object, **kwargs: object) -> object:
+        runner = self._carrier if isinstance(self, Channel) else self._host if isinstance(self, Bundle) else self
+        if isinstance(runner, SourceRunner):
             raise LookupError("a bug")
         return await real(self, *args, **kwargs)
 

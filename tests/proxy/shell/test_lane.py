@@ -67,7 +67,7 @@ def test_records_survive_any_cuts(payloads: list[bytes], cuts: list[int]) -> Non
             assert (await lane.receive()).header.type is RecordType.FINAL
             await dripping
             assert lane.received_bytes == len(stream)
-            assert (lane.begun_bytes, lane.missing_bytes) == (0, 0)
+            assert lane.position == (len(stream), 0, 0)
 
     run(story())
 
@@ -91,13 +91,12 @@ def test_what_is_missing_of_a_record() -> None:
             waiting = asyncio.ensure_future(lane.receive())
             for arrived in range(len(record)):
                 expected = HEADER_BYTES - arrived if arrived < HEADER_BYTES else len(record) - arrived
-                assert lane.missing_bytes == (expected if arrived else 0)
-                assert lane.begun_bytes == arrived
+                assert lane.position == (arrived, arrived, expected if arrived else 0)
                 far.send(record[arrived : arrived + 1])
                 for _ in range(5):
                     await asyncio.sleep(0)
             await waiting
-            assert lane.missing_bytes == 0
+            assert lane.position[1:] == (0, 0)
 
     run(story())
 

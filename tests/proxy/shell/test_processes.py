@@ -31,6 +31,9 @@ def free_port() -> int:
             return port
 
 
+BRIEF = ("--resume-timeout", "1")  # how long the one that is left waits for the other
+
+
 @dataclass
 class Processes:
     """Starts relays with the identities of alpha (source) and beta (destination), and ends them all."""
@@ -53,13 +56,13 @@ class Processes:
     def receive(self, to: str, *words: str, **streams: Any) -> "subprocess.Popen[bytes]":
         """The destination, ready."""
         report = str(self.folder / "receive.json")
-        command = ["receive", "--listen", self.address, "--to", to, "--identity", str(self.beta), "--once"]
+        command = ["receive", "--listen", self.address, "--to", to, "--identity", str(self.beta), "--once", *BRIEF]
         return self._ready(self.start(*command, "--report", report, *words, **streams), stdio=to == "stdio:")
 
     def send(self, source: str, *words: str, **streams: Any) -> "subprocess.Popen[bytes]":
         """The source, ready."""
         report = str(self.folder / "send.json")
-        command = ["send", "--from", source, "--peer", self.address, "--identity", str(self.alpha), "--once"]
+        command = ["send", "--from", source, "--peer", self.address, "--identity", str(self.alpha), "--once", *BRIEF]
         return self._ready(self.start(*command, "--report", report, *words, **streams), stdio=source == "stdio:")
 
     @staticmethod

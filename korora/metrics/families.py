@@ -1,0 +1,399 @@
+"""Every metric, defined once: name, kind, labels, help, unit. docs/metrics.md has the same table; a test holds both.
+
+No label holds a name that comes from outside (a peer, a VM, an address, a session): every label has the values listed
+here and no others, so that nobody who connects can make the number of series grow. Nothing in here needs
+prometheus-client, so that a page or a test may look at it without.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, Flag, auto, unique
+from typing import Final
+
+from proxy.errors import OUTCOMES
+from proxy.session import Role, State
+
+
+@unique
+class Kind(Enum):
+    """Prometheus' kinds of metric."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@unique
+class Merge(Enum):
+    """How one value is made of the values that several processes hold of a gauge.
+
+    The ``live`` ones forget a process that has ended; counters and histograms are always summed, the dead included.
+    """
+
+    SUM = "livesum"
+    MAX = "livemax"
+    EARLIEST = "livemin"
+    LAST = "max"  # of a point in time: stays when the process that saw it has gone
+
+
+class Side(Flag):
+    """Which process reports a metric from its start on; 0 for one that appears with its first value."""
+
+    WORKER = auto()
+    SUPERVISOR = auto()
+    BOTH = WORKER | SUPERVISOR
+
+
+NEVER_BEFORE_A_VALUE: Final = Side(0)
+
+_Labels = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric.
+
+    Args:
+        name: as it is scraped; a counter's ends in ``_total``.
+        kind: see ``Kind``.
+        help: one sentence without its full stop.
+        labels: each with all its values; ``()`` where the configuration bounds them (the number of a worker).
+        unit: base unit, the end of the name; empty for a plain count.
+        merge: for a gauge.
+        side: who reports it from the start, at 0.
+        buckets: upper bounds of a histogram, in its unit.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: _Labels = ()
+    unit: str = ""
+    merge: Merge = Merge.SUM
+    side: Side = Side.WORKER
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def base_name(self) -> str:
+        """The name without a counter's ``_total``, as OpenMetrics names the family."""
+        return self.name.removesuffix("_total") if self.kind is Kind.COUNTER else self.name
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """The names its samples have, which are what an expression can ask for."""
+        if self.kind is Kind.HISTOGRAM:
+            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
+        return (self.name,)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Its labels, in order."""
+        return tuple(name for name, _ in self.labels)
+
+
+ROLE: Final = ("role", tuple(role.value for role in Role))
+STATES: Final = (*(state.value for state in State), "resuming")
+DIED: Final = "died"  # with its worker: there is no report to say more
+OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted", DIED))
+WORKER: Final = ("worker", ())
+# What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
+REFUSALS: Final = (
+    "replayed",
+    "gap",
+    "out_of_order",
+    "forged",
+    "malformed",
+    "too_large",
+    "after_final",
+    "epoch",
+    "control",
+    "lane_reused",
+    "key_exhausted",
+    "other",
+)
+CAUSES: Final = ("record", "stream", "protocol", "peer", "unknown")
+REASONS: Final = (
+    "tls",
+    "group",
+    "no_certificate",
+    "untrusted",
+    "expired",
+    "revoked",
+    "malformed",
+    "name",
+    "policy",
+    "protocol",
+    "record",
+    "other",
+)
+
+# ---- sessions
+
+SESSIONS: Final = Family(
+    "korora_sessions", Kind.GAUGE, "Sessions that run now, by their state", (ROLE, ("state", STATES))
+)
+SESSIONS_STALLED: Final = Family(
+    "korora_sessions_stalled",
+    Kind.GAUGE,
+    "Sessions with frames in flight of which none was acknowledged for 30 s",
+    (ROLE,),
+)
+SESSIONS_BEGUN: Final = Family(
+    "korora_sessions_begun_total", Kind.COUNTER, "Sessions that were accepted, here or by the peer", (ROLE,)
+)
+SESSIONS_ENDED: Final = Family(
+    "korora_sessions_ended_total", Kind.COUNTER, "Sessions that have ended, by outcome", (ROLE, OUTCOME)
+)
+SESSION_SECONDS: Final = Family(
+    "korora_session_seconds",
+    Kind.HISTOGRAM,
+    "How long the sessions took that have ended",
+    (ROLE,),
+    unit="seconds",
+    buckets=(1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400),
+)
+HANDSHAKE_SECONDS: Final = Family(
+    "korora_handshake_seconds",
+    Kind.HISTOGRAM,
+    "From the connection of the two relays until the session was accepted; counted when the session ends",
+    (ROLE,),
+    unit="seconds",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+LAST_BEGUN: Final = Family(
+    "korora_session_last_begun_timestamp_seconds",
+    Kind.GAUGE,
+    "When a session last began, in seconds since 1970",
+    (ROLE,),
+    unit="seconds",
+    merge=Merge.LAST,
+    side=NEVER_BEFORE_A_VALUE,
+)
+LAST_ENDED: Final = Family(
+    "korora_session_last_ended_timestamp_seconds",
+    Kind.GAUGE,
+    "When a session last ended with this outcome, in seconds since 1970",
+    (ROLE, OUTCOME),
+    unit="seconds",
+    merge=Merge.LAST,
+    side=NEVER_BEFORE_A_VALUE,
+)
+CHANNELS: Final = Family("korora_channels_total", Kind.COUNTER, "Connections of hypervisors that were carried", (ROLE,))
+
+# ---- throughput
+
+STREAM_BYTES: Final = Family(
+    "korora_stream_bytes_total",
+    Kind.COUNTER,
+    "Stream bytes taken from the local hypervisor (in) and written to it (out)",
+    (ROLE, ("way", ("in", "out"))),
+    unit="bytes",
+)
+WIRE_BYTES: Final = Family(
+    "korora_wire_bytes_total",
+    Kind.COUNTER,
+    "Bytes between the relays, TLS and lanes together",
+    (ROLE, ("way", ("sent", "received"))),
+    unit="bytes",
+)
+FRAMES: Final = Family(
+    "korora_frames_total",
+    Kind.COUNTER,
+    "Frames made here (sent) and checked here (received); those that went twice count once",
+    (ROLE, ("way", ("sent", "received"))),
+)
+RECORDS: Final = Family(
+    "korora_records_total", Kind.COUNTER, "Records sealed and opened", (ROLE, ("way", ("sent", "received")))
+)
+REKEYS: Final = Family("korora_rekeys_total", Kind.COUNTER, "Key epochs begun after a lane's first", (ROLE,))
+LINK_RATE: Final = Family(
+    "korora_link_bytes_per_second",
+    Kind.GAUGE,
+    "Stream bytes acknowledged a second, each session's best of late, summed",
+    (ROLE,),
+    unit="bytes_per_second",
+)
+LINK_DELAY: Final = Family(
+    "korora_link_delay_seconds",
+    Kind.GAUGE,
+    "From a frame's departure to its acknowledgement, each session's least of late, the greatest of them",
+    (ROLE,),
+    unit="seconds",
+    merge=Merge.MAX,
+)
+QUEUE_FRAMES: Final = Family("korora_queue_frames", Kind.GAUGE, "Frames that wait for their acknowledgement", (ROLE,))
+QUEUE_BYTES: Final = Family("korora_queue_bytes", Kind.GAUGE, "Stream bytes in those frames", (ROLE,), unit="bytes")
+WINDOW_BYTES: Final = Family(
+    "korora_window_bytes", Kind.GAUGE, "Stream bytes that may be in flight now, all sessions", (ROLE,), unit="bytes"
+)
+LANES: Final = Family("korora_lanes", Kind.GAUGE, "Lanes that carry sessions now", (ROLE,))
+
+# ---- faults
+
+LANES_LOST: Final = Family(
+    "korora_lanes_lost_total", Kind.COUNTER, "Lanes that broke and were replaced or done without", (ROLE,)
+)
+RESUMES: Final = Family(
+    "korora_resumes_total", Kind.COUNTER, "Times a session went on over a new control connection", (ROLE,)
+)
+FRAMES_RESENT: Final = Family("korora_frames_resent_total", Kind.COUNTER, "Frames sent once more after a loss", (ROLE,))
+INTEGRITY_FAILURES: Final = Family(
+    "korora_integrity_failures_total",
+    Kind.COUNTER,
+    "Sessions that ended because something was not what was sent, by what showed it",
+    (ROLE, ("cause", CAUSES)),
+)
+RECORD_REFUSALS: Final = Family(
+    "korora_record_refusals_total",
+    Kind.COUNTER,
+    "Records that were refused, by what was wrong with them",
+    (("kind", REFUSALS),),
+)
+PEERS_REFUSED: Final = Family(
+    "korora_peers_refused_total",
+    Kind.COUNTER,
+    "TLS peers that were not let in, by reason",
+    (("reason", REASONS),),
+)
+
+# ---- the processes
+
+BUILD_INFO: Final = Family(
+    "korora_build_info",
+    Kind.GAUGE,
+    "Always 1; the labels say what runs",
+    (("version", ()), ("python", ())),
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
+)
+WORKERS: Final = Family("korora_workers", Kind.GAUGE, "Worker processes that live", side=Side.SUPERVISOR)
+WORKER_RESTARTS: Final = Family(
+    "korora_worker_restarts_total",
+    Kind.COUNTER,
+    "Worker processes that were started again after they ended unasked",
+    side=Side.SUPERVISOR,
+)
+READY: Final = Family(
+    "korora_ready", Kind.GAUGE, "1 while new sessions are taken, as /readyz says", side=Side.SUPERVISOR
+)
+DRAINING: Final = Family(
+    "korora_draining",
+    Kind.GAUGE,
+    "1 while no new session is taken and those that run are seen to their end",
+    side=Side.SUPERVISOR,
+)
+RELOADS: Final = Family(
+    "korora_reloads_total",
+    Kind.COUNTER,
+    "Reloads of configuration and identity, by result",
+    (("result", ("done", "failed")),),
+    side=Side.SUPERVISOR,
+)
+LAST_RELOAD: Final = Family(
+    "korora_last_reload_successful",
+    Kind.GAUGE,
+    "1 if the last reload was carried out, 0 if it was refused and the old configuration kept",
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
+)
+CERTIFICATE_EXPIRY: Final = Family(
+    "korora_certificate_expiry_timestamp_seconds",
+    Kind.GAUGE,
+    "When a certificate of this host's identity expires, in seconds since 1970",
+    (("certificate", ("host", "signing", "ca")),),
+    unit="seconds",
+    merge=Merge.EARLIEST,
+    side=NEVER_BEFORE_A_VALUE,
+)
+CRL_EXPIRY: Final = Family(
+    "korora_crl_expiry_timestamp_seconds",
+    Kind.GAUGE,
+    "When the CRL expires, in seconds since 1970; every peer is refused from then on",
+    unit="seconds",
+    merge=Merge.EARLIEST,
+    side=NEVER_BEFORE_A_VALUE,
+)
+LOOP_LAG: Final = Family(
+    "korora_event_loop_lag_seconds",
+    Kind.HISTOGRAM,
+    "How late an event loop woke: the worst of each second, in each process",
+    unit="seconds",
+    side=Side.BOTH,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+WORKER_SAMPLED: Final = Family(
+    "korora_worker_sampled_timestamp_seconds",
+    Kind.GAUGE,
+    "When a process last brought its values up to date, in seconds since 1970; one that hangs falls behind",
+    (WORKER,),
+    unit="seconds",
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
+)
+WORKER_CPU: Final = Family(
+    "korora_worker_cpu_seconds_total",
+    Kind.COUNTER,
+    "CPU time of a process, user and system",
+    (WORKER,),
+    unit="seconds",
+    side=NEVER_BEFORE_A_VALUE,
+)
+WORKER_MEMORY: Final = Family(
+    "korora_worker_resident_memory_bytes",
+    Kind.GAUGE,
+    "Memory of a process, as it stands in RAM",
+    (WORKER,),
+    unit="bytes",
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
+)
+WORKER_FILES: Final = Family(
+    "korora_worker_open_files",
+    Kind.GAUGE,
+    "File descriptors that a process has open",
+    (WORKER,),
+    merge=Merge.MAX,
+    side=NEVER_BEFORE_A_VALUE,
+)
+
+FAMILIES: Final = (
+    SESSIONS,
+    SESSIONS_STALLED,
+    SESSIONS_BEGUN,
+    SESSIONS_ENDED,
+    SESSION_SECONDS,
+    HANDSHAKE_SECONDS,
+    LAST_BEGUN,
+    LAST_ENDED,
+    CHANNELS,
+    STREAM_BYTES,
+    WIRE_BYTES,
+    FRAMES,
+    RECORDS,
+    REKEYS,
+    LINK_RATE,
+    LINK_DELAY,
+    QUEUE_FRAMES,
+    QUEUE_BYTES,
+    WINDOW_BYTES,
+    LANES,
+    LANES_LOST,
+    RESUMES,
+    FRAMES_RESENT,
+    INTEGRITY_FAILURES,
+    RECORD_REFUSALS,
+    PEERS_REFUSED,
+    BUILD_INFO,
+    WORKERS,
+    WORKER_RESTARTS,
+    READY,
+    DRAINING,
+    RELOADS,
+    LAST_RELOAD,
+    CERTIFICATE_EXPIRY,
+    CRL_EXPIRY,
+    LOOP_LAG,
+    WORKER_SAMPLED,
+    WORKER_CPU,
+    WORKER_MEMORY,
+    WORKER_FILES,
+)

@@ -1,0 +1,179 @@
+"""The source reaches its peer: TCP, TLS, and OFFER or RESUME with its answer."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from crypto.errors import AuthenticationError, PeerNameMismatch
+from crypto.keys import Direction, ResumeSecret, Suite
+from crypto.tls import PeerInfo, TlsConfig, TlsPeer
+from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed, printable
+from proxy.endpoints.sockets import dial_tcp, explain
+from proxy.errors import (
+    EXIT_AUTHENTICATION,
+    EXIT_POLICY,
+    PeerAborted,
+    PeerRefused,
+    PeerUnreachable,
+    PeerVanished,
+    PolicyRefused,
+    ProtocolViolation,
+)
+from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX
+from proxy.session import Session
+from proxy.shell.lane import LaneKeys
+from proxy.shell.link import ControlLink
+from proxy.shell.runner import Meeting
+from proxy.wire import RESUME_MAGIC, Codec
+
+RandomBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where the destination's relay listens, and what is asked of it."""
+
+    host: str
+    port: int
+    lanes: int = 1
+    resume_seconds: int = 30
+    egress: str = "default"
+    xl_flags: str = ""
+    rate_limit: float | None = None
+    suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
+    random: RandomBytes = field(default=os.urandom, repr=False)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for messages."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """How a source reaches its peer: identity and rules, and where. A reload makes a new one."""
+
+    tls: TlsConfig
+    where: Peer
+
+    async def greet(self, session: Session) -> tuple[Meeting, Accept]:
+        """Open a session.
+
+        Raises:
+            PeerUnreachable: there is no TCP connection.
+            AuthenticationError, PeerRefused, PolicyRefused: the peer is not let in, or does not let us in.
+        """
+        where = self.where
+        link = await self._dial()
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
+                peer = await link.handshake()
+                answer = await self._offer(link, session)
+        except TimeoutError:
+            link.drop()
+            raise PeerRefused(f"the peer at {where.address} did not answer in {HANDSHAKE_SECONDS_MAX:.0f} s") from None
+        except (AuthenticationError, PeerRefused, PolicyRefused):
+            await link.close()
+            raise
+        except ProtocolViolation as error:
+            link.drop()
+            raise PeerRefused(f"the peer at {where.address} does not speak this protocol: {error}") from None
+        except BaseException:
+            link.drop()
+            raise
+        return Meeting(link, peer, self._keys(link, peer, session, Suite(answer.suite))), answer
+
+    async def come_back(
+        self, session: Session, name: str, suite: Suite, secret: ResumeSecret, route: bytes
+    ) -> tuple[Meeting, Resumed]:
+        """Go on with a session over a new control connection.
+
+        Args:
+            session: it says what has arrived here.
+            name: the peer's, as the session began; another host cannot take it over.
+            suite: the AEAD agreed on.
+            secret: by which both sides know the session again.
+            route: of ACCEPT; it leads to the process that has the session.
+
+        Raises:
+            PeerUnreachable, PeerVanished: it did not come about; try again.
+            AuthenticationError, PeerRefused, PolicyRefused, PeerAborted, ProtocolViolation: it will not.
+        """
+        link = await self._dial(RESUME_MAGIC + route)
+        try:
+            async with asyncio.timeout(RESUME_ATTEMPT_SECONDS_MAX):
+                peer = await link.handshake()
+                if peer.name != name:
+                    raise PeerNameMismatch(f"the session is {name!r}'s, and {peer.name!r} answers")
+                exporter = link.tls.export(session.id)
+                proof = secret.proof(Direction.FORWARD, exporter)
+                await link.send(
+                    Resume(PROTOCOL_VERSION, session.id, proof, session.inbox.expected, session.channel_states())
+                )
+                answer = self._resumed(await link.receive())
+                secret.verify(answer.proof, Direction.BACKWARD, exporter)
+        except TimeoutError:
+            link.drop()
+            raise PeerVanished(f"no answer in {RESUME_ATTEMPT_SECONDS_MAX:.0f} s") from None
+        except BaseException:
+            link.drop()
+            raise
+        link.mark_open()
+        return Meeting(link, peer, self._keys(link, peer, session, suite)), answer
+
+    async def _dial(self, preface: bytes = b"") -> ControlLink:
+        where = self.where
+        try:
+            sock = await dial_tcp(where.host, where.port)
+        except (OSError, TimeoutError) as error:
+            raise PeerUnreachable(f"cannot reach the peer at {where.address}: {explain(error)}") from None
+        return ControlLink(sock, TlsPeer(self.tls), preface=preface)
+
+    def _keys(self, link: ControlLink, peer: PeerInfo, session: Session, suite: Suite) -> LaneKeys:
+        return LaneKeys(
+            link.tls.export(session.id),
+            session,
+            suite,
+            source_leaf=link.tls.own_leaf_sha256,
+            destination_leaf=peer.leaf_sha256,
+        )
+
+    async def _offer(self, link: ControlLink, session: Session) -> Accept:
+        where = self.where
+        offer = Offer(
+            version=PROTOCOL_VERSION,
+            session=session.id,
+            suites=tuple(int(suite) for suite in where.suites),
+            codecs=(int(Codec.OPAQUE),),
+            egress=where.egress,
+            lanes=where.lanes,
+            resume_seconds=where.resume_seconds,
+            xl_flags=where.xl_flags,
+        )
+        await link.send(offer)
+        try:
+            answer = await link.receive()
+        except PeerAborted as abort:
+            raise (PolicyRefused if abort.code == EXIT_POLICY else PeerRefused)(str(abort)) from None
+        session.received(answer)
+        match answer:
+            case Refuse(code, reason):
+                kind = PolicyRefused if code == EXIT_POLICY else PeerRefused
+                raise kind(f"the peer refused: {printable(reason)}")
+            case Accept(suite, codec) if suite in where.suites and codec == Codec.OPAQUE:
+                link.mark_open()
+                return answer
+        raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")
+
+    def _resumed(self, answer: Message) -> Resumed:
+        match answer:
+            case Resumed():
+                return answer
+            case Refuse(code, reason) if code == EXIT_POLICY:
+                raise PolicyRefused(f"the peer takes the session back no more: {printable(reason)}")
+            case Refuse(code, reason) if code == EXIT_AUTHENTICATION:
+                raise PeerRefused(f"the peer refused to go on: {printable(reason)}")
+            case Refuse(code, reason):
+                raise PeerAborted(code, printable(reason))
+        raise ProtocolViolation(f"{type(answer).__name__} instead of an answer to RESUME")

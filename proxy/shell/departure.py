@@ -1,0 +1,310 @@
+"""An open session at the source: its channels announced, its lanes opened and replaced, its peer found again."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from crypto.errors import IntegrityError
+from crypto.keys import LaneId, ResumeSecret, Suite
+from crypto.records import RecordType
+from proxy.control import (
+    Accept,
+    ChannelOpen,
+    ChannelOpened,
+    Finish,
+    Finished,
+    LaneGrant,
+    LaneGranted,
+    LaneRequest,
+    Message,
+    Resumed,
+)
+from proxy.endpoints.base import Connection, Ingress
+from proxy.endpoints.sockets import dial_tcp, explain
+from proxy.errors import HypervisorFailed, PeerLost, PeerUnreachable, PeerVanished, ProtocolViolation
+from proxy.limits import (
+    CHANNEL_OPEN_SECONDS_MAX,
+    CHANNELS_MAX,
+    CONTROL_SECONDS_MAX,
+    HANDOVER_SECONDS_MAX,
+    LANE_ATTEMPTS_MAX,
+    LANE_HELLO_SECONDS_MAX,
+    LANE_PAUSE_SECONDS_MAX,
+    LANES_MAX,
+    RESUME_PAUSE_SECONDS_MAX,
+    RESUME_PAUSE_SECONDS_MIN,
+)
+from proxy.report import SessionReport
+from proxy.session import Session, State
+from proxy.shell.channel import Channel
+from proxy.shell.contact import Contact
+from proxy.shell.lane import Lane, LaneKeys
+from proxy.shell.runner import Meeting, Runner
+from proxy.wire import LANE_MAGIC, ChannelId
+
+
+class SourceRunner(Runner):
+    """An open session at the source.
+
+    Args:
+        session, report: see ``Runner``.
+        meeting: the peer that let us in.
+        accept: what it said.
+        resume_seconds: see ``Runner``.
+        contact: how the peer is reached now; asked anew for each attempt.
+        ingress: where further connections of this migration come from.
+        first: the connection that began it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        report: SessionReport,
+        meeting: Meeting,
+        accept: Accept,
+        resume_seconds: int,
+        *,
+        contact: Callable[[], Contact],
+        ingress: Ingress,
+        first: Connection,
+    ) -> None:
+        super().__init__(session, report, meeting, resume_seconds)
+        self._meeting = meeting
+        self._contact, self._ingress, self._first = contact, ingress, first
+        self._suite, self._route = Suite(accept.suite), accept.route
+        self._secret = ResumeSecret(meeting.link.tls.export(session.id), session.id)
+        self._grants = list(accept.lanes)
+        self._lanes_wanted = len(accept.lanes)
+        self._seen_lanes: set[int] = set()
+        self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
+        self._opened: dict[ChannelId, asyncio.Future[int]] = {}
+        self._finished = False
+        self.set_rate(contact().where.rate_limit)
+
+    def set_lanes(self, count: int) -> None:
+        """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some."""
+        self._lanes_wanted = max(1, min(LANES_MAX, count))
+        while len(self.bundle.lanes) > self._lanes_wanted:
+            lane = self.bundle.lanes[max(self.bundle.lanes)]
+            self.bundle.remove(lane)
+            self.serve(self.leave(lane), f"leave {lane.id}")
+        self.changed.wake()
+
+    async def abandon(self) -> None:
+        """See ``Runner.abandon``; the first connection may not be a channel yet."""
+        if not self.channels:
+            await self._first.abort()
+        await super().abandon()
+
+    # ---- the session's course
+
+    async def _conduct(self) -> None:
+        self.attach(self._meeting)
+        self.serve(self._keep_lanes(), "keep lanes")
+        if self.session.resume_seconds:
+            self.serve(self._come_back(), "come back")
+        await self.until(lambda: bool(self.bundle.lanes))
+        self.serve(self.bundle.acknowledge(), "acknowledge")
+        self.serve(self.bundle.resend(), "resend")
+        await self._add(self._first)
+        accepting = self.serve(self._accept(), "accept") if not self._ingress.single else None
+        await self._all_ended()
+        if accepting is not None:
+            # What connects from here on is the next migration.
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+        await self.settle_channels()
+        await self.say(Finish())
+        if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
+            raise PeerLost("the destination never said that its end is final")
+
+    async def _all_ended(self) -> None:
+        """Wait until every channel has ended both ways.
+
+        Raises:
+            HypervisorFailed: all of ours have, and the other side then neither said anything nor ended.
+        """
+        heard = -1
+        while not await self.until(lambda: self.session.finished, HANDOVER_SECONDS_MAX):
+            moved = sum(half.offset for half in self.session.receivers.values())
+            if moved == heard and all(half.finished for half in self.session.senders.values()):
+                raise HypervisorFailed(f"the destination's hypervisor did not end within {HANDOVER_SECONDS_MAX:.0f} s")
+            heard = moved
+
+    async def _hear(self, message: Message) -> None:
+        match message:
+            case ChannelOpened(channel, credit):
+                waiting = self._opened.get(ChannelId(channel))
+                if waiting is None or waiting.done():
+                    raise ProtocolViolation(f"channel {channel} opened without being announced")
+                waiting.set_result(credit)
+            case LaneGranted(grant) if not self._granted.full():
+                self._granted.put_nowait(grant)
+            case Finished():
+                self._done()
+            case _:
+                raise ProtocolViolation(f"{type(message).__name__} has no place here")
+
+    def _done(self) -> None:
+        self._finished = True
+        self.conclude()
+        self.progress.wake()
+
+    async def _accept(self) -> None:
+        """Further connections of the same migration."""
+        while True:
+            connection = await self._ingress.accept()
+            if len(self.session.receivers) >= CHANNELS_MAX:
+                await connection.abort()
+                raise HypervisorFailed(f"{self._ingress.label}: more than {CHANNELS_MAX} connections in one migration")
+            await self._add(connection)
+
+    async def _add(self, connection: Connection) -> None:
+        """Announce a channel, wait until the destination's end is open, begin to read."""
+        channel = Channel(self.session.next_channel, connection, self)
+        credit = self.session.reserve(channel.number)
+        opened = self._opened[channel.number] = asyncio.get_running_loop().create_future()
+        opened.add_done_callback(lambda _: self.progress.wake())
+        self.start_delivery(channel)
+        await self.say(ChannelOpen(channel.number, credit))
+        if not await self.until(opened.done, CHANNEL_OPEN_SECONDS_MAX):
+            raise PeerLost(f"channel {channel.number}: no answer from the destination")
+        self.session.open(channel.number, opened.result())
+        self.start_pump(channel)
+
+    # ---- lanes
+
+    async def _keep_lanes(self) -> None:
+        """Open as many lanes as are wanted, and another for each that is lost.
+
+        Raises:
+            PeerLost: the session cannot resume, and no attempt at a lane succeeded.
+        """
+        failed = 0
+        while True:
+            while self.link is None or len(self.bundle.lanes) >= self._lanes_wanted:
+                await self.changed.wait()
+            try:
+                lane = await self._while_met(self._open_lane(self.keys))
+            except (OSError, TimeoutError, PeerLost, IntegrityError) as error:
+                failed += 1
+                self.log.warning("a lane's hello failed", attempt=failed, reason=explain(error))
+            else:
+                failed = 0
+                if lane is not None:
+                    self.add_lane(lane)
+                continue
+            if not self.session.resume_seconds and failed >= LANE_ATTEMPTS_MAX:
+                if not self.bundle.lanes:
+                    raise PeerLost(f"no lane could be opened in {LANE_ATTEMPTS_MAX} attempts")
+                return
+            if failed >= LANE_ATTEMPTS_MAX:
+                most = LANE_PAUSE_SECONDS_MAX if self.bundle.lanes else RESUME_PAUSE_SECONDS_MAX
+                await asyncio.sleep(min(most, RESUME_PAUSE_SECONDS_MIN * 2 ** min(failed, 16)))
+
+    async def _while_met(self, work: Coroutine[Any, Any, Lane]) -> Lane | None:
+        """The lane, or None where the control connection went meanwhile, and the keys with it."""
+        keys, opening = self.keys, asyncio.ensure_future(work)
+        opening.add_done_callback(lambda _: self.changed.wake())
+        try:
+            while not opening.done():
+                if self.link is None or self.keys is not keys:
+                    return None
+                await self.changed.wait()
+        finally:
+            opening.cancel()
+        return opening.result()
+
+    async def _open_lane(self, keys: LaneKeys) -> Lane:
+        """Open a lane, under a fresh lane id.
+
+        Raises:
+            OSError, TimeoutError, PeerLost, IntegrityError: it did not come about.
+            ProtocolViolation: its id was given out before.
+        """
+        if self._grants:
+            grant = self._grants.pop(0)
+        else:
+            while not self._granted.empty():
+                self._granted.get_nowait()  # the answer to a request of a control connection that is gone
+            await self.say(LaneRequest())
+            async with asyncio.timeout(CONTROL_SECONDS_MAX):
+                grant = await self._granted.get()
+        if grant.lane in self._seen_lanes:
+            raise ProtocolViolation(f"lane id {grant.lane} was given out twice")
+        self._seen_lanes.add(grant.lane)
+        async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):
+            return await self._say_hello(grant, keys)
+
+    async def _say_hello(self, grant: LaneGrant, keys: LaneKeys) -> Lane:
+        sealer, opener = keys.halves(LaneId(grant.lane))
+        where = self._contact().where
+        sock = await dial_tcp(where.host, where.port)
+        lane = Lane(sock, LaneId(grant.lane), sealer, opener, self.pool)
+        try:
+            await lane.send_raw(LANE_MAGIC + grant.token)
+            await lane.send(RecordType.HELLO)
+            self.bundle.expect()
+            answer = await lane.receive()
+            if answer.header.type is not RecordType.LANE_OK:
+                raise PeerLost(f"lane {lane.id}: {answer.header.type.name} instead of LANE_OK")
+            answer.release()
+        except BaseException:
+            lane.drop()
+            raise
+        return lane
+
+    # ---- the peer is found again
+
+    async def _come_back(self) -> None:
+        """Whenever the control connection is lost, make another, as often and as long as it takes.
+
+        Raises:
+            AuthenticationError, PeerRefused, PolicyRefused, PeerAborted, ProtocolViolation: the peer is there, and does
+                not go on.
+        """
+        pause = RESUME_PAUSE_SECONDS_MIN
+        while True:
+            while self.link is not None:
+                await self.changed.wait()
+                pause = RESUME_PAUSE_SECONDS_MIN
+            try:
+                meeting, answer = await self._contact().come_back(
+                    self.session, self.peer.name, self._suite, self._secret, self._route
+                )
+            except (PeerUnreachable, PeerVanished) as error:
+                self.log.info("the peer is not back yet", reason=str(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RESUME_PAUSE_SECONDS_MAX)
+                continue
+            await self._go_on(meeting, answer)
+
+    async def _go_on(self, meeting: Meeting, answer: Resumed) -> None:
+        """The peer has taken us back: agree on what either side has, say again what it has not heard."""
+        self.report.resumes += 1
+        self.log.info("the session goes on", resumes=self.report.resumes)
+        if answer.phase == "closed":
+            if self.session.state is State.OPEN:
+                raise ProtocolViolation("the destination says it is done with a session that is not")
+            self.link = meeting.link
+            self._done()
+            return
+        try:
+            self.session.resumed(answer.received, answer.channels, asyncio.get_running_loop().time())
+        except ProtocolViolation:
+            meeting.link.drop()
+            raise
+        self.acknowledged()
+        self._grants = list(answer.lanes)
+        self.attach(meeting)
+        for state in answer.channels:
+            waiting = self._opened.get(ChannelId(state.channel))
+            if waiting is None:
+                raise ProtocolViolation(f"channel {state.channel} was never announced")
+            if state.opened and not waiting.done():
+                waiting.set_result(state.credit)
+        for number, half in list(self.session.receivers.items()):
+            if number >= len(answer.channels):
+                await self.say(ChannelOpen(number, half.credit))
+        if answer.phase == "open" and self.session.state is State.FINISHING:
+            await self.say(Finish())

@@ -1,0 +1,101 @@
+"""The daemon's metrics: what its processes have counted, on one page, through deaths, reloads and drains."""
+
+import asyncio
+import os
+import signal
+import urllib.error
+import urllib.request
+
+from tests.korora.daemon.support import SECONDS_MAX, Host, Site, echo, exchange, in_thread, until
+from tests.korora.daemon.test_sessions import pair
+from tests.proxy.shell.test_processes import free_port
+from tests.proxy.support import run
+
+
+def page(host: Host, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{host.metrics}{path}", timeout=SECONDS_MAX) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def value(host: Host, series: str) -> float:
+    status, text = page(host, "/metrics")
+    assert status == 200
+    (line,) = [line for line in text.splitlines() if line.rpartition(" ")[0] == series]
+    return float(line.rpartition(" ")[2])
+
+
+def test_what_all_processes_count_is_on_one_page(site: Site) -> None:
+    hosts = pair(site, 2, workers=2)
+    alpha = hosts.alpha
+    alpha.metrics = f"127.0.0.1:{free_port()}"
+    hosts.start()
+    assert page(alpha, "/healthz") == page(alpha, "/readyz") == (200, "ok\n")
+
+    async def story() -> None:
+        def of(series: str, wanted: float) -> "asyncio.Future[float]":
+            return in_thread(until, lambda: value(alpha, series) == wanted, f"{series} {wanted}")
+
+        one, two = [await machine.channel() for machine in hosts.machines]  # one to each worker
+        for ends in (one, two):
+            await echo(*ends)
+        await of('korora_sessions{role="source",state="open"}', 2)
+        await of("korora_workers", 2)
+        assert await in_thread(value, alpha, 'korora_sessions_begun_total{role="source"}') == 2
+        await exchange(*one, bytes(999), b"")
+        await of('korora_sessions_ended_total{outcome="done",role="source"}', 1)
+        assert await in_thread(value, alpha, 'korora_stream_bytes_total{role="source",way="in"}') == 1001
+        # The other's worker is killed: what it counted stays, what it said of the present goes.
+        (session,) = await in_thread(alpha.sessions)
+        os.kill((await in_thread(alpha.status))["workers"][session["worker"]]["pid"], signal.SIGKILL)
+        await of('korora_sessions_ended_total{outcome="died",role="source"}', 1)
+        await of('korora_sessions{role="source",state="open"}', 0)
+        await of("korora_worker_restarts_total", 1)
+        assert await in_thread(value, alpha, 'korora_sessions_begun_total{role="source"}') == 2
+        alpha.config.write_text("x")
+        await in_thread(alpha.ask, "reload")
+        await of('korora_reloads_total{result="failed"}', 1)
+        await of("korora_last_reload_successful", 0)
+        assert await in_thread(value, alpha, 'korora_certificate_expiry_timestamp_seconds{certificate="host"}') > 1e9
+        status, body = await in_thread(page, alpha, "/status")
+        assert (status, '"name": "alpha"' in body) == (200, True)
+        await in_thread(until, lambda: alpha.status()["workers"][session["worker"]]["ready"])
+        ends = await hosts.machines[0].channel()
+        await echo(*ends)
+        alpha.signal(signal.SIGTERM)
+        await in_thread(until, lambda: page(alpha, "/readyz") == (503, "draining\n"))
+        await of("korora_draining", 1)
+        await of("korora_ready", 0)
+        await exchange(*ends, b"", b"")
+        assert await in_thread(alpha.wait) == 0
+
+    try:
+        run(story(), SECONDS_MAX)
+        assert "Traceback" not in alpha.log()
+    finally:
+        hosts.close()
+
+
+def test_a_metrics_port_that_is_taken(site: Site) -> None:
+    hosts = pair(site, 1)
+    hosts.close()
+    alpha = hosts.alpha
+    alpha.metrics = hosts.beta.address
+    hosts.beta.start()
+    alpha.start(ready=False)
+    assert alpha.wait() == 2
+    assert f"cannot listen on {hosts.beta.address}: Address already in use" in alpha.log()
+
+
+def test_two_daemons_with_one_state_directory(site: Site) -> None:
+    hosts = pair(site, 1, 1)
+    for host in (hosts.alpha, hosts.beta):
+        host.metrics = f"127.0.0.1:{free_port()}"
+    hosts.beta.start()
+    hosts.alpha.state.symlink_to(hosts.beta.state)
+    hosts.alpha.start(ready=False)
+    assert hosts.alpha.wait() == 2
+    assert "another process keeps its metrics in" in hosts.alpha.log()
+    hosts.close()
