@@ -17,6 +17,9 @@ class Patience:
 
     seconds: int
 
+    def __str__(self) -> str:
+        return f"resume-timeout {self.seconds}"
+
     def check(self, ends: list[Ends], codes: tuple[int, int], told: str = "") -> None:
         """Whether a session that lost a connection, and could have had it back, ended as it must."""
         if self.seconds:
@@ -42,6 +45,4 @@ LOSS_IS_FINAL: Final = Patience(0)
 RESUMES: Final = Patience(30)
 PATIENCES: Final = (LOSS_IS_FINAL, RESUMES)
 
-each_patience = pytest.mark.parametrize(
-    "patience", PATIENCES, ids=lambda patience: f"resume-timeout {patience.seconds}"
-)
+each_patience = pytest.mark.parametrize("patience", PATIENCES, ids=str)

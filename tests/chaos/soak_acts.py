@@ -250,7 +250,10 @@ class Actor:
             tally.codes[pair] = tally.codes.get(pair, 0) + 1
             for code in {source, destination} - {None}:
                 if code not in expect | excused | (DONE if excused else frozenset()):
-                    raise Wrong(f"{pair}, expected {sorted(expect)}, excused {sorted(excused)}: {event}; {told}")
+                    words = [*route.source.lines[-2:], *route.destination.lines[-2:]]
+                    raise Wrong(
+                        f"{pair}, expected {sorted(expect)}, excused {sorted(excused)}: {event}; {told}; {words}"
+                    )
             if source == 0 and destination != 0:
                 raise Wrong(f"{pair}: the source took for done what was not: {told}")
         codes = {int(event.get("exit_code", 0)) for event in events}

@@ -18,8 +18,8 @@ WEATHERS = {
     "splits of up to 7 bytes": (Faults(split_bytes=7), 100 * KIB),
     "splits of up to 3000 bytes": (Faults(split_bytes=3000), 8 * MIB),
     "20 ms and as much jitter": (Faults(delay_seconds=0.02, jitter_seconds=0.02), 16 * MIB),
-    "150 ms": (Faults(delay_seconds=0.15), 8 * MIB),
-    "2 MiB a second": (Faults(bytes_per_second=2 * MIB), 2 * MIB),
+    "100 ms": (Faults(delay_seconds=0.1), 6 * MIB),
+    "2 MiB a second": (Faults(bytes_per_second=2 * MIB), MIB),
     "all of it": (Faults(split_bytes=2000, delay_seconds=0.03, jitter_seconds=0.05, bytes_per_second=4 * MIB), MIB),
 }
 
