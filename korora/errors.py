@@ -51,5 +51,6 @@ def remedy_of(error: BaseException) -> str:
 
 def complain(error: BaseException) -> int:
     """Print that line to standard error and return the exit code."""
-    print(line_of(error), file=sys.stderr, flush=True)  # noqa: T201 - for people
+    sys.stderr.write(f"{line_of(error)}\n")  # in one piece: several processes may share the stream
+    sys.stderr.flush()
     return exit_code_of(error)

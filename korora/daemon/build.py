@@ -1,5 +1,7 @@
 """What a configuration stands for: identities, rules, endpoints, peers."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,30 +17,40 @@ REPORTS = "reports"
 LOCKS = "locks"
 
 
-def load_identity(config: Config) -> Identity:
-    """The identity and its CRL, checked.
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An identity, and how peers are judged by it. A context holds the whole CRL: there is one a peer and no more."""
 
-    Raises:
-        IdentityError: see ``Identity.load``.
-    """
-    return Identity.load(Path(config.identity), now=datetime.now(UTC))
+    identity: Identity
+    server: TlsConfig
+    """Arriving peers: by the table, pins by each one's own."""
+    clients: Mapping[str, TlsConfig]
+    """By the name of the peer that an ingress sends to: it must be that one."""
 
+    @classmethod
+    def load(cls, config: Config) -> "Credentials":
+        """Read and check them; may take a while, so not on an event loop.
 
-def server_tls(config: Config, identity: Identity) -> TlsConfig:
-    """How arriving peers are judged: by the table, pins by each one's own."""
-    rules = PeerRules(
-        names=frozenset(peer.name for peer in config.peer),
-        pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
-        allow_classical=config.allow_classical,
-    )
-    return TlsConfig(identity, TlsRole.SERVER, rules)
-
-
-def client_tls(config: Config, identity: Identity, ingress: Ingress) -> TlsConfig:
-    """How the peer of an ingress is judged: it must be that one."""
-    peer = config.peer_named(ingress.peer)
-    rules = PeerRules(names=frozenset({peer.name}), pins=_digests(peer.pins), allow_classical=config.allow_classical)
-    return TlsConfig(identity, TlsRole.CLIENT, rules)
+        Raises:
+            IdentityError: see ``Identity.load``.
+        """
+        identity = Identity.load(Path(config.identity), now=datetime.now(UTC))
+        everybody = PeerRules(
+            names=frozenset(peer.name for peer in config.peer),
+            pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
+            allow_classical=config.allow_classical,
+        )
+        wanted = {ingress.peer for ingress in config.ingress}
+        clients = {
+            peer.name: TlsConfig(
+                identity,
+                TlsRole.CLIENT,
+                PeerRules(frozenset({peer.name}), _digests(peer.pins), config.allow_classical),
+            )
+            for peer in config.peer
+            if peer.name in wanted
+        }
+        return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
 
 
 def destination_of(config: Config, ingress: Ingress) -> source.Peer:

@@ -16,14 +16,12 @@ async def check(wanted: Config) -> str:
     Raises:
         CryptoError, ConfigurationError: something is not as it must be.
     """
-    identity = await asyncio.to_thread(build.load_identity, wanted)
-    build.server_tls(wanted, identity)
+    credentials = await asyncio.to_thread(build.Credentials.load, wanted)
     for ingress in wanted.ingress:
-        build.client_tls(wanted, identity, ingress)
         build.destination_of(wanted, ingress)
     for egress in build.egresses(wanted).values():
         await egress.check()
-    return identity.name
+    return credentials.identity.name
 
 
 def make_state(path: Path) -> None:

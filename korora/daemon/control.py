@@ -24,6 +24,7 @@ log = structlog.get_logger("korora.daemon")
 LINE_BYTES_MAX: Final = 4 * KIB  # of a request; the longest holds a session's id and a rate
 CONNECTIONS_MAX: Final = 32  # operators and scripts at once
 IDLE_SECONDS_MAX: Final = 300.0  # a connection that asks nothing is closed
+REFUSAL_SECONDS_MAX: Final = 5.0  # whoever is not heard may ask within this, to be told so
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid; unix(7)
 
 
@@ -94,10 +95,12 @@ class ControlServer:
             task.add_done_callback(self._open.discard)
         try:
             refusal = self._refusal(writer)
-            if refusal is not None:
-                await _write(writer, {"ok": False, "error": refusal})
-                return
             with suppress(TimeoutError):
+                if refusal is not None:
+                    async with asyncio.timeout(REFUSAL_SECONDS_MAX):
+                        await reader.readline()  # closed before it has been read, the answer would be lost
+                        await _write(writer, {"ok": False, "error": refusal})
+                    return
                 while True:
                     async with asyncio.timeout(IDLE_SECONDS_MAX):
                         line = await reader.readline()

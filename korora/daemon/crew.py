@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,6 +14,7 @@ from korora.daemon.messages import Configure, Configured, Quit, Take, ToParent, 
 from korora.daemon.wire import Wire
 from korora.log import LogFormat, LogLevel
 from proxy.errors import ConfigurationError
+from proxy.limits import HANDSHAKE_SECONDS_MAX
 
 log = structlog.get_logger("korora.daemon")
 
@@ -67,8 +69,8 @@ class Member:
         self.ready = False
         self.restarts = 0
         self.lag_seconds = 0.0
-        self.handed = 0
-        """Connections it was given since it last said how many sessions it has."""
+        self._handed: deque[float] = deque()
+        """When it was given the connections that have not become sessions yet, nor been refused."""
 
     @property
     def pid(self) -> int | None:
@@ -95,9 +97,23 @@ class Member:
         """Say something to it; whether it could be said."""
         return self._wire is not None and self._wire.send(message, fd)
 
-    def take(self, sock: socket.socket, address: str) -> bool:
-        """Give it a connection, which the caller closes here; whether it could be given."""
-        return self.ready and self.send(Take(address), sock.fileno())
+    def take(self, sock: socket.socket, address: str, *, new: bool) -> None:
+        """Give it a connection, which the caller closes here."""
+        if self.ready and self.send(Take(address), sock.fileno()) and new:
+            self._handed.append(asyncio.get_running_loop().time())
+
+    @property
+    def handed(self) -> int:
+        """New connections that it is greeting, as far as we know."""
+        late = asyncio.get_running_loop().time() - HANDSHAKE_SECONDS_MAX
+        while self._handed and self._handed[0] < late:
+            self._handed.popleft()
+        return len(self._handed)
+
+    def settled(self) -> None:
+        """One of them has become a session, or was refused."""
+        if self._handed:
+            self._handed.popleft()
 
     async def configure(self, message: Configure) -> str | None:
         """Give it another configuration; why it keeps the old one, or None."""
@@ -214,5 +230,6 @@ class Member:
     def _gone(self) -> None:
         if self._wire is not None:
             self._wire.close()
-        self._wire, self._process, self.ready, self.handed = None, None, False, 0
+        self._wire, self._process, self.ready = None, None, False
+        self._handed.clear()
         self._owner.died(self)

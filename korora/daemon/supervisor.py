@@ -44,7 +44,8 @@ from korora.log import LogFormat, LogLevel
 from korora.relay import announce_ready
 from proxy.endpoints.sockets import GivenIngress, UnixIngress, listen_tcp
 from proxy.endpoints.spec import parse_address
-from proxy.errors import EXIT_DONE, EXIT_SIGNAL_BASE, ConfigurationError, RelayError
+from proxy.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGNAL_BASE, ConfigurationError, RelayError
+from proxy.session import Role
 
 log = structlog.get_logger("korora.daemon")
 
@@ -244,12 +245,15 @@ class Supervisor:
         """See ``Owner.died``."""
         if self._metering is not None:
             self._metering.forget(member.index)
-        for session_id, role in self._sessions.lost(member.index):
+        lost = self._sessions.lost(member.index)
+        for session_id, role in lost:
             self._observer.session_died(role)
             log.error("a session died with its worker", session=session_id[:8], role=role, worker=member.index)
         if self.phase in {Phase.DRAINING, Phase.STOPPING}:
             for way in self._ways.of(member.index):
                 self._ways.forget(way)
+            if lost:
+                self._code = self._code or EXIT_BUG
             self._has_drained(member)
 
     def restarted(self, member: Member) -> None:
@@ -260,19 +264,22 @@ class Supervisor:
     def heard(self, member: Member, message: ToParent) -> None:
         """See ``Owner.heard``."""
         match message:
-            case Begun():
+            case Begun(_, status):
+                if status.role == Role.DESTINATION.value:
+                    member.settled()
                 if not self._sessions.begun(member.index, message):
-                    log.warning("a session id is used twice", session=message.status.session_id[:8])
-                    member.send(Cancel(message.status.session_id))
+                    log.warning("a session id is used twice", session=status.session_id[:8])
+                    member.send(Cancel(status.session_id))
                 self._divide()
             case Ended():
                 self._sessions.over(member.index, message)
                 self._divide()
             case Sample(statuses, lag):
-                member.lag_seconds, member.handed = lag, 0
+                member.lag_seconds = lag
                 for status in statuses:
                     self._sessions.sampled(member.index, status)
             case Refused(reason):
+                member.settled()
                 self._counts.peer_refused(reason)
             case Left(name):
                 way = self._ways.get(name)
@@ -287,13 +294,11 @@ class Supervisor:
         """See ``Door``: a lane to its worker, a new session to the one with the fewest."""
         if index is not None:
             if index < len(self._members):
-                self._members[index].take(sock, address)
+                self._members[index].take(sock, address, new=False)
             return
         ready = [member for member in self._members if member.ready]
         if ready:
-            member = min(ready, key=self._load)
-            member.handed += 1
-            member.take(sock, address)
+            min(ready, key=self._load).take(sock, address, new=True)
 
     def _load(self, member: Member) -> tuple[bool, int, int]:
         arriving = self._sessions.arriving(member.index) + member.handed

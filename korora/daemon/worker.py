@@ -21,7 +21,6 @@ import structlog
 import uvloop
 
 from crypto.errors import CryptoError
-from crypto.identity import Identity
 from korora import report as reports
 from korora.daemon import build
 from korora.daemon.admission import Admission
@@ -153,7 +152,7 @@ class Worker:
         self._random = tokens_of(index)
         self._over: asyncio.Future[int] = self._loop.create_future()
         self._config: Config | None = None
-        self._identity: Identity | None = None
+        self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
@@ -230,9 +229,7 @@ class Worker:
         """Take a configuration over, or keep the old one and say why."""
         config = message.config
         try:
-            identity = await asyncio.to_thread(build.load_identity, config)
-            server = build.server_tls(config, identity)
-            clients = {ingress.name: build.client_tls(config, identity, ingress) for ingress in config.ingress}
+            credentials = await asyncio.to_thread(build.Credentials.load, config)
             egresses = build.egresses(config)
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
@@ -247,18 +244,18 @@ class Worker:
             random=self._random,
             admit=self._admission.admit,
         )
-        self._config, self._identity = config, identity
-        self._observer.identity(identity)
+        self._config, self._credentials = config, credentials
+        self._observer.identity(credentials.identity)
         if self._destination is None:
             self._destination = Destination(
-                server, egresses, None, terms=terms, begin=self._begin, failed=self._refused
+                credentials.server, egresses, None, terms=terms, begin=self._begin, failed=self._refused
             )
         else:
-            self._destination.reconfigure(server, egresses, terms)
+            self._destination.reconfigure(credentials.server, egresses, terms)
         for name, way in self._ways.items():
             ingress = config.ingress_named(name)
             if ingress is not None:
-                way.source.reconfigure(clients[name], build.destination_of(config, ingress))
+                way.source.reconfigure(credentials.clients[ingress.peer], build.destination_of(config, ingress))
         self._wire.send(Configured(message.generation))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -268,14 +265,16 @@ class Worker:
         self._destination.take(sock, address)
 
     def _serve(self, name: str, given: GivenIngress) -> None:
-        config, identity = self._config, self._identity
+        config, credentials = self._config, self._credentials
         ingress = None if config is None else config.ingress_named(name)
-        if config is None or identity is None or ingress is None or self._draining or name in self._ways:
+        if config is None or credentials is None or ingress is None or self._draining or name in self._ways:
             self._task(given.close())
             self._wire.send(Left(name))
             return
-        tls, where = build.client_tls(config, identity, ingress), build.destination_of(config, ingress)
-        source = Source(tls, where, given, begun=lambda runner: self._opened(runner, name))
+        where = build.destination_of(config, ingress)
+        source = Source(
+            credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
+        )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
     def _left(self, way: WayIn) -> None:
@@ -294,7 +293,7 @@ class Worker:
                 live.set_rate(rate)
 
     def _cancel(self, session_id: str) -> None:
-        host = "" if self._identity is None else f" of {self._identity.name}"
+        host = "" if self._credentials is None else f" of {self._credentials.identity.name}"
         for (known, _), live in list(self._live.items()):
             if known == session_id:
                 live.stop(SessionCancelled(f"cancelled by an operator{host}"))

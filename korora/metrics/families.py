@@ -120,6 +120,7 @@ REASONS: Final = (
     "revoked",
     "malformed",
     "name",
+    "resume",
     "policy",
     "protocol",
     "record",

@@ -89,6 +89,7 @@ REASONS: Final = MappingProxyType(
         crypto.CertificateRevoked: "revoked",
         crypto.CertificateMalformed: "malformed",
         crypto.PeerNameMismatch: "name",
+        crypto.ResumeForged: "resume",
         crypto.IntegrityError: "record",
         PolicyRefused: "policy",
         PeerRefused: "protocol",

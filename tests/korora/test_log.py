@@ -1,6 +1,7 @@
 """Logs: on standard error, in two forms, and without secrets."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -102,3 +103,24 @@ def test_what_smells_of_a_secret_is_hidden_and_the_rest_is_kept(event: dict[str,
 )
 def test_secrets_within_values_are_hidden_too(value: object) -> None:
     assert "very secret" not in repr(hide_secrets(None, "info", {"event": "made", "value": value}))
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_a_line_is_written_in_one_piece(log_format: LogFormat) -> None:
+    """Several processes share the stream: a line's end that is written apart comes behind another's beginning."""
+    program = (
+        "from korora import errors, log\n"
+        f"log.configure(log.LogFormat({log_format.value!r}), log.LogLevel.INFO)\n"
+        "import structlog\n"
+        "structlog.get_logger('x').info('first', size=3000 * 'x')\n"
+        "errors.complain(ValueError('second'))\n"
+    )
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # it keeps the writes apart
+    with near, far:
+        near.settimeout(30)
+        subprocess.run([sys.executable, "-c", program], stderr=far, timeout=30, check=True)
+        for word in (b"first", b"second"):
+            line = near.recv(8192)
+            assert word in line
+            assert line.count(b"\n") == 1
+            assert line.endswith(b"\n")

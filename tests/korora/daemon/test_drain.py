@@ -295,3 +295,24 @@ def test_sockets_that_do_not_fit(site: Site, name: str, listening: bool, words: 
         assert hosts.beta.wait() == 2
     assert f"korora: error: {words}" in hosts.beta.log()
     assert hosts.beta.log().count("korora: error: ") == 1
+
+
+def test_a_worker_that_dies_while_it_drains_is_no_clean_end(site: Site) -> None:
+    hosts = pair(site, 1)
+    hosts.start()
+    alpha = hosts.alpha
+
+    async def story() -> None:
+        near, far = await hosts.machines[0].channel()
+        await echo(near, far)
+        (worker,) = (await in_thread(alpha.status))["workers"]
+        alpha.signal(signal.SIGTERM)
+        await in_thread(until, lambda: alpha.status()["phase"] == "draining")
+        os.kill(worker["pid"], signal.SIGKILL)
+        assert await near.broken()
+        assert await in_thread(alpha.wait) == 70
+
+    try:
+        run(story(), SECONDS_MAX)
+    finally:
+        hosts.close()
