@@ -101,7 +101,7 @@ class Soak:
             for line in made.lines:
                 for name, number in (await line.proxy.order("tell")).items():
                     self.did[name] = self.did.get(name, 0) + number
-        self._judge()
+        self.judge()
 
     async def _go_on(self, until: float) -> None:
         """Let the actors play until so many seconds of the run are over, or something has failed."""
@@ -158,7 +158,8 @@ class Soak:
         found = [use[name].rss_kib for age, use in self.samples if name in use and start <= age / span < end]
         return statistics.median(found) / KIB if found else 0.0
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
+        """Hold what was measured against the limits."""
         if self.failures:
             return
         if not sum(tally.sessions for tally in self.tallies.values()):
