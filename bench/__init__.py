@@ -1,1 +1,1 @@
-"""The opaque relay pair beside its peers: throughput, CPU, memory, round trip and set-up, in one interleaved run."""
+"""What the relay pair costs: step by step, beside its peers, by lanes and sessions, and under QEMU, in one run."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: the opaque relay pair beside its peers, interleaved, in one run."""
+"""`python -m bench`: the cost ladder, the peers, lanes, sessions and QEMU's migrations, in one run."""
 
 from __future__ import annotations
 
@@ -11,127 +11,96 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-
-from rich.console import Console
+from typing import Any
 
 from bench import machine, report
-from bench.measure import GiB, Plan, Sample, measure
+from bench.budget import Budget
+from bench.cli import (
+    EXIT_FAILED,
+    EXIT_MISSED,
+    EXIT_USAGE,
+    LADDER,
+    LANES,
+    PEERS_SECTION,
+    RESULTS,
+    SESSIONS,
+    parse,
+)
+from bench.compare import compare, load_run
+from bench.comparison import PeersResult, judge, measure_peers
+from bench.ladder import LadderPlan, measure_ladder
+from bench.measure import GiB, Plan
+from bench.migrations import MigrationPlan, measure_migrations
 from bench.network import enter_private_network
-from bench.peers import PEERS
+from bench.plot import write_plot
 from bench.processes import BenchError, adopt_orphans
-from bench.work import measure_work
-
-EXIT_MISSED = 1
-EXIT_USAGE = 2
-EXIT_FAILED = 70
+from bench.progress import Progress
+from bench.report import Result
+from bench.streams import StreamsPlan, measure_lanes, measure_sessions
 
 
-class Progress:
-    """One line that follows the run: rewritten on a terminal, a plain line a step elsewhere."""
-
-    def __init__(self, steps: int) -> None:
-        """`steps` is how many measurements there will be."""
-        self._console = Console(stderr=True)
-        self._status = self._console.status("bench") if self._console.is_terminal else None
-        self._steps = steps
-        self._done = 0
-        self._start_s = time.monotonic()
-        if self._status is not None:
-            self._status.start()
-
-    def step(self, what: str) -> None:
-        """Say what is being measured now."""
-        self._done += 1
-        text = f"bench: {self._done}/{self._steps} {what} ({time.monotonic() - self._start_s:.0f} s)"
-        if self._status is not None:
-            self._status.update(text)
-        else:
-            sys.stderr.write(text + "\n")
-
-    def warn(self, message: str) -> None:
-        """A line that stays."""
-        self._console.print(f"bench: {message}", highlight=False, markup=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Take the line away."""
-        if self._status is not None:
-            self._status.stop()
+def measure_section(
+    name: str, options: argparse.Namespace, progress: Progress, scratch: Path, budget: Budget
+) -> Result:
+    """One section within its time, its files in a new directory `scratch`."""
+    total_bytes = int(options.gib * GiB)
+    scratch.mkdir()
+    progress.section(name)
+    if name == LADDER:
+        plan = LadderPlan(options.rounds, options.slice_s, total_bytes)
+        return measure_ladder(plan, scratch, budget=budget, teller=progress)
+    if name == PEERS_SECTION:
+        amounts = Plan(stream_bytes=total_bytes, pings=options.pings, setups=options.setups)
+        return measure_peers(options.peers, amounts, options.rounds, scratch, budget=budget, teller=progress)
+    if name == LANES:
+        return measure_lanes(StreamsPlan(options.rounds, total_bytes), scratch, budget=budget, teller=progress)
+    if name == SESSIONS:
+        return measure_sessions(StreamsPlan(options.rounds, total_bytes), scratch, budget=budget, teller=progress)
+    return measure_migrations(MigrationPlan(options.rounds, options.guest_mib), scratch, budget=budget, teller=progress)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Measure the relay pair beside its peers: throughput, CPU, memory, round trip, set-up.",
-        epilog="Peers: " + ", ".join(PEERS) + ". Exit codes: 0 done; 1 a target missed (--check); 2 usage; 70 nothing "
-        "could be measured. Run it on a machine with nothing else to do.",
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved rounds (default 5)")
-    parser.add_argument("--gib", type=float, default=2.0, metavar="N", help="stream a round, in GiB (default 2)")
-    parser.add_argument("--pings", type=int, default=2000, metavar="N", help="round trips a round (default 2000)")
-    parser.add_argument("--setups", type=int, default=8, metavar="N", help="fresh sessions a round (default 8)")
-    parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help="only these (default all)")
-    parser.add_argument("--quick", action="store_true", help="about a minute: 2 rounds of 0.75 GiB")
-    parser.add_argument(
-        "--network",
-        choices=("host", "private"),
-        default="host",
-        help="host: as this machine is; private: a namespace of its own with loss-based congestion control (root)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and the machine's metadata")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table (it is printed in any case)")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.gib, options.pings, options.setups = 2, 0.75, 1000, 10
-    options.peers = [name.strip() for name in options.peers.split(",") if name.strip()]
-    unknown = [name for name in options.peers if name not in PEERS]
-    if unknown or not options.peers:
-        parser.error(f"unknown peer {', '.join(unknown)}; choose from {', '.join(PEERS)}")
-    if options.rounds < 1 or options.pings < 1 or options.setups < 1 or not 0 < options.gib <= 64:
-        parser.error("--rounds, --pings and --setups are at least 1, --gib is above 0 and at most 64")
-    for path in (options.json, options.markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{path.parent}: no such directory; make it first")
-    return options
+def measure_all(options: argparse.Namespace) -> dict[str, Result]:
+    """The sections asked for, one after the other.
 
-
-def measure_patiently(name: str, round_number: int, plan: Plan, scratch: Path, progress: Progress) -> Sample:
-    """One peer's round; a failure is tried once more, because a port can be lost to somebody else on the machine.
-
-    Raises:
-        BenchError: it failed twice.
+    Each may use what those before it left of their time, and has the less where they overran theirs: so the whole run
+    keeps its time.
     """
+    progress = Progress()
+    results: dict[str, Result] = {}
+    start_s, granted_s = time.monotonic(), 0.0
     try:
-        return measure(PEERS[name], round_number, plan, scratch)
-    except BenchError as error:
-        progress.warn(f"{error}; once more")
-        return measure(PEERS[name], round_number, plan, scratch)
-
-
-def measure_all(options: argparse.Namespace, left_out: dict[str, str]) -> list[Sample]:
-    """All rounds; a peer that fails is left out from then on, with its reason, and its earlier samples with it."""
-    plan = Plan(stream_bytes=int(options.gib * GiB), pings=options.pings, setups=options.setups)
-    names = [name for name in options.peers if name not in left_out]
-    samples: list[Sample] = []
-    progress = Progress(options.rounds * len(names))
-    try:
-        for name, reason in left_out.items():
-            progress.warn(f"{name}: {reason}, or leave it out with --peers; left out")
         with tempfile.TemporaryDirectory(prefix="korora-bench-") as scratch:
-            for round_number in range(1, options.rounds + 1):
-                for name in names:
-                    if name in left_out:
-                        continue
-                    progress.step(f"round {round_number}: {name}")
-                    try:
-                        samples.append(measure_patiently(name, round_number, plan, Path(scratch), progress))
-                    except BenchError as error:
-                        left_out[name] = str(error)
-                        progress.warn(f"{error}; {name} is left out")
+            for name in options.only:
+                granted_s += options.budgets_s[name]
+                budget = Budget(granted_s - (time.monotonic() - start_s))
+                results[name] = measure_section(name, options, progress, Path(scratch) / name, budget)
+        return results
     finally:
         progress.stop()
-    return [sample for sample in samples if sample.peer not in left_out]
+
+
+def destinations(options: argparse.Namespace) -> dict[str, Path]:
+    """Where JSON, tables and picture go: as told, otherwise into the results' folder under the time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    named = {"json": options.json, "md": options.markdown, "png": options.plot}
+    if None in named.values():
+        RESULTS.mkdir(exist_ok=True)
+    return {ending: path or RESULTS / f"{stamp}.{ending}" for ending, path in named.items()}
+
+
+def write_all(run: report.Run, table: str, files: dict[str, Path]) -> None:
+    """Write the three files; without matplotlib there are two, and a word about it.
+
+    Raises:
+        BenchError: a file cannot be written.
+    """
+    document: dict[str, Any] = report.to_json(run)
+    for ending, content in (("json", json.dumps(document) + "\n"), ("md", table)):
+        try:
+            files[ending].write_text(content)
+        except OSError as error:
+            raise BenchError(f"{error.filename}: {error.strerror}; name another file") from error
+    write_plot(document, files["png"])
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -143,40 +112,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench; the exit code says how it went."""
     options = parse(argv)
     signal.signal(signal.SIGTERM, _stop)
-    adopt_orphans()
-    load_before = machine.load_average()
-    left_out = {name: reason for name in options.peers if (reason := PEERS[name].missing())}
     try:
+        if options.compare is not None:
+            older, newer = map(load_run, options.compare)
+            sys.stdout.write(compare(older, newer))
+            return 0
+        adopt_orphans()
+        start, start_s = machine.Start.now(), time.monotonic()
         if options.network == "private":
             enter_private_network()
-        samples = measure_all(options, left_out)
+        sections = measure_all(options)
     except BenchError as error:
         sys.stderr.write(f"bench: {error}\n")
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    if not samples:
+    if not any(section.rows() for section in sections.values()):
         sys.stderr.write("bench: nothing could be measured\n")
         return EXIT_FAILED
     settings = {
-        "rounds": options.rounds,
-        "gib": options.gib,
-        "pings": options.pings,
-        "setups": options.setups,
-        "network": options.network,
+        name: getattr(options, name) for name in ("rounds", "gib", "pings", "setups", "guest_mib", "network", "quick")
     }
-    run = report.Run(machine.describe(load_before), settings, left_out, samples, measure_work())
+    settings |= {"seconds": round(time.monotonic() - start_s, 1), "budgets_s": options.budgets_s}
+    run = report.Run(machine.describe(start), settings, sections)
     table = report.to_markdown(run)
     sys.stdout.write(table)
+    files = destinations(options)
     try:
-        if options.markdown is not None:
-            options.markdown.write_text(table)
-        if options.json is not None:
-            options.json.write_text(json.dumps(report.to_json(run)) + "\n")
-    except OSError as error:
-        sys.stderr.write(f"bench: {error.filename}: {error.strerror}; name another file\n")
+        write_all(run, table, files)
+    except BenchError as error:
+        sys.stderr.write(f"bench: {error}\n")
         return EXIT_USAGE
-    results = report.judge(report.summarise(samples))
+    sys.stderr.write(f"bench: {', '.join(map(str, files.values()))}\n")
+    peers = sections.get(PEERS_SECTION)
+    results = judge(peers.rows()) if isinstance(peers, PeersResult) else []
     if options.check and not (results and all(result.met for result in results)):
         return EXIT_MISSED
     return 0

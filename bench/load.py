@@ -4,12 +4,15 @@ Each role is one small process, the same for every peer, so that what differs be
 parent (`bench.measure`) speaks to it in lines: a role prints one JSON object a line, and where it must wait (to start,
 or before it closes its socket and so ends the relays) it waits for a line on standard input.
 
-    python -m bench.load sink   --bytes N               accept one stream, count N bytes, say when the last arrived
-    python -m bench.load source --to HOST:PORT --bytes N
+    python -m bench.load sink   --bytes N [--count C]   accept C streams of N bytes each, say when the last byte arrived
+    python -m bench.load source --to HOST:PORT --bytes N [--prime P]
     python -m bench.load echo                           send back whatever arrives, on any number of connections
     python -m bench.load ping   --to HOST:PORT --count N
     python -m bench.load setup  --to HOST:PORT --count N
     python -m bench.load launch --port P -- COMMAND     run COMMAND once per connection, the socket its input and output
+
+With --prime the source sends P of its bytes, says so, and waits for a further line before the rest: so that handshakes
+are over before anything is timed.
 
 The source writes a block of random bytes over and over: incompressible, and far larger than any relay's buffers. The
 sink receives into one buffer and looks at nothing. Neither uses tricks (sendfile, MSG_TRUNC, MSG_ZEROCOPY) that no
@@ -68,10 +71,8 @@ def listen() -> socket.socket:
     return listener
 
 
-def run_sink(expected_bytes: int) -> None:
-    """Take one stream; say when its last expected byte arrived; close only when told, so the relays can be sampled."""
-    listener = listen()
-    sock, _ = listener.accept()
+def _drain(sock: socket.socket, expected_bytes: int) -> tuple[int, int]:
+    """Receive until `expected_bytes` have come or the stream ends; bytes, and when the first came in nanoseconds."""
     buffer = memoryview(bytearray(RECV_BYTES))
     total = 0
     first_ns = 0
@@ -82,22 +83,55 @@ def run_sink(expected_bytes: int) -> None:
         if total == 0:
             first_ns = time.monotonic_ns()
         total += count
-    say(event="received", bytes=total, first_ns=first_ns, last_ns=time.monotonic_ns(), cpu_s=time.process_time())
+    return total, first_ns
+
+
+def run_sink(expected_bytes: int, streams: int) -> None:
+    """Take the streams; say when the last byte arrived; close only when told, so that the relays can be sampled."""
+    listener = listen()
+    socks: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+    counted: list[tuple[int, int]] = []
+
+    def drain(sock: socket.socket) -> None:
+        # A stream that broke is short, which the parent sees.
+        with contextlib.suppress(OSError):
+            counted.append(_drain(sock, expected_bytes))
+
+    for _ in range(streams):
+        sock, _peer = listener.accept()
+        socks.append(sock)
+        threads.append(threading.Thread(target=drain, args=(sock,), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    say(
+        event="received",
+        bytes=sum(total for total, _ in counted),
+        first_ns=min((first for _, first in counted), default=0),
+        last_ns=time.monotonic_ns(),
+        cpu_s=time.process_time(),
+    )
     await_line()
-    sock.close()
+    for sock in socks:
+        sock.close()
     listener.close()
 
 
-def run_source(address: str, total_bytes: int) -> None:
+def run_source(address: str, total_bytes: int, prime_bytes: int) -> None:
     """Make the block, wait for the word, connect, send the stream, and hold the connection open until told."""
     block = memoryview(os.urandom(SOURCE_BLOCK_BYTES))
     pieces = [block[at : at + SEND_BYTES] for at in range(0, SOURCE_BLOCK_BYTES, SEND_BYTES)]
     say(event="filled")
     await_line()
     sock = connect(address)
+    if prime_bytes:
+        sock.sendall(block[:prime_bytes])
+        say(event="primed", bytes=prime_bytes)
+        await_line()
     cpu_start_s = time.process_time()
     start_ns = time.monotonic_ns()
-    sent = 0
+    sent = prime_bytes
     index = 0
     while sent < total_bytes:
         piece = pieces[index]
@@ -199,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", default="", metavar="HOST:PORT")
     parser.add_argument("--bytes", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--prime", type=int, default=0)
     parser.add_argument("--port", type=int, default=0)
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
@@ -208,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         if options.role == "sink":
-            run_sink(options.bytes)
+            run_sink(options.bytes, options.count)
         elif options.role == "source":
-            run_source(options.to, options.bytes)
+            run_source(options.to, options.bytes, options.prime)
         elif options.role == "echo":
             run_echo()
         elif options.role == "ping":

@@ -26,7 +26,7 @@ from bench.processes import REPOSITORY, BenchError, ProcessTree
 GiB: Final = 1024**3
 NS_PER_S: Final = 1_000_000_000
 ANSWER_TIMEOUT_S: Final = 20.0  # for a load process to start, connect or finish a short task
-STREAM_TIMEOUT_S_PER_GIB: Final = 60.0  # below 17 MiB/s a relay is taken for hung
+STREAM_TIMEOUT_S_PER_GIB: Final = 30.0  # below 34 MiB/s a relay is taken for hung
 PING_TIMEOUT_S: Final = 60.0
 SETUP_TIMEOUT_S: Final = 120.0
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -70,6 +70,11 @@ class Load:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def hear(self, event: str, timeout_s: float, tree: ProcessTree | None = None) -> dict[str, Any]:
         """Wait for the next line, which must report `event`.

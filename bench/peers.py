@@ -26,17 +26,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from bench.certificates import make_self_signed
 from bench.processes import BenchError, KiB, ProcessTree, free_ports
 
 START_TIMEOUT_S: Final = 20.0  # until a relay listens, Python's imports on a busy machine included
@@ -107,34 +102,6 @@ def run(argv: list[str]) -> None:
         raise BenchError(f"{Path(argv[0]).name} failed with code {done.returncode}: {lines[-1]}")
 
 
-def make_certificate(directory: Path) -> Path:
-    """A throwaway self-signed certificate for `localhost`, its key in the same PEM file (0600); both ends use it."""
-    path = directory / "tls.pem"
-    if path.exists():
-        return path
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.touch(mode=0o600)
-    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
 def start_direct(_tree: ProcessTree, target: Target) -> int:
     """No relay: the source connects to the sink."""
     return target.sink_port
@@ -154,7 +121,7 @@ def start_socat(tree: ProcessTree, target: Target) -> int:
 
 def start_socat_openssl(tree: ProcessTree, target: Target) -> int:
     """Two socats with TLS 1.3 between them."""
-    pem = make_certificate(target.directory)
+    pem = make_self_signed(target.directory)
     config = target.directory / "openssl.cnf"
     config.write_text(
         "openssl_conf = init\n[init]\nssl_conf = ssl\n[ssl]\nsystem_default = defaults\n"
@@ -236,7 +203,7 @@ def start_ssh(tree: ProcessTree, target: Target) -> int:
 
 def start_stunnel(tree: ProcessTree, target: Target) -> int:
     """Two stunnels with TLS 1.3 between them."""
-    pem = make_certificate(target.directory)
+    pem = make_self_signed(target.directory)
     port, middle = free_ports(2)
     common = (
         "foreground = yes\npid =\ndebug = err\nsslVersion = TLSv1.3\n"
@@ -281,27 +248,47 @@ def await_ready(process: subprocess.Popen[bytes], tree: ProcessTree, what: str) 
 
 def start_korora(tree: ProcessTree, target: Target) -> int:
     """`korora receive` and `korora send`, one process each."""
+    return start_pair(tree, target)[0]
+
+
+def start_pair(
+    tree: ProcessTree, target: Target, *, sends: int = 1, options: Sequence[str] = (), reports: Path | None = None
+) -> list[int]:
+    """One `korora receive` and as many `korora send`; returns the port of each.
+
+    Args:
+        tree: where they belong.
+        target: where the bytes go.
+        sends: how many ways in.
+        options: further words for every command line.
+        reports: a directory for `send-0.json` and so on, the report of each.
+    """
     source, destination = make_identities(target.directory)
-    port, middle = free_ports(2)
+    middle, *ports = free_ports(sends + 1)
     korora = [sys.executable, "-m", "korora"]
-    quiet = ["--log-level", "warning"]
+    common = ["--log-level", "warning", *options]
     receive = tree.spawn(
         [
             *korora, "receive", "--listen", f"{LOOPBACK}:{middle}", "--to", f"tcp:{LOOPBACK}:{target.sink_port}",
-            "--identity", str(destination), *quiet,
+            "--identity", str(destination), *common,
         ],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     await_ready(receive, tree, "receive")
-    send = tree.spawn(
-        [
-            *korora, "send", "--from", f"tcp:{LOOPBACK}:{port}", "--peer", f"{LOOPBACK}:{middle}",
-            "--identity", str(source), *quiet,
-        ],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    await_ready(send, tree, "send")
-    return port
+    starting = [
+        tree.spawn(
+            [
+                *korora, "send", "--from", f"tcp:{LOOPBACK}:{port}", "--peer", f"{LOOPBACK}:{middle}",
+                "--identity", str(source), *common,
+                *(() if reports is None else ("--report", str(reports / f"send-{number}.json"))),
+            ],
+            stdout=subprocess.PIPE,
+        )
+        for number, port in enumerate(ports)
+    ]  # fmt: skip
+    for send in starting:
+        await_ready(send, tree, "send")
+    return ports
 
 
 DIRECT: Final = "direct"

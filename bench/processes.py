@@ -112,6 +112,29 @@ def cpu_clock_s(pid: int) -> float:
         return 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class MachineTime:
+    """CPU seconds of the whole machine since it started: used, taken by the hypervisor for others, and in all."""
+
+    busy_s: float
+    stolen_s: float
+    total_s: float
+
+    @classmethod
+    def now(cls) -> MachineTime:
+        """Read /proc/stat (proc(5)); its clock ticks are hundredths of a second."""
+        fields = [int(word) for word in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+        user, nice, system, idle, waiting, hard, soft, stolen = (field / os.sysconf("SC_CLK_TCK") for field in fields)
+        busy_s = user + nice + system + hard + soft
+        return cls(busy_s, stolen, busy_s + idle + waiting + stolen)
+
+    def since(self, earlier: MachineTime) -> MachineTime:
+        """What has passed."""
+        return MachineTime(
+            self.busy_s - earlier.busy_s, self.stolen_s - earlier.stolen_s, self.total_s - earlier.total_s
+        )
+
+
 def _stat_fields(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the state (field 3) on; empty if the process is gone."""
     try:

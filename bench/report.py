@@ -1,172 +1,27 @@
-"""From raw samples to medians, targets, JSON and a Markdown table."""
+"""A whole run: its machine, its settings, its sections; as JSON and as Markdown."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bench.machine import Machine
-from bench.measure import Sample
-from bench.peers import DIRECT, KORORA, PEERS
-from bench.work import Work
 
-SCHEMA: Final = "korora-bench-1"
-NS_PER_MS: Final = 1e6
-KIB_PER_MIB: Final = 1024
-THROUGHPUT_RATIO_MIN: Final = 1.7  # of the fastest encrypted peer
-CPU_RATIO_MAX: Final = 0.6  # of the thriftiest encrypted peer
-RELAY_MEMORY_MIB_MAX: Final = 256.0  # each relay, whatever the stream's size
-ADDED_ROUND_TRIP_MS_MAX: Final = 0.5  # idle session, median
+SCHEMA: Final = "korora-bench-2"
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median, least and greatest of the rounds (or of single events)."""
+class Result(Protocol):
+    """What a section came to."""
 
-    median: float
-    least: float
-    greatest: float
+    def rows(self) -> Mapping[str, object]:
+        """What was measured, by name."""
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of `values`; None of none."""
-        if not values:
-            return None
-        return cls(statistics.median(values), min(values), max(values))
+    def to_json(self) -> dict[str, Any]:
+        """`rows` by name, `samples`, and how many rounds there were."""
 
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One peer over all rounds."""
-
-    peer: str
-    encrypted: bool
-    rounds: int
-    gib_per_s: Spread
-    cpu_s_per_gib: Spread | None
-    memory_sum_mib: float
-    memory_largest_mib: float
-    processes: int
-    ping_ms: Spread | None
-    ping_p99_ms: float | None
-    added_ping_ms: float | None
-    setup_ms: Spread | None
-    setups: int
-
-
-@dataclass(frozen=True, slots=True)
-class TargetResult:
-    """One number to reach, and whether it was."""
-
-    name: str
-    value: float
-    limit: str
-    met: bool
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest-rank percentile of a non-empty sequence."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
-
-
-def summarise(samples: Sequence[Sample]) -> dict[str, Summary]:
-    """One summary a peer, in the order first met."""
-    by_peer: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_peer.setdefault(sample.peer, []).append(sample)
-    direct_ping = _pooled_ms(by_peer.get(DIRECT, []), lambda sample: sample.ping_ns)
-    summaries: dict[str, Summary] = {}
-    for name, rounds in by_peer.items():
-        throughput = Spread.of([sample.gib_per_s for sample in rounds])
-        assert throughput is not None  # noqa: S101 (a peer is only in the dictionary with a sample)
-        ping = _pooled_ms(rounds, lambda sample: sample.ping_ns)
-        setup = _pooled_ms(rounds, lambda sample: sample.setup_ns)
-        added = statistics.median(ping) - statistics.median(direct_ping) if ping and direct_ping else None
-        summaries[name] = Summary(
-            peer=name,
-            encrypted=PEERS[name].encrypted,
-            rounds=len(rounds),
-            gib_per_s=throughput,
-            cpu_s_per_gib=Spread.of([s.cpu_s_per_gib for s in rounds if s.cpu_s_per_gib is not None]),
-            memory_sum_mib=max(sum(s.memory_kib.values()) for s in rounds) / KIB_PER_MIB,
-            memory_largest_mib=max(max(s.memory_kib.values(), default=0) for s in rounds) / KIB_PER_MIB,
-            processes=max(len(s.memory_kib) for s in rounds),
-            ping_ms=Spread.of(ping),
-            ping_p99_ms=percentile(ping, 99) if ping else None,
-            added_ping_ms=None if name == DIRECT else added,
-            setup_ms=Spread.of(setup),
-            setups=len(setup),
-        )
-    return summaries
-
-
-def _pooled_ms(samples: Iterable[Sample], pick: Callable[[Sample], list[int]]) -> list[float]:
-    """All rounds' single times in milliseconds."""
-    return [nanoseconds / NS_PER_MS for sample in samples for nanoseconds in pick(sample)]
-
-
-def best_peers(summaries: Mapping[str, Summary]) -> tuple[Summary, Summary] | None:
-    """The fastest and the thriftiest encrypted peer that is not ours; None if none was measured."""
-    peers = [summary for summary in summaries.values() if summary.encrypted and summary.peer != KORORA]
-    if not peers:
-        return None
-    fastest = max(peers, key=lambda summary: summary.gib_per_s.median)
-    thriftiest = min(peers, key=_cpu)
-    return fastest, thriftiest
-
-
-def _cpu(summary: Summary) -> float:
-    """Median CPU-seconds per GiB; infinite where there is none to count."""
-    return summary.cpu_s_per_gib.median if summary.cpu_s_per_gib is not None else math.inf
-
-
-def judge(summaries: Mapping[str, Summary]) -> list[TargetResult]:
-    """The project's numbers to reach, for as far as this run can tell."""
-    ours = summaries.get(KORORA)
-    if ours is None:
-        return []
-    results: list[TargetResult] = []
-    best = best_peers(summaries)
-    if best is not None:
-        fastest, thriftiest = best
-        faster = ours.gib_per_s.median / fastest.gib_per_s.median
-        cheaper = _cpu(ours) / _cpu(thriftiest)
-        results += [
-            TargetResult(
-                f"throughput ÷ the fastest encrypted peer's ({fastest.peer})",
-                faster,
-                f"≥ {THROUGHPUT_RATIO_MIN}",
-                faster >= THROUGHPUT_RATIO_MIN,
-            ),
-            TargetResult(
-                f"CPU-s/GiB ÷ the thriftiest encrypted peer's ({thriftiest.peer})",
-                cheaper,
-                f"≤ {CPU_RATIO_MAX}",
-                cheaper <= CPU_RATIO_MAX,
-            ),
-        ]
-    results.append(
-        TargetResult(
-            "memory of the larger relay, MiB",
-            ours.memory_largest_mib,
-            f"≤ {RELAY_MEMORY_MIB_MAX:.0f}",
-            ours.memory_largest_mib <= RELAY_MEMORY_MIB_MAX,
-        )
-    )
-    if ours.added_ping_ms is not None:
-        results.append(
-            TargetResult(
-                "added 1-byte round trip on an idle session, ms (median)",
-                ours.added_ping_ms,
-                f"≤ {ADDED_ROUND_TRIP_MS_MAX}",
-                ours.added_ping_ms <= ADDED_ROUND_TRIP_MS_MAX,
-            )
-        )
-    return results
+    def to_markdown(self) -> list[str]:
+        """A heading, and tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,100 +30,31 @@ class Run:
 
     machine: Machine
     settings: Mapping[str, Any]
-    left_out: Mapping[str, str]
-    samples: Sequence[Sample]
-    work: Work
+    sections: Mapping[str, Result]
 
 
 def to_json(run: Run) -> dict[str, Any]:
     """Everything a later reader needs to judge the figures or compute others."""
-    summaries = summarise(run.samples)
     return {
         "schema": SCHEMA,
         "machine": asdict(run.machine),
         "settings": dict(run.settings),
-        "left_out": dict(run.left_out),
-        "work": asdict(run.work),
-        "summary": {name: asdict(summary) for name, summary in summaries.items()},
-        "targets": [asdict(result) for result in judge(summaries)],
-        "samples": [asdict(sample) for sample in run.samples],
+        "sections": {name: section.to_json() for name, section in run.sections.items()},
     }
 
 
-def _spread(spread: Spread | None, digits: int) -> str:
-    """`median (least–greatest)`, or a dash."""
-    if spread is None:
-        return "–"
-    return f"{spread.median:.{digits}f} ({spread.least:.{digits}f}–{spread.greatest:.{digits}f})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    """A number, or a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def to_markdown(run: Run) -> str:
-    """The table for people, with the machine above it and the targets below."""
+    """The tables for people, with the machine above them."""
     machine, settings = run.machine, run.settings
-    summaries = summarise(run.samples)
-    best = best_peers(summaries)
     lines = [
-        f"{machine.cpu}, {machine.cores} cores, Linux {machine.kernel}, Python {machine.python}; {machine.date}, "
-        f"revision {machine.revision}, load {machine.load_before} before and {machine.load_after} after.",
-        f"Loopback ({settings['network']} network), TCP congestion control `{machine.congestion_control}`. "
-        f"{settings['rounds']} interleaved rounds of {settings['gib']:g} GiB each; medians (least–greatest).",
-        "",
-        "| | GiB/s | ÷ fastest encrypted | CPU-s/GiB | ÷ thriftiest encrypted | peak MiB, all (largest) "
-        "| ping ms, median (p99) | added ms | set-up ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"{machine.cpu}, {machine.cores} cores ({machine.caches}), {machine.memory_mib} MiB; "
+        f"virtualisation {machine.virtualisation}, governor {machine.governor}; Linux {machine.kernel}, "
+        f"Python {machine.python}; {machine.date}, revision {machine.revision}, load {machine.load_before} before and "
+        f"{machine.load_after} after, {machine.stolen_percent:.1f} % of CPU time stolen.",
+        f"Loopback ({settings['network']} network), TCP congestion control `{machine.congestion_control}`; "
+        f"streams of {settings['gib']:g} GiB; {settings['seconds']:.0f} s in all.",
     ]
-    for summary in summaries.values():
-        speed_ratio = None if best is None else summary.gib_per_s.median / best[0].gib_per_s.median
-        cpu_ratio = (
-            summary.cpu_s_per_gib.median / _cpu(best[1])
-            if best is not None and summary.cpu_s_per_gib is not None
-            else None
-        )
-        memory = f"{summary.memory_sum_mib:.0f} ({summary.memory_largest_mib:.0f})" if summary.processes else "–"
-        ping = "–" if summary.ping_ms is None else f"{summary.ping_ms.median:.3f} ({_number(summary.ping_p99_ms, 3)})"
-        cells = [
-            f"**{summary.peer}**" if summary.peer == KORORA else summary.peer,
-            _spread(summary.gib_per_s, 2),
-            _number(speed_ratio, 2),
-            _spread(summary.cpu_s_per_gib, 2),
-            _number(cpu_ratio, 2),
-            memory,
-            ping,
-            _number(summary.added_ping_ms, 3),
-            _spread(summary.setup_ms, 1),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    for name, reason in run.left_out.items():
-        lines.append(f"| {name} | left out: {reason.replace('|', '/')} | | | | | | | |")
-    results = judge(summaries)
-    if results:
-        lines += ["", "| to reach | measured | limit | |", "| --- | --- | --- | --- |"]
-        lines += [
-            f"| {result.name} | {result.value:.2f} | {result.limit} | {'met' if result.met else '**missed**'} |"
-            for result in results
-        ]
-    lines += ["", _floor(run.work, summaries)]
+    for section in run.sections.values():
+        lines += ["", *section.to_markdown()]
     lines += ["", f"Tools: {'; '.join(f'{name} {version}' for name, version in machine.tools.items())}."]
     return "\n".join(lines) + "\n"
-
-
-def _floor(work: Work, summaries: Mapping[str, Summary]) -> str:
-    """What the pair's duties cost by themselves, as a sentence."""
-    text = (
-        f"In the cache of one core BLAKE3 costs {work.blake3_s_per_gib:.3f} and AES-256-GCM "
-        f"{work.aes_256_gcm_s_per_gib:.3f} CPU-s/GiB, so a pair's digests and cryptography "
-        f"{work.pair_s_per_gib:.2f}"
-    )
-    hop, ours = summaries.get("socat"), summaries.get(KORORA)
-    if hop is None or hop.cpu_s_per_gib is None:
-        return text + "."
-    floor = work.pair_s_per_gib + 2 * hop.cpu_s_per_gib.median
-    text += f"; with two plain socat hops that makes {floor:.2f}"
-    if ours is None or ours.cpu_s_per_gib is None:
-        return text + "."
-    return text + f", and korora uses {ours.cpu_s_per_gib.median / floor:.2f} times as much."

@@ -26,6 +26,7 @@ CHANNELS_MAX: Final = 64  # per session: QEMU's multifd allows 255, nobody uses 
 LANES_MAX: Final = 16  # per session
 ORDER_AHEAD_MAX: Final = CHANNELS_MAX * FRAMES_IN_FLIGHT_MAX  # how far a frame may be ahead in cache order
 SESSIONS_MAX: Final = 16  # per process, at once
+LANE_DEPTH: Final = 2  # frames handed to a lane's thread at once: one is sent while the next is made
 LANE_ATTEMPTS_MAX: Final = 5  # a lane hello may be refused and made anew
 ENDED_SESSIONS_MAX: Final = 256  # whose verdict is kept for a source that was away at the end
 ACK_ENTRIES_MAX: Final = CHANNELS_MAX  # per ACK record

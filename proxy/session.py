@@ -294,8 +294,11 @@ class Session:
         self.acknowledge_again()
 
     def acknowledge_again(self) -> None:
-        """Acknowledgements may have been lost on the way: all of them are due once more."""
-        self._unacknowledged.update(self.receivers)
+        """Acknowledgements may have been lost on the way: all of them are due once more.
+
+        But for channels on which nothing has come: the peer may not have them open yet.
+        """
+        self._unacknowledged.update(channel for channel, half in self.receivers.items() if half.written)
 
     # ---- lanes
 

@@ -223,6 +223,13 @@ class QemuVm:
         return self._qmp
 
     @property
+    def pid(self) -> int:
+        """The process id. Raises DemoError before the start."""
+        if self._process is None:
+            raise DemoError(f"the {self.name} QEMU is not running")
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process is alive."""
         return self._process is not None and self._process.returncode is None

@@ -71,10 +71,10 @@ class DestinationRunner(Runner):
         lanes: int,
         random: RandomBytes = os.urandom,
     ) -> None:
-        super().__init__(session, report, meeting, resume_seconds)
+        super().__init__(session, report, meeting, resume_seconds, lanes)
         self._meeting = meeting
         self.offer, self.secret, self.suite = offer, secret, suite
-        self._egress, self._lanes_wanted, self._random = egress, lanes, random
+        self._egress, self._random = egress, random
         self._tokens: dict[bytes, LaneId] = {}
         self._next_lane = 0
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
@@ -85,7 +85,7 @@ class DestinationRunner(Runner):
 
     def grants(self) -> tuple[LaneGrant, ...]:
         """Permission for as many lanes as the session is to have."""
-        return tuple(self.grant() for _ in range(self._lanes_wanted))
+        return tuple(self.grant() for _ in range(self.lanes_wanted))
 
     def grant(self) -> LaneGrant:
         """A lane id never given out before in this session, with a token for its hello.
@@ -124,8 +124,7 @@ class DestinationRunner(Runner):
         """
         keys = self.keys
         self.bundle.expect()
-        sealer, opener = keys.halves(lane_id)
-        lane = Lane(sock, lane_id, sealer, opener, self.pool)
+        lane = self.make_lane(sock, lane_id, keys)
         lane.received_bytes = LANE_PREFIX_BYTES
         try:
             async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):

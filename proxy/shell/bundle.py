@@ -34,6 +34,9 @@ class Host(Protocol):
     def acknowledged(self) -> None:
         """The peer has acknowledged something."""
 
+    def fail(self, error: BaseException) -> None:
+        """Something that cannot be made good went wrong."""
+
     def lane_broke(self, lane: Lane, error: PeerLost) -> None:
         """A lane has broken, and is out of the bundle."""
 
@@ -89,6 +92,7 @@ class Bundle:
     def add(self, lane: Lane) -> None:
         """A lane whose hello has been exchanged joins; ``receive`` must be served for it."""
         self.lanes[lane.id] = lane
+        lane.start()
         self.most = max(self.most, len(self.lanes))
         lane.on_idle = self._acks_due_now
         while lane.free and self._hand_over(lane):
@@ -206,6 +210,9 @@ class Bundle:
             self.give_back(lane)
             lane = await self.take()
         outbox = self._session.outbox
+        if frame.settled:  # acknowledged while it waited: its buffer may be another frame's by now
+            self.give_back(lane)
+            return
         outbox.leaving(frame, lane.id)
         if lane.threaded:
             lane.post_frame(frame.data, partial(self._posted, lane, frame))
@@ -218,10 +225,12 @@ class Bundle:
             outbox.left(frame)
             self.give_back(lane)
 
-    def _posted(self, lane: Lane, frame: Outgoing, error: PeerLost | None) -> None:
+    def _posted(self, lane: Lane, frame: Outgoing, error: BaseException | None) -> None:
         self._session.outbox.left(frame)
-        if error is not None:
+        if isinstance(error, PeerLost):
             self.broke(lane, error)
+        elif error is not None:
+            self._host.fail(error)
         self.give_back(lane)
 
     async def resend(self) -> None:

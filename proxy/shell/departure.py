@@ -68,13 +68,12 @@ class SourceRunner(Runner):
         ingress: Ingress,
         first: Connection,
     ) -> None:
-        super().__init__(session, report, meeting, resume_seconds)
+        super().__init__(session, report, meeting, resume_seconds, len(accept.lanes))
         self._meeting = meeting
         self._contact, self._ingress, self._first = contact, ingress, first
         self._suite, self._route = Suite(accept.suite), accept.route
         self._secret = ResumeSecret(meeting.link.tls.export(session.id), session.id)
         self._grants = list(accept.lanes)
-        self._lanes_wanted = len(accept.lanes)
         self._seen_lanes: set[int] = set()
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
@@ -83,8 +82,8 @@ class SourceRunner(Runner):
 
     def set_lanes(self, count: int) -> None:
         """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some."""
-        self._lanes_wanted = max(1, min(LANES_MAX, count))
-        while len(self.bundle.lanes) > self._lanes_wanted:
+        self.lanes_wanted = max(1, min(LANES_MAX, count))
+        while len(self.bundle.lanes) > self.lanes_wanted:
             lane = self.bundle.lanes[max(self.bundle.lanes)]
             self.bundle.remove(lane)
             self.serve(self.leave(lane), f"leave {lane.id}")
@@ -182,7 +181,7 @@ class SourceRunner(Runner):
         """
         failed = 0
         while True:
-            while self.link is None or len(self.bundle.lanes) >= self._lanes_wanted:
+            while self.link is None or len(self.bundle.lanes) >= self.lanes_wanted:
                 await self.changed.wait()
             try:
                 lane = await self._while_met(self._open_lane(self.keys))
@@ -212,7 +211,10 @@ class SourceRunner(Runner):
                     return None
                 await self.changed.wait()
         finally:
-            opening.cancel()
+            opening.cancel()  # which drops what it has
+        if self.keys is not keys:
+            opening.result().drop()
+            return None
         return opening.result()
 
     async def _open_lane(self, keys: LaneKeys) -> Lane:
@@ -237,10 +239,9 @@ class SourceRunner(Runner):
             return await self._say_hello(grant, keys)
 
     async def _say_hello(self, grant: LaneGrant, keys: LaneKeys) -> Lane:
-        sealer, opener = keys.halves(LaneId(grant.lane))
         where = self._contact().where
         sock = await dial_tcp(where.host, where.port)
-        lane = Lane(sock, LaneId(grant.lane), sealer, opener, self.pool)
+        lane = self.make_lane(sock, LaneId(grant.lane), keys)
         try:
             await lane.send_raw(LANE_MAGIC + grant.token)
             await lane.send(RecordType.HELLO)

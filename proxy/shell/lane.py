@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from crypto.errors import RecordTooLarge
@@ -34,17 +34,23 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._free: list[bytearray] = []
-        self.out = 0
+        self._made = 0
+
+    @property
+    def out(self) -> int:
         """Buffers in use."""
+        return self._made - len(self._free)
 
     def take(self) -> bytearray:
-        """A buffer with undefined content."""
-        self.out += 1
-        return self._free.pop() if self._free else bytearray(PAYLOAD_BYTES_MAX)
+        """A buffer with undefined content. Any thread may take one."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            self._made += 1
+            return bytearray(PAYLOAD_BYTES_MAX)
 
     def give(self, buffer: bytearray) -> None:
         """Give a buffer back."""
-        self.out -= 1
         self._free.append(buffer)
 
 
@@ -102,8 +108,26 @@ class Record(NamedTuple):
         return memoryview(self.buffer)[: self.header.length]
 
 
+def parts_of(kind: RecordType, payload: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The records that carry something: flags and payload of each; only a frame may need several."""
+    size = len(payload)
+    if kind is not RecordType.FRAME:
+        yield 0, payload
+    elif size <= PAYLOAD_BYTES_MAX:
+        yield WHOLE_FRAME, payload
+    else:
+        for start in range(0, size, PAYLOAD_BYTES_MAX):
+            part = payload[start : start + PAYLOAD_BYTES_MAX]
+            flags = FrameFlags(0)
+            if start == 0:
+                flags |= FrameFlags.FIRST
+            if start + len(part) == size:
+                flags |= FrameFlags.LAST
+            yield flags, part
+
+
 class Lane:
-    """One lane.
+    """One lane, carried by the loop itself.
 
     Args:
         sock: connected and non-blocking; this object owns it.
@@ -112,6 +136,9 @@ class Lane:
         opener: for those it receives.
         pool: where plaintext buffers come from.
     """
+
+    threaded = False
+    """Whether frames go to it by ``post_frame``, and are sent by a thread."""
 
     def __init__(self, sock: socket.socket, lane: LaneId, sealer: Sealer, opener: Opener, pool: BufferPool) -> None:
         self.id = lane
@@ -133,7 +160,6 @@ class Lane:
         """Records and frames it was taken for and has not sent yet (see ``Bundle.take``)."""
         self.turn = 0
         """When it was taken last, as ``Bundle`` counts."""
-        self.threaded = False
 
     @property
     def free(self) -> bool:
@@ -200,21 +226,15 @@ class Lane:
             PeerLost: the connection broke.
         """
         async with self._sending:
-            size = len(frame)
-            for start in range(0, size, PAYLOAD_BYTES_MAX):
-                part = frame[start : start + PAYLOAD_BYTES_MAX]
-                flags = WHOLE_FRAME
-                if size > PAYLOAD_BYTES_MAX:
-                    flags = FrameFlags(0)
-                    if start == 0:
-                        flags |= FrameFlags.FIRST
-                    if start + len(part) == size:
-                        flags |= FrameFlags.LAST
+            for flags, part in parts_of(RecordType.FRAME, frame):
                 total = self._sealer.seal_into(RecordType.FRAME, flags, part, self._sealed)
                 await self._send_all(self._sealed[:total])
 
-    def post_frame(self, frame: memoryview, done: Callable[[PeerLost | None], None]) -> None:
-        """Seal and send one frame on the lane's own thread; ``done`` is called on the loop."""
+    def start(self) -> None:
+        """The hello has been exchanged: from now on records go both ways."""
+
+    def post_frame(self, frame: memoryview, done: Callable[[BaseException | None], None]) -> None:
+        """Seal and send one frame on the lane's own thread; ``done`` is called on the loop, with what went wrong."""
         raise NotImplementedError
 
     async def _send_all(self, view: memoryview) -> None:
@@ -241,14 +261,17 @@ class Lane:
         """
         if self._filled < HEADER_BYTES:
             await self._fill(HEADER_BYTES, HEADER_BYTES)
-        header_bytes = self._incoming[:HEADER_BYTES]
-        header = self._opener.parse_header(header_bytes)
+        header = self._opener.parse_header(self._incoming[:HEADER_BYTES])
         end = HEADER_BYTES + header.body_bytes
         # A FINAL is the last thing a lane carries: nothing may be asked for beyond it.
         if self._filled < end:
             await self._fill(end, end if header.type is RecordType.FINAL else end + HEADER_BYTES)
+        return self._open(header, end)
+
+    def _open(self, header: RecordHeader, end: int) -> Record:
+        """Open the record that stands whole at the buffer's start, and make room for the next."""
         buffer = self._pool.take()
-        body = self._incoming[HEADER_BYTES:end]
+        header_bytes, body = self._incoming[:HEADER_BYTES], self._incoming[HEADER_BYTES:end]
         self._opener.open_into(header, header_bytes, body, memoryview(buffer)[: header.length])
         rest = self._filled - end
         if rest:

@@ -10,6 +10,7 @@ hypervisors wait, and the session goes on when it comes back, or ends when it do
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel, FrameOwner
 from proxy.shell.lane import BufferPool, Lane, LaneKeys, Record
 from proxy.shell.link import ControlLink
+from proxy.shell.threads import ThreadedLane
 from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
 from proxy.wire import ChannelId, FrameHeader, FrameKind
@@ -54,9 +56,12 @@ class Runner:
         report: filled in as the session goes.
         meeting: the first control connection, past ACCEPT.
         resume_seconds: how long a loss is waited out, as ACCEPT says; 0: it ends the session.
+        lanes: how many the session is to have.
     """
 
-    def __init__(self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int) -> None:
+    def __init__(
+        self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int, lanes: int
+    ) -> None:
         self.session = session
         self.link: ControlLink | None = meeting.link
         """The control connection; None while the peer is away."""
@@ -69,6 +74,7 @@ class Runner:
         self.channels: dict[ChannelId, Channel] = {}
         self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=meeting.peer.name)
         self.bucket = TokenBucket()
+        self.lanes_wanted = lanes
         self.over = False
         """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
         self.heard = False
@@ -416,6 +422,11 @@ class Runner:
         self.report.lanes = self.bundle.most
         self.serve(self.bundle.receive(lane), f"lane {lane.id}")
         self.progress.wake()
+
+    def make_lane(self, sock: socket.socket, lane: LaneId, keys: LaneKeys) -> Lane:
+        """A lane for the hello; where the session is to have several, each has threads of its own."""
+        kind = ThreadedLane if self.lanes_wanted > 1 else Lane
+        return kind(sock, lane, *keys.halves(lane), self.pool)
 
     def frame(self, owner: FrameOwner, header: FrameHeader, body: memoryview) -> None:
         """See ``Host.frame``."""

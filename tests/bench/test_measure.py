@@ -1,18 +1,14 @@
 """The harness itself, on streams far too small to time anything by."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench import peers
-from bench.__main__ import parse
 from bench.measure import Plan, measure, measure_stream
 from bench.peers import PEERS, Peer, Target
-from bench.processes import REPOSITORY, BenchError, ProcessTree, free_ports
+from bench.processes import BenchError, ProcessTree, free_ports
 
 MiB = 1024 * 1024
 PLAN = Plan(stream_bytes=3 * MiB + 5, pings=10, setups=2)
@@ -60,55 +56,3 @@ def test_a_missing_program_is_one_line_with_the_remedy(monkeypatch: pytest.Monke
     monkeypatch.setattr(peers, "find_program", lambda name: None)
     assert PEERS["stunnel"].missing() == "stunnel4 not found; Debian: apt-get install stunnel4"
     assert PEERS["direct"].missing() == ""
-
-
-def test_quick_is_quick() -> None:
-    options = parse(["--quick"])
-    assert (options.rounds, options.gib) == (2, 0.75)
-    assert options.peers == list(PEERS)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--peers", "carrier-pigeon"],
-        ["--peers", ""],
-        ["--rounds", "0"],
-        ["--gib", "0"],
-        ["--json", "/nonexistent/directory/file"],
-    ],
-)
-def test_a_usage_error_is_said_before_anything_is_measured(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse(argv)
-    assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
-
-
-@needs_socat
-def test_the_command_writes_both_files(tmp_path: Path) -> None:
-    written, table = tmp_path / "run.json", tmp_path / "run.md"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bench", "--peers", "direct,socat", "--rounds", "1", "--gib", "0.004", "--pings", "5",
-            "--setups", "2", "--json", str(written), "--markdown", str(table),
-        ],
-        cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=50,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == table.read_text()
-    document = json.loads(written.read_text())
-    assert [sample["peer"] for sample in document["samples"]] == ["direct", "socat"]
-    assert document["machine"]["cores"] >= 1
-    assert "bench: 2/2 round 1: socat" in done.stderr
-
-
-def test_check_fails_where_nothing_can_be_judged() -> None:
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bench", "--peers", "direct", "--rounds", "1", "--gib", "0.004", "--pings", "5",
-            "--setups", "1", "--check",
-        ],
-        cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=50,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr

@@ -1,145 +1,40 @@
-"""From samples to medians, targets, JSON and the table."""
+"""A whole run as JSON and Markdown."""
 
 import json
-from dataclasses import replace
 
-import pytest
-
-from bench.machine import Machine
-from bench.measure import Sample
-from bench.report import SCHEMA, Run, Spread, judge, percentile, summarise, to_json, to_markdown
-from bench.work import Work
-
-MACHINE = Machine(
-    cpu="A CPU",
-    cores=2,
-    memory_mib=1024,
-    kernel="6.1",
-    congestion_control="cubic",
-    python="3.11.2",
-    tools={"socat": "1.7"},
-    revision="0123456789ab",
-    date="2026-01-01 00:00 UTC",
-    load_before="0.00",
-    load_after="1.00",
-)
-SETTINGS = {"rounds": 3, "gib": 2.0, "pings": 2, "setups": 1, "network": "host"}
-WORK = Work(blake3_s_per_gib=0.15, aes_256_gcm_s_per_gib=0.07)
+from bench.machine import Start, describe
+from bench.report import SCHEMA, to_json, to_markdown
+from tests.bench.canned import canned_run
 
 
-def sample(peer: str, round_number: int, gib_per_s: float, cpu: float | None, ping_ms: float) -> Sample:
-    """A sample of a relay in two processes of 10 and 20 MiB."""
-    return Sample(
-        peer=peer,
-        round=round_number,
-        bytes=2 * 1024**3,
-        seconds=2 / gib_per_s,
-        gib_per_s=gib_per_s,
-        cpu_s_per_gib=cpu,
-        memory_kib={} if cpu is None else {"0 relay": 10 * 1024, "1 relay": 20 * 1024},
-        source_cpu_s_per_gib=0.2,
-        sink_cpu_s_per_gib=0.1,
-        ping_ns=[int(ping_ms * 1e6)] * 2,
-        setup_ns=[5_000_000],
-    )
-
-
-SAMPLES = [
-    sample("direct", 1, 5.0, None, 0.01),
-    sample("socat", 1, 3.0, 0.2, 0.02),
-    sample("ssh", 1, 0.5, 1.0, 0.1),
-    sample("stunnel", 1, 1.0, 1.5, 0.05),
-    sample("korora", 1, 1.5, 0.7, 0.3),
-    sample("korora", 2, 1.8, 0.5, 0.3),
-    sample("korora", 3, 9.0, 0.1, 0.3),
-]
-
-
-def run_of(samples: list[Sample], left_out: dict[str, str] | None = None) -> Run:
-    """A run of these samples."""
-    return Run(MACHINE, SETTINGS, left_out or {}, samples, WORK)
-
-
-def test_a_spread_is_the_median_with_its_extremes() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
-    assert Spread.of([4.0, 1.0]) == Spread(2.5, 1.0, 4.0)
-    assert Spread.of([]) is None
-
-
-@pytest.mark.parametrize(("percent", "value"), [(50, 50), (99, 99), (100, 100), (0, 1)])
-def test_percentiles_are_nearest_rank(percent: float, value: float) -> None:
-    assert percentile([float(number) for number in range(100, 0, -1)], percent) == value
-
-
-def test_one_odd_round_does_not_move_a_median() -> None:
-    korora = summarise(SAMPLES)["korora"]
-    assert korora.gib_per_s.median == 1.8
-    assert korora.cpu_s_per_gib == Spread(0.5, 0.1, 0.7)
-    assert korora.rounds == 3
-
-
-def test_memory_counts_every_process_and_names_the_largest() -> None:
-    summary = summarise(SAMPLES)["ssh"]
-    assert (summary.memory_sum_mib, summary.memory_largest_mib, summary.processes) == (30, 20, 2)
-    assert summarise(SAMPLES)["direct"].processes == 0
-
-
-def test_added_round_trip_is_beyond_direct() -> None:
-    summaries = summarise(SAMPLES)
-    assert summaries["korora"].added_ping_ms == pytest.approx(0.29)
-    assert summaries["direct"].added_ping_ms is None
-    assert summarise(SAMPLES[1:])["korora"].added_ping_ms is None
-
-
-def test_throughput_is_held_against_the_fastest_and_cpu_against_the_thriftiest_encrypted_peer() -> None:
-    throughput, cpu, memory, ping = judge(summarise(SAMPLES))
-    assert "stunnel" in throughput.name
-    assert throughput.value == pytest.approx(1.8)
-    assert throughput.met
-    assert "ssh" in cpu.name
-    assert cpu.value == pytest.approx(0.5)
-    assert cpu.met
-    assert memory.met
-    assert ping.met
-
-
-def test_a_missed_target_is_said() -> None:
-    slow = [replace(one, gib_per_s=1.69) if one.peer == "korora" else one for one in SAMPLES]
-    results = judge(summarise(slow))
-    assert [result.met for result in results] == [False, True, True, True]
-    assert "**missed**" in to_markdown(run_of(slow))
-
-
-def test_without_a_peer_there_is_nothing_to_hold_against() -> None:
-    assert judge(summarise(SAMPLES[:4])) == []
-    alone = judge(summarise([SAMPLES[4]]))
-    assert len(alone) == 1
-    assert "memory" in alone[0].name
-
-
-def test_json_holds_every_sample_and_the_machine() -> None:
-    document = json.loads(json.dumps(to_json(run_of(SAMPLES, {"socat-openssl": "socat not found"}))))
-    assert set(document) == {"schema", "machine", "settings", "left_out", "work", "summary", "targets", "samples"}
+def test_json_holds_every_section_with_rows_and_samples() -> None:
+    document = json.loads(json.dumps(to_json(canned_run())))
+    assert set(document) == {"schema", "machine", "settings", "sections"}
     assert document["schema"] == SCHEMA
-    assert len(document["samples"]) == len(SAMPLES)
-    assert document["samples"][0]["ping_ns"] == [10_000, 10_000]
+    assert list(document["sections"]) == ["ladder", "peers", "lanes", "sessions", "qemu"]
     assert document["machine"]["congestion_control"] == "cubic"
-    assert set(document["summary"]) == {"direct", "socat", "ssh", "stunnel", "korora"}
-    assert all(set(target) == {"name", "value", "limit", "met"} for target in document["targets"])
+    for section in document["sections"].values():
+        assert section["rows"]
+        assert section["samples"]
+        assert (section["rounds"], section["planned"], section["cut"]) == (2, 2, "")
 
 
-def test_every_row_of_the_table_has_every_column() -> None:
-    table = to_markdown(run_of(SAMPLES, {"socat-openssl": "socat | not found"}))
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    first = rows.index(next(row for row in rows if row.startswith("| direct")))
-    width = rows[0].count("|")
-    peers = rows[: first + 6]
-    assert all(row.count("|") == width for row in peers)
-    assert "left out: socat / not found" in peers[-1]
-    assert "| – |" in rows[first]
-    assert "| **korora** | 1.80 (1.50–9.00) | 1.80 | 0.50 (0.10–0.70) | 0.50 | 30 (20) |" in table
+def test_the_machine_stands_above_the_tables_and_every_table_is_whole() -> None:
+    text = to_markdown(canned_run())
+    assert text.startswith("A CPU (6/1/1), 2 cores (L1 32K, L2 1024K, L3 8192K), 1024 MiB; virtualisation none")
+    headings = [line for line in text.splitlines() if line.startswith("###")]
+    assert headings == ["### Ladder", "### Peers", "### By lanes", "### By sessions", "### QEMU migrations"]
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) <= 1, block
 
 
-def test_the_floor_is_two_hops_and_the_work() -> None:
-    assert "that makes 0.84, and korora uses 0.60 times as much" in to_markdown(run_of(SAMPLES))
-    assert "so a pair's digests and cryptography 0.44." in to_markdown(run_of(SAMPLES[2:]))
+def test_this_machine_says_what_it_is() -> None:
+    here = describe(Start.now())
+    assert here.cores >= 1
+    assert here.memory_mib > 0
+    for field in (here.cpu, here.caches, here.virtualisation, here.governor, here.kernel, here.congestion_control):
+        assert field
+    assert 0 <= here.stolen_percent <= 100
+    assert float(here.load_before) >= 0
+    assert here.tools["blake3"]

@@ -279,7 +279,11 @@ class Pair:
 
     async def channel(self, hypervisors: Hypervisors) -> tuple[Wire, Wire]:
         """Both ends of the next channel; an error where the session has ended instead of opening it."""
-        opening = asyncio.ensure_future(hypervisors.channel())
+        return await self.unless_ended(hypervisors.channel())
+
+    async def unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for something that will not come about any more where the session has ended."""
+        opening = asyncio.ensure_future(work)
         await asyncio.wait({opening, self.source_ended}, return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():
             opening.cancel()
