@@ -7,11 +7,12 @@
 #   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
 #   make e2e      only the tests that drive real hypervisors
 #   make bench    what the relay pair costs, step by step, beside its peers and under QEMU: one run, below ten minutes
+#   make soak     relays under load and faults for 15 minutes: all exact, and level at the end  (SOAK_SECONDS, SOAK_SEED)
 #   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test e2e check format bench lock
+.PHONY: help setup system demo test e2e check format bench soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +52,12 @@ format: setup
 bench: setup system
 	@deploy/rig/system-packages bench
 	$(BIN)/python -m bench
+
+SOAK_SECONDS ?= 900
+SOAK_SEED ?=
+SOAK_JSON ?= soak.json
+soak: setup
+	$(BIN)/python -m tests.chaos.soak --seconds $(SOAK_SECONDS) --json $(SOAK_JSON) $(addprefix --seed ,$(SOAK_SEED))
 
 # pip-tools is the one tool not locked: it makes the lock. Run this under the oldest Python supported, 3.11.
 PIP_COMPILE := $(VENV)-lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \

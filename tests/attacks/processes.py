@@ -23,6 +23,8 @@ class Relay:
 
     def __init__(self, *arguments: str | Path) -> None:
         self._arguments = [*(str(argument) for argument in arguments), "--log-format", "json"]
+        self.command: tuple[str, ...] = KORORA
+        """What is run, before the arguments."""
         self._reading: list[asyncio.Task[None]] = []
         self._told = asyncio.Event()
         self.process: asyncio.subprocess.Process
@@ -37,7 +39,7 @@ class Relay:
         """Start it."""
         pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
-            *KORORA, *self._arguments, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            *self.command, *self._arguments, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
         )
         self._reading = [asyncio.create_task(self._hear()), asyncio.create_task(self._take())]
         return self

@@ -1,0 +1,67 @@
+"""Hundreds of short sessions, one after another and at once, through relays that stay up.
+
+Why: what leaks once a session (a descriptor, a task, a timer, a certificate) is not noticed in any test of one
+session, and is why daemons are restarted every night.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tests.attacks.processes import Hosts
+from tests.attacks.relays import on_uvloop
+from tests.chaos.load import KIB, Backend, Talk, talk_through
+from tests.chaos.relays import Watched, receiver, sender, standing
+
+ONE_AFTER_ANOTHER = 120
+WARM_UP = 20
+AT_ONCE = 6  # source's relays; the destination takes 16 sessions
+EACH = 20
+THREADS_MORE_MAX = 8
+RSS_GROWTH_KIB_MAX = 8 * KIB  # 80 KiB a session would already be a leak
+
+
+@on_uvloop
+async def test_one_after_another(hosts: Hosts, tmp_path: Path) -> None:
+    """Descriptors and threads as after the first few; memory not growing by the session."""
+    async with standing(hosts, tmp_path) as pair:
+        relays = (pair.send, pair.receive)
+        for number in range(WARM_UP):
+            await pair.session(Talk(number, 300 * KIB, 1000))
+        before = [relay.usage for relay in relays]
+        for number in range(WARM_UP, WARM_UP + ONE_AFTER_ANOTHER):
+            ends, codes = await pair.session(Talk(number, 10_000 * (number % 31), 3_000 * (number % 7)))
+            assert codes == (0, 0), f"session {number}: {pair.send.lines}"
+            assert ends[0].whole, f"session {number}: {ends[0]}"
+        for relay, usage in zip(relays, before, strict=True):
+            await relay.level(usage)
+            growth = relay.usage.rss_kib - usage.rss_kib
+            assert growth < RSS_GROWTH_KIB_MAX, f"{growth} KiB in {ONE_AFTER_ANOTHER} sessions"
+
+
+@on_uvloop
+async def test_at_once(hosts: Hosts) -> None:
+    """Several source hosts' relays churn against one destination."""
+    async with AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(Backend())
+        receive = await stack.enter_async_context(receiver(hosts, backend))
+        port = await receive.listening()
+        sends = [await stack.enter_async_context(sender(hosts, port)) for _ in range(AT_ONCE)]
+        await asyncio.gather(*(send.listening() for send in sends))
+
+        async def churn(number: int, send: Watched) -> None:
+            ingress = await send.listening()
+            for session in range(EACH):
+                ends = await talk_through(ingress, backend, Talk(number * 1000 + session, 200 * KIB, 5_000))
+                assert ends.whole, f"{number}/{session}: {ends}"
+                assert await send.judged(session + 1) == [0] * (session + 1)
+
+        before = receive.usage
+        async with asyncio.TaskGroup() as group:
+            for number, send in enumerate(sends, 1):
+                group.create_task(churn(number, send))
+        assert await receive.judged(AT_ONCE * EACH) == [0] * (AT_ONCE * EACH)
+        # The executor's threads stay once there are any; more than one session at once may want them.
+        await receive.level(before, threads=THREADS_MORE_MAX)
+        for send in sends:
+            assert send.usage.threads <= before.threads + THREADS_MORE_MAX
