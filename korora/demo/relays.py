@@ -112,6 +112,7 @@ class RelayPair:
         ingress: the ENDPOINT the source's hypervisor connects to.
         egress: the ENDPOINT of the destination's hypervisor, which has to listen by the time a session opens.
         send_options, receive_options: further words for the two command lines.
+        through: where the source finds its peer, if not at the peer itself: what stands there carries to ``address``.
     """
 
     def __init__(
@@ -123,8 +124,11 @@ class RelayPair:
         egress: str,
         send_options: Sequence[str] = (),
         receive_options: Sequence[str] = (),
+        through: str | None = None,
     ) -> None:
         address = f"127.0.0.1:{free_port()}"
+        self.address = address
+        """Where the destination's relay listens."""
         receive: list[str | Path] = [
             "receive",
             "--listen",
@@ -135,7 +139,7 @@ class RelayPair:
             identities.destination,
         ]
         receive += ["--name", "source", "--once", *receive_options]
-        send: list[str | Path] = ["send", "--from", ingress, "--peer", address]
+        send: list[str | Path] = ["send", "--from", ingress, "--peer", through or address]
         send += ["--identity", identities.source, "--name", "destination", "--once", *send_options]
         self.receive = Relay("receive", receive, folder)
         self.send = Relay("send", send, folder)

@@ -455,4 +455,4 @@ def _kind_of(sock: socket.socket) -> Kind:
     first = sock.recv(len(RESUME_MAGIC), socket.MSG_PEEK)
     if first == RESUME_MAGIC:
         return Kind.CONTROL
-    return Kind.of(first[0]) if first else Kind.OTHER
+    return Kind.of(first) if first else Kind.OTHER

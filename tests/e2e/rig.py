@@ -18,6 +18,7 @@ from korora.demo.qemu import BOOT_SECONDS, Machine, QemuVm, find_guest_files, fi
 from korora.demo.qmp import QmpError
 from korora.demo.relays import Identities, RelayPair, free_port, issue_identities
 from korora.demo.serial import continuity
+from tests.chaos.proxy import ChaosProxy
 
 MIB = 1024 * 1024
 SPEC = GuestSpec(memory_mib=96, static_mib=4, blocks=8, words=64)
@@ -172,12 +173,16 @@ async def scene(
     transport: str = "unix",
     capabilities: Sequence[str] = (),
     parameters: Mapping[str, int] = {},
+    network: ChaosProxy | None = None,
+    lanes: int = 1,
 ) -> AsyncIterator[Scene]:
     """Load the guest on the source and make everything ready to migrate it.
 
     Args:
         transport: "unix" or "tcp": how the two QEMUs meet their relays.
         capabilities, parameters: of the migration, on both sides.
+        network: what stands between the relays.
+        lanes: how many carry the session.
     """
     async with private_folder() as folder:
         if transport == "tcp":
@@ -187,8 +192,17 @@ async def scene(
         async with (
             QemuVm("source", rig.machine, folder, incoming=f"exec:cat <{rig.snapshot}") as source,
             QemuVm("destination", rig.machine, folder, incoming="defer") as destination,
-            RelayPair(rig.identities, folder, ingress=departure, egress=arrival) as relays,
+            RelayPair(
+                rig.identities,
+                folder,
+                ingress=departure,
+                egress=arrival,
+                send_options=("--lanes", str(lanes)),
+                through=None if network is None else f"127.0.0.1:{network.port}",
+            ) as relays,
         ):
+            if network is not None:
+                network.target = ("127.0.0.1", int(relays.address.rpartition(":")[2]))
             made = Scene(source, destination, relays, departure)
             try:
                 await source.wait_beat(lambda beat: True, BOOT_SECONDS)
