@@ -158,6 +158,7 @@ async def pair(
         Relay(
             *("send", "--from", "tcp:127.0.0.1:0", "--peer", f"127.0.0.1:{mitm.port}", "--identity", hosts.alpha),
             *("--name", expected[0], "--once", "--report", folder / "send.json"),
+            *("--resume-timeout", str(resume_seconds)),
         ) as source,
     ):
         mitm.target = ("127.0.0.1", await destination.listening())
