@@ -210,7 +210,8 @@ class Bundle:
             self.give_back(lane)
             lane = await self.take()
         outbox = self._session.outbox
-        if frame.settled:  # acknowledged while it waited: its buffer may be another frame's by now
+        if frame.settled:  # acknowledged while it waited, because it had arrived by a lane that then broke
+            outbox.left(frame)
             self.give_back(lane)
             return
         outbox.leaving(frame, lane.id)
