@@ -1,7 +1,7 @@
 """Two daemons as processes, with the chaos proxy between them and hypervisors at both ends of each way."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,8 +145,13 @@ class Daemons:
         return codes[0], codes[1]
 
 
-def configure(authority: Authority, folder: Path, backends: list[Backend]) -> tuple[Host, Host, list[int]]:
-    """The configurations of both hosts, with a way for each backend, and the ports of the ways at the source."""
+def configure(
+    authority: Authority, folder: Path, backends: list[Backend], *, lanes: Sequence[int] = (1,)
+) -> tuple[Host, Host, list[int]]:
+    """The configurations of both hosts, with a way for each backend, and the ports of the ways at the source.
+
+    The ways take their numbers of lanes from `lanes` by turns.
+    """
     now = datetime.now(UTC)
     hosts = [
         Host(name, folder, authority.issue(name, out=folder / f"{name}.identity", now=now).directory, workers=WORKERS)
@@ -156,7 +161,8 @@ def configure(authority: Authority, folder: Path, backends: list[Backend]) -> tu
     beta.peer("alpha")
     ports = []
     for index, backend in enumerate(backends):
-        ports.append(alpha.ingress(f"vm{index}", "beta", egress=f"vm{index}", port=free_port()))
+        more = f"lanes = {lanes[index % len(lanes)]}\n"
+        ports.append(alpha.ingress(f"vm{index}", "beta", egress=f"vm{index}", port=free_port(), more=more))
         beta.egress(f"vm{index}", f"tcp:127.0.0.1:{backend.port}")
     return alpha, beta, ports
 

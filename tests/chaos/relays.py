@@ -176,7 +176,7 @@ def sender(hosts: Hosts, peer_port: int, *words: str | Path, address: str = LOOP
 
 @asynccontextmanager
 async def standing(
-    hosts: Hosts, folder: Path, *, plan: Chooser = calm, seed: int = 0, resume_seconds: int = 0
+    hosts: Hosts, folder: Path, *, plan: Chooser = calm, seed: int = 0, resume_seconds: int = 0, lanes: int = 1
 ) -> AsyncIterator[Standing]:
     """A pair that stays up; everything of it is gone afterwards.
 
@@ -186,10 +186,11 @@ async def standing(
         plan: what happens to the connections between the relays.
         seed: of the chances among that.
         resume_seconds: how long a loss is borne with.
+        lanes: how many the session has.
     """
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(Backend())
-        patience = ("--resume-timeout", str(resume_seconds))
+        patience = ("--resume-timeout", str(resume_seconds), "--lanes", str(lanes))
         receive = receiver(hosts, backend, "--report", folder / "receive.json", *patience)
         await stack.enter_async_context(receive)
         proxy = ChaosProxy(("127.0.0.1", await receive.listening()), seed=seed, plan=plan)

@@ -24,6 +24,9 @@ from tests.chaos.relays import Usage, Watched, receiver, sender
 EXIT_AUTHENTICATION, EXIT_INTEGRITY, EXIT_LOST = 4, 5, 6
 BEFORE_ACCEPT: Final = frozenset({EXIT_AUTHENTICATION, EXIT_LOST})
 """What may become of a session that is struck before it has been accepted."""
+DAEMON_LANES: Final = (1, 3)
+"""Of the daemons' ways, by turns."""
+PAIR_LANES: Final = 2
 AFTERMATH_SECONDS: Final = 2.0  # a session that begins so soon after a strike may still meet it
 VERDICT_SECONDS_MAX: Final = 60.0
 
@@ -199,7 +202,7 @@ async def rig(folder: Path, *, ways: int, seed: int, patience: int) -> AsyncIter
         backends = [await stack.enter_async_context(Backend()) for _ in range(ways + 1)]
 
         # The daemons: identities of their own, because reloads renew them.
-        alpha, beta, ports = configure(authority, folder, backends[:-1])
+        alpha, beta, ports = configure(authority, folder, backends[:-1], lanes=DAEMON_LANES)
         alpha.settings = beta.settings = f"[limits]\nresume_timeout = {patience}\n"
         receiving = await stack.enter_async_context(Daemon(beta))
         await receiving.serving()
@@ -218,7 +221,7 @@ async def rig(folder: Path, *, ways: int, seed: int, patience: int) -> AsyncIter
         hosts = Hosts(
             *(authority.issue(name, out=folder / f"{name}.pair", now=now).directory for name in ("alpha", "beta"))
         )
-        words = ("--resume-timeout", str(patience))
+        words = ("--resume-timeout", str(patience), "--lanes", str(PAIR_LANES))
         receive = await stack.enter_async_context(receiver(hosts, backends[-1], *words))
         listening = await receive.listening()
         chaos = await stack.enter_async_context(ChaosProcess(("127.0.0.1", listening), seed=seed + 1))

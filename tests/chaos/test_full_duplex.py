@@ -19,9 +19,10 @@ EACH = 12 * MIB
 PEAK_KIB_MAX = 256 * KIB
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @on_uvloop
-async def test_both_ways_at_full_speed(hosts: Hosts, tmp_path: Path) -> None:
-    async with standing(hosts, tmp_path) as pair:
+async def test_both_ways_at_full_speed(hosts: Hosts, tmp_path: Path, lanes: int) -> None:
+    async with standing(hosts, tmp_path, lanes=lanes) as pair:
         talks = [Talk(seed, EACH, EACH, writes=(MIB,)) for seed in range(CHANNELS)]
         ends, codes = await pair.session(*talks)
         assert codes == (0, 0), pair.send.lines

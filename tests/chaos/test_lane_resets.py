@@ -19,7 +19,7 @@ from tests.attacks.relays import on_uvloop
 from tests.attacks.wire import Kind
 from tests.chaos.faults import Faults, Link, Plan, only
 from tests.chaos.load import KIB, LINGER_RESET, MIB, Talk
-from tests.chaos.patience import Patience, each_patience
+from tests.chaos.patience import RESUMES, Patience, each_patience
 from tests.chaos.relays import standing
 from tests.proxy.support import run
 
@@ -78,21 +78,39 @@ async def test_acknowledgements_are_cut(hosts: Hosts, tmp_path: Path, patience: 
 
 
 @each_patience
+@pytest.mark.parametrize("lanes", [1, 4])
 @on_uvloop
-async def test_lanes_are_reset_all_the_time(hosts: Hosts, tmp_path: Path, patience: Patience) -> None:
-    """At moments of the clock, with four channels under way in both directions."""
-    async with standing(hosts, tmp_path, seed=4, resume_seconds=patience.seconds) as pair:
+async def test_lanes_are_reset_all_the_time(hosts: Hosts, tmp_path: Path, patience: Patience, lanes: int) -> None:
+    """At moments of the clock, with four channels under way in both directions; all lanes at once."""
+    async with standing(hosts, tmp_path, seed=4, resume_seconds=patience.seconds, lanes=lanes) as pair:
         talks = [Talk(seed, 6 * MIB, 6 * MIB) for seed in range(4)]
         pair.proxy.weather(Plan(Faults(bytes_per_second=24 * MIB), Faults(bytes_per_second=24 * MIB)))
         session = asyncio.ensure_future(pair.session(*talks))
         struck = 0
-        while not session.done() and struck < LANES_CUT:
+        while not session.done() and struck < LANES_CUT * lanes:
             await asyncio.wait({session}, timeout=0.2)
             if pair.proxy.did.forward_bytes > MIB:
                 struck += pair.proxy.reset(Kind.LANE)
         ends, codes = await session
         assert struck >= 1
         patience.check(ends, codes, f"{struck} resets")
+
+
+@on_uvloop
+async def test_one_lane_of_several_is_reset_each_time(hosts: Hosts, tmp_path: Path) -> None:
+    """What was on it arrives by another one, once and in its place; each replacement dies as well."""
+
+    def plan(link: Link) -> Plan:
+        # Lanes 0, 1 and 2 are the first; of each pair that follows one replaces what died.
+        doomed = link.kind is Kind.LANE and link.index in {1, 3, 4, 5, 6}
+        return Plan(Faults(reset_at=(link.index + 1) * 300_001)) if doomed else Plan()
+
+    async with standing(hosts, tmp_path, plan=plan, seed=5, resume_seconds=RESUMES.seconds, lanes=3) as pair:
+        ends, codes = await pair.session(*(Talk(seed, 12 * MIB, 6 * MIB) for seed in range(3)))
+        assert codes == (0, 0), pair.send.lines
+        assert all(end.whole for end in ends), [str(end) for end in ends]
+        assert pair.proxy.did.resets >= 3
+        RESUMES.check_reports(pair, control=False)
 
 
 @pytest.mark.parametrize("size", [1, 30], ids=["in the header", "in the body"])
