@@ -59,6 +59,8 @@ class Channel:
         self._carrier = carrier
         self._inbound: deque[tuple[FrameOwner, memoryview, int] | None] = deque()
         """Checked frames to write onward: what owns the bytes, those left to write, the frame's size. None is END."""
+        self._broken = False
+        """Whether its hypervisor's connection has failed: a socket tells so once, and afterwards reads as ended."""
         self._blocked = False
         """Whether a delivery is under way that newer frames must not overtake."""
 
@@ -93,8 +95,8 @@ class Channel:
                 if got == 0:
                     break
                 filled += got or 0
-                # What can be waited for and gave less than asked has no more: the next read would only say so.
-                drained = filled < room and connection.read_fd is not None
+                # Only a read that found nothing may be followed by waiting: see Gate.
+                drained = got is None
             # A frame leaves when it is full, when it is long enough, or when nothing of this stream is in flight.
             if filled and (filled >= min(room, FRAME_EAGER_BYTES) or not half.in_flight) and room:
                 if watch is not None:
@@ -234,7 +236,10 @@ class Channel:
 
     def _local(self, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something to the hypervisor's connection; its errors are the hypervisor's failure."""
+        if self._broken:
+            raise HypervisorFailed(f"{self.connection.label} broke")
         try:
             return act(*args, **kwargs)
         except OSError as error:
+            self._broken = True
             raise HypervisorFailed(f"{self.connection.label} broke: {error.strerror or error}") from None

@@ -305,8 +305,6 @@ class Lane:
                 raise PeerLost(f"lane {self.id} ended without FINAL")
             self._filled += got
             self.received_bytes += got
-            if self._filled < least:
-                await self._wait()
 
     async def _wait(self) -> None:
         """Until more has arrived."""

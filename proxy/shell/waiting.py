@@ -34,6 +34,9 @@ class Gate:
     descriptor stays registered with the loop between two waits, because registering anew costs more than a read;
     it is taken out when it is ready and nobody waits for it. ``release`` must come before the descriptor is closed.
 
+    Use the descriptor until it would block, then wait, never before: libuv stops watching a descriptor that epoll
+    reports an error of, after one last call. Whoever reads once in that call and waits again waits for ever.
+
     Args:
         fd: the descriptor this gate may wait for; None for one that only waits for events.
     """

@@ -127,7 +127,7 @@ async def test_every_kind_of_boundary(identities: Identities, monkeypatch: pytes
     clean = Control.of(await attacked(identities))
     action = ACTIONS[name]
     if isinstance(action, Stall):
-        shorten(monkeypatch, HEARTBEAT_SECONDS=0.4, HANDSHAKE_SECONDS_MAX=1.0, LANE_HELLO_SECONDS_MAX=1.0)
+        shorten(monkeypatch, HEARTBEAT_SECONDS=0.4, HANDSHAKE_SECONDS_MAX=2.0, LANE_HELLO_SECONDS_MAX=2.0)
         shorten(monkeypatch, CHANNEL_OPEN_SECONDS_MAX=1.5, HANDOVER_SECONDS_MAX=0.5, CONTROL_SECONDS_MAX=1.0)
     shorten(monkeypatch, ABORT_SECONDS_MAX=0.6, DRAIN_SECONDS_MAX=0.2)
     cases = [
