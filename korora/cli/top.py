@@ -130,6 +130,23 @@ def limit(
 
 
 @ctl.command()
+def lanes(
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or the beginning of it.")],
+    count: Annotated[int, typer.Argument(min=1, max=16, metavar="N", help="How many connections carry it.")],
+    control: Control = CONTROL_DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Carry a departing session over more connections, or fewer.
+
+    A session that cannot resume is not given fewer.
+    """
+    from korora.daemon.control import Lanes
+
+    answer = _ask(control, Lanes(session, count))
+    _say(answer, f"session {answer['session_id']}: {count} lanes", as_json=as_json)
+
+
+@ctl.command()
 def reload(control: Control = CONTROL_DEFAULT, as_json: AsJson = False) -> None:
     """Read configuration, certificates and CRL again.
 

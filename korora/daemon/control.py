@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from korora.daemon.config import Rate, bytes_per_second
 from korora.errors import remedy_of
 from proxy.errors import ConfigurationError
-from proxy.limits import KIB
+from proxy.limits import KIB, LANES_MAX
 
 log = structlog.get_logger("korora.daemon")
 
@@ -49,6 +49,13 @@ class Limit(_Request, frozen=True):
     rate: Rate
 
 
+class Lanes(_Request, frozen=True):
+    """Give a departing session more lanes or fewer."""
+
+    session: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)]
+
+
 class Reload(_Request, frozen=True):
     """As SIGHUP, with an answer."""
 
@@ -57,7 +64,7 @@ class Drain(_Request, frozen=True):
     """As SIGTERM."""
 
 
-Request = Status | Cancel | Limit | Reload | Drain
+Request = Status | Cancel | Limit | Lanes | Reload | Drain
 Answer = dict[str, Any]
 ALL: Final = "all"
 

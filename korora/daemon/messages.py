@@ -60,6 +60,13 @@ class Cancel(_Message, frozen=True):
     session_id: str
 
 
+class Lanes(_Message, frozen=True):
+    """An operator wants a departing session to have so many lanes."""
+
+    session_id: str
+    count: int
+
+
 class Drain(_Message, frozen=True):
     """Take no new session; say `Drained` when the last has ended."""
 
@@ -131,5 +138,5 @@ class Drained(_Message, frozen=True):
     """After `Drain`: nothing is left."""
 
 
-ToWorker = Configure | Take | Serve | Leave | Rates | Cancel | Drain | Stop | Quit
+ToWorker = Configure | Take | Serve | Leave | Rates | Lanes | Cancel | Drain | Stop | Quit
 ToParent = Configured | Begun | Ended | Sample | Refused | Left | Drained

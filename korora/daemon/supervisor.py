@@ -27,6 +27,7 @@ from korora.daemon.messages import (
     Drain,
     Drained,
     Ended,
+    Lanes,
     Leave,
     Left,
     Rates,
@@ -481,6 +482,8 @@ class Supervisor:
                 return {"session_id": keys[0][0]}
             case control.Limit(session):
                 return self._limit(session, control.rate_of(request))
+            case control.Lanes(session, count):
+                return self._lanes(session, count)
             case control.Reload():
                 try:
                     return {"restart_needed": await self.reload()}
@@ -489,6 +492,15 @@ class Supervisor:
             case control.Drain():
                 self._drain()
                 return {"sessions": len(self._sessions.live)}
+
+    def _lanes(self, session: str, count: int) -> control.Answer:
+        keys = [key for key in self._sessions.find(session) if key[1] == Role.SOURCE.value]
+        if not keys:
+            raise ValueError("that session arrives here: its lanes are its source's to choose")
+        for key in keys:
+            self._members[self._sessions.live[key].worker].send(Lanes(key[0], count))
+        log.info("an operator chose a number of lanes", session=keys[0][0][:8], lanes=count)
+        return {"session_id": keys[0][0], "lanes": count}
 
     def _limit(self, session: str, rate: float | None) -> control.Answer:
         if session == control.ALL:

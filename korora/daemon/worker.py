@@ -34,6 +34,7 @@ from korora.daemon.messages import (
     Drain,
     Drained,
     Ended,
+    Lanes,
     Leave,
     Left,
     Quit,
@@ -205,6 +206,8 @@ class Worker:
                 self._change_rates(rates)
             case Cancel(session_id):
                 self._cancel(session_id)
+            case Lanes(session_id, count):
+                self._choose_lanes(session_id, count)
             case Drain():
                 self._drain()
             case Stop(number):
@@ -297,6 +300,11 @@ class Worker:
         for (known, _), live in list(self._live.items()):
             if known == session_id:
                 live.stop(SessionCancelled(f"cancelled by an operator{host}"))
+
+    def _choose_lanes(self, session_id: str, count: int) -> None:
+        live = self._live.get((session_id, Role.SOURCE.value))
+        if isinstance(live, SourceRunner):
+            live.set_lanes(count)
 
     # ---- sessions
 

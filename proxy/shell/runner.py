@@ -395,7 +395,7 @@ class Runner:
 
     def make_lane(self, sock: socket.socket, lane: LaneId, keys: LaneKeys) -> Lane:
         """A lane for the hello; where the session is to have several, each has threads of its own."""
-        kind = ThreadedLane if self.lanes_wanted > 1 else Lane
+        kind = ThreadedLane if self.lanes_wanted > 1 or self.bundle.lanes else Lane
         return kind(sock, lane, *keys.halves(lane), self.pool)
 
     def frame(self, owner: FrameOwner, header: FrameHeader, body: memoryview) -> None:

@@ -114,6 +114,34 @@ def test_a_session_is_cancelled(hosts: Pair, side: str) -> None:
         hosts.close()
 
 
+def test_a_session_is_given_more_lanes_and_fewer(hosts: Pair) -> None:
+    hosts.start()
+    alpha, beta = hosts.alpha, hosts.beta
+
+    async def story() -> None:
+        near, far = await hosts.machines[0].channel()
+        await echo(near, far)
+        session = (await in_thread(alpha.sessions))[0]["session_id"]
+        for count in (4, 1):
+            done = await in_thread(korora, alpha, "ctl", "lanes", session[:8], str(count))
+            assert (done.returncode, done.stdout) == (0, f"session {session}: {count} lanes\n")
+            for host in (alpha, beta):
+                await in_thread(until, lambda host=host, count=count: host.sessions()[0]["lanes"] == count)
+            await echo(near, far)
+        refused = await in_thread(korora, beta, "ctl", "lanes", session, "2")
+        assert refused.returncode == 2
+        assert "that session arrives here" in refused.stderr
+        await exchange(near, far, b"", b"")
+        for host in (alpha, beta):
+            (report,) = await in_thread(until, host.reports)
+            assert (report["lanes"], report["lanes_lost"], report["exit_code"]) == (4, 0, 0)
+
+    try:
+        run(story(), SECONDS_MAX)
+    finally:
+        hosts.close()
+
+
 SETTLE_SECONDS = 2.2  # rates are divided anew once a second, and what was in flight must have arrived
 MEASURE_SECONDS = 1.5
 
