@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.korora.daemon.support import (
     SECONDS_MAX,
@@ -21,7 +22,8 @@ from tests.proxy.support import run, together
 
 CHANNELS = 8
 EACH_WAY = 8  # so that each daemon carries 16: eight that leave it and eight that arrive
-BYTES_MAX = 300_000
+BYTES_MAX = 2_000_000
+MEMORY_MIB_MAX = 256 + 15 * 64  # of all of a daemon's processes: one session's, and each further one's
 
 
 @dataclass
@@ -39,6 +41,12 @@ class Pair:
     def close(self) -> None:
         for machine in self.machines:
             machine.close()
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def pair(site: Site, there: int, back: int = 0, *, workers: int = 1) -> Pair:
@@ -76,6 +84,8 @@ def test_sixteen_sessions_of_eight_channels_through_one_daemon(site: Site) -> No
             until(lambda host=host: len(host.reports()) == 2 * EACH_WAY)
             finished = host.status()["finished"]
             assert len(finished) == 2 * EACH_WAY
+            peak = sum(peak_mib(pid) for pid in (host.status()["pid"], *(w["pid"] for w in host.status()["workers"])))
+            assert peak < MEMORY_MIB_MAX, f"{host.name}: {peak:.0f} MiB"
     finally:
         hosts.close()
     reports = {
