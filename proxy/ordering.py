@@ -6,7 +6,7 @@ and never encodes anything twice. The receiver drops what it has already.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, unique
 from typing import Generic, TypeVar
@@ -190,8 +190,3 @@ class Inbox(Generic[T]):
         item, size = found
         self._held_bytes -= size
         return item
-
-    def clear(self) -> Iterator[T]:
-        """Take out everything that is held: the session is over."""
-        while self._held:
-            yield self._held.popitem()[1][0]

@@ -323,7 +323,9 @@ class Bundle:
     def _take_final(self, lane: Lane) -> None:
         if lane.id in self._assembling:
             raise ProtocolViolation(f"lane {lane.id}: FINAL in the middle of a frame")
-        if self._session.state is State.OPEN and len(self.lanes) == 1:
+        # A peer that leaves one of several may not have seen yet that the others have broken here.
+        unaware = self._session.resume_seconds > 0 and self.lost > 0
+        if self._session.state is State.OPEN and len(self.lanes) == 1 and not unaware:
             raise ProtocolViolation("FINAL on the only lane of an open session")
         if self._session.state is State.OPEN and self.remove(lane):
             self._host.lane_leaves(lane)

@@ -438,6 +438,8 @@ class Runner:
 
     def lane_leaves(self, lane: Lane) -> None:
         """See ``Host.lane_leaves``."""
+        if not self.bundle.lanes:
+            self._set_deadline(PeerLost("it left its last lane"))
         self.serve(self.leave(lane), f"leave {lane.id}")
         self.changed.wake()
 

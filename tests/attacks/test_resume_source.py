@@ -387,6 +387,22 @@ async def test_a_lane_that_is_left_while_another_goes_on(identities: Identities)
 
 
 @on_uvloop
+async def test_a_lane_is_left_just_as_the_others_break(identities: Identities) -> None:
+    """Its peer could not know that it was the last one: that is a loss, and waits for another lane."""
+    async with scene(identities) as made:
+        await made.rogue.control.say(message("lane_request"))
+        second = await made.rogue.lane((await made.rogue.control.hear())["grant"])
+        made.lane.sock.close()
+        assert (await made.rogue.control.hear())["type"] == "lane_lost"
+        await second.record(RecordType.FINAL)
+        while (await second.receive())[0] is not RecordType.FINAL:
+            pass
+        await made.rogue.control.say(message("lane_request"))
+        made.lane = await made.rogue.lane((await made.rogue.control.hear())["grant"])
+        await made.finishes()
+
+
+@on_uvloop
 async def test_final_on_the_only_lane_is_no_way_to_leave(identities: Identities) -> None:
     async with scene(identities) as made:
         await made.back()
