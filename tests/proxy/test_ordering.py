@@ -267,11 +267,3 @@ def test_how_far_ahead_in_bytes() -> None:
     assert take(inbox, 5, MIB) is Arrival.AGAIN  # what is held costs nothing more
     assert take(inbox, 0, MIB) is Arrival.NEXT
     assert inbox.judge(REORDER_BYTES_MAX // MIB + 2, REORDER_BYTES_MAX) is Arrival.AHEAD
-
-
-def test_a_session_that_is_over_holds_nothing() -> None:
-    inbox = opened()
-    for order in (3, 5, 9):
-        take(inbox, order)
-    assert sorted(inbox.clear()) == ["frame 3", "frame 5", "frame 9"]
-    assert len(inbox) == 0
