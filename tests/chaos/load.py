@@ -106,6 +106,7 @@ class _Speaker:
     def __init__(self, sock: socket.socket, end: End, heard: Stream, dies_at: int | None) -> None:
         self._sock, self._end, self._heard = sock, end, heard
         self._dies_at = dies_at
+        self._said_all = False
         self._loop = asyncio.get_running_loop()
         self._dice = random.Random(end.talk.seed)
 
@@ -125,7 +126,7 @@ class _Speaker:
             end.ended = "wrong"
             raise
         finally:
-            if end.ended is None:  # cancelled: what was said so far must not look whole
+            if not self._said_all:  # cancelled: what was said so far must not look whole
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
             self._sock.close()
 
@@ -148,6 +149,7 @@ class _Speaker:
             end.said += len(piece)
             self._mortal()
         self._sock.shutdown(socket.SHUT_WR)
+        self._said_all = True
 
     async def _hear(self) -> None:
         end = self._end

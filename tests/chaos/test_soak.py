@@ -45,7 +45,9 @@ def test_a_minute(patience: int) -> None:
 # ------------------------------------------------------------------ the verdict
 
 
-def ended(seconds: float, *, descriptors: int = 18, threads: int = 5, growth_mib: float = 0.0) -> list[str]:
+def ended(
+    seconds: float, *, descriptors: int = 18, threads: int = 5, growth_mib: float = 0.0, peak_mib: float = 80.0
+) -> list[str]:
     """The failures of a run of 100 samples that ended so."""
 
     async def story() -> Soak:
@@ -55,7 +57,7 @@ def ended(seconds: float, *, descriptors: int = 18, threads: int = 5, growth_mib
             rss = LEVEL.rss_kib + int(growth_mib * KIB * number / 100)
             made.samples.append((seconds * number / 100, {"send": replaced(rss_kib=rss)}))
         made.warm = {"send": LEVEL}
-        made.end = {"send": replaced(descriptors=descriptors, threads=threads)}
+        made.end = {"send": replaced(descriptors=descriptors, threads=threads, peak_kib=int(peak_mib * KIB))}
         made.judge()
         return made
 
@@ -70,6 +72,7 @@ def test_level_is_level() -> None:
     assert ended(900) == []
     assert ended(900, descriptors=18 + soak_module.DESCRIPTORS_SLACK, threads=5 + soak_module.THREADS_SLACK) == []
     assert ended(900, growth_mib=RSS_GROWTH_MIB_MAX) == [], "half of that lies between the medians"
+    assert ended(10, growth_mib=3 * RSS_GROWTH_MIB_MAX) == [], "pools that are still filling"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,7 @@ def test_level_is_level() -> None:
         ({"descriptors": 19 + soak_module.DESCRIPTORS_SLACK}, "descriptors 18 → 23"),
         ({"threads": 6 + soak_module.THREADS_SLACK}, "threads 5 → 12"),
         ({"growth_mib": 3 * RSS_GROWTH_MIB_MAX}, "memory"),
+        ({"peak_mib": 1 + soak_module.PEAK_MIB_MAX}, "321.0 MiB at its peak"),
     ],
 )
 def test_a_leak_is_found(leak: dict[str, float], word: str) -> None:

@@ -35,5 +35,7 @@ def test_the_limits_of_the_soak() -> None:
     assert f"| threads | {soak.THREADS_SLACK} more" in PAGE
     growth = f"{soak.RSS_GROWTH_MIB_MAX:.0f} MiB or {100 * soak.RSS_GROWTH_SHARE_MAX:.0f} % more"
     assert growth in PAGE
+    assert f"{soak.RSS_GROWTH_SHORT_MIB_MAX:.0f} MiB in a run below {soak.RSS_SECONDS_MIN:.0f} s" in PAGE
+    assert f"| peak | {soak.PEAK_MIB_MAX:.0f} MiB" in PAGE
     warm_up = f"({100 * soak.WARM_UP_SHARE:.0f} % of the time, {soak.WARM_UP_SECONDS_MAX:.0f} s at most)"
     assert warm_up in PAGE
