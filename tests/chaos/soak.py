@@ -35,7 +35,7 @@ from tests.chaos.soak_rig import Rig, rig
 SECONDS_DEFAULT: Final = 900.0
 WAYS: Final = 2  # of the daemons; the ad hoc pair is a third route
 PATIENCE_SECONDS: Final = 30  # --resume-timeout
-WARM_UP_SHARE, WARM_UP_SECONDS_MIN, WARM_UP_SECONDS_MAX = 0.15, 5.0, 90.0
+WARM_UP_SHARE, WARM_UP_SECONDS_MIN, WARM_UP_SECONDS_MAX = 0.15, 2.0, 90.0
 """Of the time: until each kind of act has most likely been played, and pools and threads have reached their size."""
 SAMPLE_SECONDS: Final = 2.0
 ACT_SECONDS_MAX: Final = 180.0  # an act that takes longer hangs

@@ -78,7 +78,7 @@ async def test_acknowledgements_are_cut(hosts: Hosts, tmp_path: Path, patience: 
 
 
 @each_patience
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 4])
 @on_uvloop
 async def test_lanes_are_reset_all_the_time(hosts: Hosts, tmp_path: Path, patience: Patience, lanes: int) -> None:
     """At moments of the clock, with four channels under way in both directions; all lanes at once."""
@@ -103,7 +103,8 @@ async def test_one_lane_of_several_is_reset_each_time(hosts: Hosts, tmp_path: Pa
     def plan(link: Link) -> Plan:
         # Lanes 0, 1 and 2 are the first; of each pair that follows one replaces what died.
         doomed = link.kind is Kind.LANE and link.index in {1, 3, 4, 5, 6}
-        return Plan(Faults(reset_at=(link.index + 1) * 300_001)) if doomed else Plan()
+        forward = Faults(bytes_per_second=12 * MIB, reset_at=(link.index + 1) * 100_001 if doomed else None)
+        return Plan(forward, Faults(bytes_per_second=12 * MIB))
 
     async with standing(hosts, tmp_path, plan=plan, seed=5, resume_seconds=RESUMES.seconds, lanes=3) as pair:
         ends, codes = await pair.session(*(Talk(seed, 12 * MIB, 6 * MIB) for seed in range(3)))

@@ -15,7 +15,7 @@ from tests.chaos.relays import Usage
 from tests.chaos.soak import RSS_GROWTH_MIB_MAX, Soak, main, soak
 from tests.chaos.soak_acts import Tally
 
-SMOKE_SECONDS = 10.0
+SMOKE_SECONDS = 5.0
 LONG_SECONDS = 60.0
 SEED = 20
 LEVEL = Usage(rss_kib=60 * KIB, peak_kib=80 * KIB, threads=5, descriptors=18, cpu_seconds=1.0)
@@ -23,7 +23,7 @@ LEVEL = Usage(rss_kib=60 * KIB, peak_kib=80 * KIB, threads=5, descriptors=18, cp
 
 def check(done: Soak) -> None:
     assert done.failures == [], done.table()
-    assert sum(tally.sessions for tally in done.tallies.values()) >= len(done.tallies)
+    assert sum(tally.sessions for tally in done.tallies.values()) >= len(done.tallies) // 2
     assert {"send", "receive", "alpha", "alpha worker 0", "beta", "beta worker 1"} <= set(done.end)
 
 

@@ -6,8 +6,6 @@ fixed time is wrong on a long path; a window that is too small stops there.
 
 from pathlib import Path
 
-import pytest
-
 from tests.attacks.processes import Hosts
 from tests.attacks.relays import on_uvloop
 from tests.chaos.faults import Faults, Plan
@@ -24,14 +22,15 @@ WEATHERS = {
 }
 
 
-@pytest.mark.parametrize("name", WEATHERS)
 @on_uvloop
-async def test_it_just_works(hosts: Hosts, tmp_path: Path, name: str) -> None:
-    faults, size = WEATHERS[name]
-    plan = Plan(faults, faults)
-    async with standing(hosts, tmp_path, plan=lambda _: plan, seed=1) as pair:
-        ends, codes = await pair.session(Talk(1, size, size // 3), Talk(2, size // 4, size // 4))
-        assert codes == (0, 0), pair.send.lines
-        assert all(end.whole for end in ends), [str(end) for end in ends]
-        source, destination = pair.reports()
-        assert source["digest_blake3"] == destination["digest_blake3"]
+async def test_it_just_works(hosts: Hosts, tmp_path: Path) -> None:
+    """One session after another through the same pair, each in another weather."""
+    async with standing(hosts, tmp_path, seed=1) as pair:
+        for number, (name, (faults, size)) in enumerate(WEATHERS.items()):
+            pair.proxy.weather(Plan(faults, faults))
+            talks = Talk(2 * number, size, size // 3), Talk(2 * number + 1, size // 4, size // 4)
+            ends, codes = await pair.session(*talks)
+            assert codes == (0, 0), f"{name}: {pair.send.lines}"
+            assert all(end.whole for end in ends), f"{name}: {[str(end) for end in ends]}"
+            source, destination = pair.reports()
+            assert source["digest_blake3"] == destination["digest_blake3"], name
