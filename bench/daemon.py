@@ -1,30 +1,16 @@
-"""A `korora serve` at each end, for as many sessions at once as are asked for; where this version has the command."""
+"""A `korora serve` at each end, for as many sessions at once as are asked for."""
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from bench.peers import LOOPBACK, Target, await_ready, make_identities
-from bench.processes import REPOSITORY, ProcessTree, free_ports
+from bench.processes import ProcessTree, free_ports
 
 KORORA: Final = (sys.executable, "-m", "korora")
-HELP_TIMEOUT_S: Final = 20.0
-
-
-@functools.cache
-def has_daemon() -> bool:
-    """Whether `korora serve` exists."""
-    try:
-        done = subprocess.run(
-            [*KORORA, "serve", "--help"], check=False, capture_output=True, timeout=HELP_TIMEOUT_S, cwd=REPOSITORY
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
 
 
 def start_daemons(tree: ProcessTree, target: Target, sessions: int, folder: Path) -> list[int]:

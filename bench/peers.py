@@ -248,23 +248,20 @@ def await_ready(process: subprocess.Popen[bytes], tree: ProcessTree, what: str) 
 
 def start_korora(tree: ProcessTree, target: Target) -> int:
     """`korora receive` and `korora send`, one process each."""
-    return start_pair(tree, target)[0]
+    return start_pair(tree, target)
 
 
-def start_pair(
-    tree: ProcessTree, target: Target, *, sends: int = 1, options: Sequence[str] = (), reports: Path | None = None
-) -> list[int]:
-    """One `korora receive` and as many `korora send`; returns the port of each.
+def start_pair(tree: ProcessTree, target: Target, *, options: Sequence[str] = (), report: Path | None = None) -> int:
+    """`korora receive` and `korora send`; returns the port to send to.
 
     Args:
         tree: where they belong.
         target: where the bytes go.
-        sends: how many ways in.
-        options: further words for every command line.
-        reports: a directory for `send-0.json` and so on, the report of each.
+        options: further words for both command lines.
+        report: a file for the source's report.
     """
     source, destination = make_identities(target.directory)
-    middle, *ports = free_ports(sends + 1)
+    middle, port = free_ports(2)
     korora = [sys.executable, "-m", "korora"]
     common = ["--log-level", "warning", *options]
     receive = tree.spawn(
@@ -275,20 +272,15 @@ def start_pair(
         stdout=subprocess.PIPE,
     )  # fmt: skip
     await_ready(receive, tree, "receive")
-    starting = [
-        tree.spawn(
-            [
-                *korora, "send", "--from", f"tcp:{LOOPBACK}:{port}", "--peer", f"{LOOPBACK}:{middle}",
-                "--identity", str(source), *common,
-                *(() if reports is None else ("--report", str(reports / f"send-{number}.json"))),
-            ],
-            stdout=subprocess.PIPE,
-        )
-        for number, port in enumerate(ports)
-    ]  # fmt: skip
-    for send in starting:
-        await_ready(send, tree, "send")
-    return ports
+    send = tree.spawn(
+        [
+            *korora, "send", "--from", f"tcp:{LOOPBACK}:{port}", "--peer", f"{LOOPBACK}:{middle}",
+            "--identity", str(source), *common, *(() if report is None else ("--report", str(report))),
+        ],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    await_ready(send, tree, "send")
+    return port
 
 
 DIRECT: Final = "direct"

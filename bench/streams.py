@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.budget import Budget, Outcome, Teller, interleave
-from bench.daemon import has_daemon, start_daemons
+from bench.daemon import start_daemons
 from bench.measure import (
     ANSWER_TIMEOUT_S,
     NS_PER_S,
@@ -35,7 +35,7 @@ LANES: Final = (1, 2, 4, 8)
 SESSIONS: Final = (1, 2, 4, 16)
 PRIME_BYTES: Final = 1024 * 1024  # of each session, before anything is timed
 PRIME_TIMEOUT_S: Final = 30.0  # for all handshakes, on however busy a machine
-REPORT: Final = "send-0.json"  # of the first `korora send`
+REPORT: Final = "send.json"  # of `korora send`
 REPORT_PATIENCE_S: Final = 5.0  # for a relay to write its report after its hypervisor has gone
 REPORT_POLL_S: Final = 0.02
 SPEED_UP_MIN: Final = 1.5  # of two sessions over one, where the machine allows
@@ -109,12 +109,7 @@ class StreamsRow:
 
 def start_lanes(tree: ProcessTree, target: Target, lanes: int, reports: Path) -> list[int]:
     """A pair with so many lanes, for one stream."""
-    return start_pair(tree, target, options=("--lanes", str(lanes)), reports=reports)
-
-
-def start_sends(tree: ProcessTree, target: Target, sessions: int, _folder: Path) -> list[int]:
-    """One `korora receive` for as many `korora send`."""
-    return start_pair(tree, target, sends=sessions)
+    return [start_pair(tree, target, options=("--lanes", str(lanes)), report=reports / REPORT)]
 
 
 def measure_streams(
@@ -230,19 +225,15 @@ def measure_lanes(plan: StreamsPlan, directory: Path, *, budget: Budget, teller:
 
 
 def measure_sessions(plan: StreamsPlan, directory: Path, *, budget: Budget, teller: Teller) -> StreamsResult:
-    """1, 2, 4 and 16 sessions at once, through daemons where this version has them."""
-    start: StartRelays = start_sends
-    relays = "a `korora send` each, one `korora receive`"
-    if has_daemon():
-        start, relays = start_daemons, "one `korora serve` at each end"
+    """1, 2, 4 and 16 sessions at once, through a daemon at each end."""
 
     def act(item: str, number: int) -> StreamsSample:
         return measure_streams(
-            start, directory, count=int(item), streams=int(item), number=number, total_bytes=plan.total_bytes
+            start_daemons, directory, count=int(item), streams=int(item), number=number, total_bytes=plan.total_bytes
         )
 
     outcome = interleave([str(n) for n in SESSIONS], act, rounds=plan.rounds, budget=budget, teller=teller)
-    return StreamsResult("sessions", relays, os.cpu_count() or 1, outcome)
+    return StreamsResult("sessions", "one `korora serve` at each end", os.cpu_count() or 1, outcome)
 
 
 @dataclass(frozen=True, slots=True)

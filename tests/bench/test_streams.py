@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.budget import Outcome
-from bench.daemon import has_daemon, start_daemons
+from bench.daemon import start_daemons
 from bench.measure import GiB
 from bench.peers import Target
 from bench.processes import BenchError, MachineTime, ProcessTree
@@ -17,7 +17,6 @@ from bench.streams import (
     _lanes_used,
     measure_streams,
     start_lanes,
-    start_sends,
 )
 
 MiB = 1024 * 1024
@@ -65,25 +64,18 @@ def test_all_bytes_of_all_streams_are_counted_but_the_primed_ones(streams: int, 
     assert (measured.relay_cpu_s, measured.processes, measured.lanes_used) == (0, 0, None)
 
 
-def test_two_sessions_go_through_one_receive(tmp_path: Path) -> None:
-    measured = measure_streams(start_sends, tmp_path, count=2, streams=2, number=1, total_bytes=8 * MiB)
-    assert measured.bytes == 6 * MiB
-    assert measured.processes == 3
-    assert measured.relay_cpu_s > 0
-    assert measured.memory_largest_kib > 0
-
-
 def test_a_session_with_lanes_says_how_many_it_used(tmp_path: Path) -> None:
     measured = measure_streams(start_lanes, tmp_path, count=2, streams=1, number=1, total_bytes=4 * MiB, reports=True)
     assert measured.bytes == 3 * MiB
-    assert measured.lanes_used in {1, 2}  # one where lanes are accepted and not used
+    assert measured.lanes_used == 2
 
 
-@pytest.mark.skipif(not has_daemon(), reason="this version has no korora serve")
 def test_two_sessions_go_through_daemons(tmp_path: Path) -> None:
     measured = measure_streams(start_daemons, tmp_path, count=2, streams=2, number=1, total_bytes=8 * MiB)
     assert measured.bytes == 6 * MiB
-    assert measured.processes >= 2
+    assert measured.processes >= 4  # a parent and a worker or more at each end
+    assert measured.relay_cpu_s > 0
+    assert measured.memory_largest_kib > 0
 
 
 def start_cutter(tree: ProcessTree, target: Target, count: int, reports: Path) -> list[int]:
@@ -97,7 +89,7 @@ def test_a_stream_that_cannot_start_is_no_sample(tmp_path: Path) -> None:
 
 
 def test_a_report_says_how_many_lanes_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = tmp_path / "send-0.json"
+    report = tmp_path / "send.json"
     report.write_text(json.dumps({"lanes": 3}))
     assert _lanes_used(report) == 3
     report.write_text("{}")
