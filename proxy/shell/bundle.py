@@ -312,6 +312,7 @@ class Bundle:
                 record.release()
                 self._host.acknowledged()
             elif kind is RecordType.FINAL:
+                record.release()
                 self._take_final(lane)
                 return
             else:

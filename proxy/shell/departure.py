@@ -206,19 +206,18 @@ class SourceRunner(Runner):
 
     async def _while_met(self, work: Coroutine[Any, Any, Lane]) -> Lane | None:
         """The lane, or None where the control connection went meanwhile, and the keys with it."""
-        keys, opening = self.keys, asyncio.ensure_future(work)
+        keys, opening = self.keys, asyncio.create_task(work)
         opening.add_done_callback(lambda _: self.changed.wake())
+        wanted = False
         try:
-            while not opening.done():
-                if self.link is None or self.keys is not keys:
-                    return None
+            while not opening.done() and self.link is not None and self.keys is keys:
                 await self.changed.wait()
+            wanted = opening.done() and self.keys is keys
+            return opening.result() if wanted else None
         finally:
-            opening.cancel()  # which drops what it has
-        if self.keys is not keys:
-            opening.result().drop()
-            return None
-        return opening.result()
+            if not wanted:
+                opening.cancel()
+                opening.add_done_callback(_drop_lane)
 
     async def _open_lane(self, keys: LaneKeys) -> Lane:
         """Open a lane, under a fresh lane id.
@@ -313,3 +312,9 @@ class SourceRunner(Runner):
                 await self.say(ChannelOpen(number, half.credit))
         if answer.phase == "open" and self.session.state is State.FINISHING:
             await self.say(Finish())
+
+
+def _drop_lane(opening: asyncio.Task[Lane]) -> None:
+    """Nobody wants a lane any more, which may have come about even so."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().drop()

@@ -370,6 +370,29 @@ def test_lanes_join_and_leave_while_the_session_runs(client_tls: TlsConfig, serv
     tell(client_tls, server_tls, script)
 
 
+def test_a_lane_that_opens_as_its_opener_is_called_off_is_dropped(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    class Made:
+        dropped = False
+
+        def drop(self) -> None:
+            self.dropped = True
+
+    async def script(pair: Pair, middle: Middle, near: Wire, far: Wire) -> None:
+        made = Made()
+
+        async def make() -> Any:
+            keeping.cancel()
+            return made
+
+        keeping = asyncio.ensure_future(pair.departing._while_met(make()))
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+        await until(lambda: made.dropped)
+        await finish(pair, near, far)
+
+    tell(client_tls, server_tls, script)
+
+
 def test_a_session_of_several_lanes_leaves_no_thread_and_no_descriptor_behind(
     client_tls: TlsConfig, server_tls: TlsConfig
 ) -> None:
