@@ -8,38 +8,10 @@ import pytest
 from korora.daemon import config
 from korora.daemon.messages import Begun, Ended
 from korora.daemon.table import FINISHED_KEPT, Sessions
-from proxy.status import SessionStatus
+from tests.korora.metrics.support import IDLE
 
 MIB = 1024 * 1024
-STATUS = SessionStatus(
-    session_id="00",
-    role="source",
-    peer="beta",
-    peer_address="192.0.2.1:8010",
-    vm=None,
-    state="open",
-    seconds=0.0,
-    channels=1,
-    lanes=1,
-    bytes_in=0,
-    bytes_out=0,
-    wire_sent=0,
-    wire_received=0,
-    frames_sent=0,
-    frames_received=0,
-    frames_resent=0,
-    records_sent=0,
-    records_received=0,
-    rekeys=0,
-    lanes_lost=0,
-    resumes=0,
-    queue_frames=0,
-    queue_bytes=0,
-    window_bytes=4 * MIB,
-    delay_seconds=0.0,
-    bytes_per_second=0.0,
-    rate_limit=None,
-)
+STATUS = replace(IDLE, session_id="00", seconds=0.0, channels=1, window_bytes=4 * MIB)
 TEXT = """
 {limits}
 [[peer]]
