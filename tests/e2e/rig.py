@@ -97,6 +97,12 @@ class Scene:
             while not ((ram := (await self.source.migration()).get("ram")) and enough(ram)):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
+    async def resumed(self, times: int) -> None:
+        """Wait until the source's relay says that its session has gone on so often; its report comes only at the end."""
+        async with asyncio.timeout(STEP_SECONDS):
+            while self.relays.send.log.read_text().count("the session goes on") < times:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def completed(self) -> dict[str, Any]:
         """Wait for the migration's end on both sides; returns the source's query-migrate."""
         status = await self.source.wait_migration(STEP_SECONDS)

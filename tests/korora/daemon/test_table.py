@@ -8,6 +8,7 @@ import pytest
 from korora.daemon import config
 from korora.daemon.messages import Begun, Ended
 from korora.daemon.table import FINISHED_KEPT, Sessions
+from proxy.status import SessionStatus
 from tests.korora.metrics.support import IDLE
 
 MIB = 1024 * 1024
