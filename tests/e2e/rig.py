@@ -98,7 +98,7 @@ class Scene:
                 await asyncio.sleep(0.02)
 
     async def resumed(self, times: int) -> None:
-        """Wait until the source's relay says that its session has gone on so often; its report comes only at the end."""
+        """Wait until the source's relay has said so often that its session goes on: its report comes at the end."""
         async with asyncio.timeout(STEP_SECONDS):
             while self.relays.send.log.read_text().count("the session goes on") < times:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
