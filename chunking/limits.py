@@ -12,3 +12,4 @@ FRAME_RUNS_MAX: Final = FRAME_RAW_BYTES_MAX // 8  # each run describes at least 
 ZSTD_WINDOW_LOG_MAX: Final = 25  # 32 MiB: a decoder refuses more, for its memory is the peer's choice otherwise
 CHAINS_MAX: Final = 16  # context chains of one session: each may hold a window
 CACHE_BYTES_DEFAULT: Final = 512 * MIB  # page cache of one session, the smaller of both sides
+SEGMENT_PAGES_MAX: Final = 2**24  # 64 GiB of pages that one session stored
