@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
 from proxy.endpoints.sockets import listen_tcp
 from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, HypervisorFailed, Interrupted, exit_code_of
+from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -54,6 +55,7 @@ class ReceiveOptions:
     listen_text: str
     egress: Egress
     lanes: int = 1
+    paging: PagingTerms = field(default_factory=PagingTerms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ class _Receiver:
             tls,
             {"default": options.egress},
             listener,
-            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes),
+            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=options.paging),
             begin=self._begin,
             failed=self._refused,
         )

@@ -5,7 +5,7 @@ holds invariant 1: the receiver compares the running BLAKE3 with the frame's bef
 """
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from blake3 import blake3
 
@@ -26,6 +26,15 @@ from proxy.wire import (
 )
 
 CREDIT_MAX: Final = 2**63 - 1  # a stream offset no stream reaches
+
+
+class Claim(NamedTuple):
+    """A frame's place: numbered in its channel and in the session before its bytes are encoded."""
+
+    number: int
+    cache_order: int
+    offset: int
+    raw_bytes: int
 
 
 class _Half:
@@ -66,6 +75,9 @@ class SendHalf(_Half):
         self.acknowledged = 0
         """Frames the receiver has written onward."""
         self.acknowledged_bytes = 0
+        """Stream bytes in them."""
+        self.under_way_bytes = 0
+        """Bytes of bodies that have left and are not acknowledged."""
         self._departures: deque[Departure] = deque()
 
     @property
@@ -85,35 +97,53 @@ class SendHalf(_Half):
         """Whether END has been sent and everything acknowledged."""
         return self.ended and self.in_flight == 0
 
-    def data(self, buffer: memoryview, cache_order: int) -> None:
-        """Make a frame of a buffer whose first 64 bytes are left free and whose rest is stream bytes.
+    def claim(self, size: int, cache_order: int) -> Claim:
+        """Give the next ``size`` stream bytes their place; ``digest`` and ``departed`` must follow, in the same order.
 
         Raises:
             ProtocolViolation: the direction has ended, or the credit does not cover the frame (a bug here).
         """
-        size = len(buffer) - FRAME_HEADER_BYTES
         if self.ended or not 0 < size <= self.credit_room:
             raise ProtocolViolation(f"{self}: a frame of {size} bytes with credit for {self.credit_room}")
-        self._hasher.update(buffer[FRAME_HEADER_BYTES:])
+        claim = Claim(self.frames, cache_order, self.offset, size)
+        self.offset += size
+        self.frames += 1
+        return claim
+
+    def hash(self, stream: memoryview) -> bytes:
+        """Take the stream bytes of the next frame claimed into the running digest; 16 bytes of it. In any thread."""
+        self._hasher.update(stream)
+        return self._hasher.digest(FRAME_DIGEST_BYTES)
+
+    def head_into(self, buffer: memoryview, claim: Claim, codec: Codec, body_bytes: int, digest: bytes) -> None:
+        """Write a frame's header into the first 64 bytes of a buffer."""
         FRAME_HEADER.pack_into(  # as FrameHeader.pack_into, without making one: this runs once a frame
             buffer,
             0,
             FrameKind.DATA,
-            Codec.OPAQUE,
+            codec,
             0,
             self.channel,
             self.direction,
             0,
-            self.frames,
-            cache_order,
-            self.offset,
-            size,
-            size,
-            self._hasher.digest(FRAME_DIGEST_BYTES),
+            claim.number,
+            claim.cache_order,
+            claim.offset,
+            claim.raw_bytes,
+            body_bytes,
+            digest,
             0,
         )
-        self.offset += size
-        self.frames += 1
+
+    def data(self, buffer: memoryview, cache_order: int) -> None:
+        """Make an opaque frame of a buffer whose first 64 bytes are left free and whose rest is stream bytes.
+
+        Raises:
+            ProtocolViolation: see ``claim``.
+        """
+        size = len(buffer) - FRAME_HEADER_BYTES
+        claim = self.claim(size, cache_order)
+        self.head_into(buffer, claim, Codec.OPAQUE, size, self.hash(buffer[FRAME_HEADER_BYTES:]))
 
     def end(self, cache_order: int) -> bytearray:
         """The END frame: byte count in its offset, full digest as its body."""
@@ -138,6 +168,7 @@ class SendHalf(_Half):
     def departed(self, departure: Departure) -> None:
         """Remember a frame until it is acknowledged; one call a frame (END's size is 0), before it leaves."""
         self._departures.append(departure)
+        self.under_way_bytes += departure.size
 
     def acknowledge(self, ack: Ack) -> list[Departure]:
         """Take an acknowledgement, return the frames it newly covers; one that is overtaken by a newer says nothing.
@@ -149,7 +180,8 @@ class SendHalf(_Half):
             raise ProtocolViolation(f"{self}: acknowledges {ack.frames} of {self.frames} frames, credit {ack.credit}")
         covered = [self._departures.popleft() for _ in range(ack.frames - self.acknowledged)]
         self.acknowledged += len(covered)
-        self.acknowledged_bytes += sum(departure.size for departure in covered)
+        self.acknowledged_bytes += sum(departure.raw for departure in covered)
+        self.under_way_bytes -= sum(departure.size for departure in covered)
         self.credit = max(self.credit, ack.credit)
         return covered
 
@@ -176,12 +208,11 @@ class ReceiveHalf(_Half):
         """Whether END has been received and everything written onward."""
         return self.ended and self.written == self.frames
 
-    def accept(self, header: FrameHeader, body: memoryview) -> None:
-        """Check the next frame; only if this returns may its bytes go on.
+    def expect(self, header: FrameHeader) -> None:
+        """Is this the next frame? ``verify`` must follow, in the same order.
 
         Raises:
             ProtocolViolation: a frame after END, out of number or offset, or beyond the credit.
-            StreamCorrupt: the running digest, or END's count or digest, disagrees.
         """
         if self.ended or header.number != self.frames or header.offset != self.offset:
             raise ProtocolViolation(
@@ -192,15 +223,29 @@ class ReceiveHalf(_Half):
         too_many = waiting >= FRAMES_IN_FLIGHT_MAX and header.kind is FrameKind.DATA
         if self.offset + header.raw_bytes > self.credit or too_many:
             raise ProtocolViolation(f"{self}: frame {header.number} goes beyond its credit")
-        if header.kind is FrameKind.DATA:
-            self._hasher.update(body)
-        elif body != self.digest:
-            raise StreamCorrupt(f"{self}: END's digest is not that of the {self.offset} bytes received")
-        if header.digest != self._hasher.digest(FRAME_DIGEST_BYTES):
-            raise StreamCorrupt(f"{self}: the running digest disagrees at frame {header.number}")
         self.offset += header.raw_bytes
         self.frames += 1
         self.ended = header.kind is FrameKind.END
+
+    def verify(self, header: FrameHeader, stream: memoryview) -> None:
+        """Check the bytes that an expected frame stands for (END: its body); only if this returns may they go on.
+
+        In any thread, one frame after another.
+
+        Raises:
+            StreamCorrupt: the running digest, or END's count or digest, disagrees.
+        """
+        if header.kind is FrameKind.DATA:
+            self._hasher.update(stream)
+        elif stream != self.digest:
+            raise StreamCorrupt(f"{self}: END's digest is not that of the {header.offset} bytes received")
+        if header.digest != self._hasher.digest(FRAME_DIGEST_BYTES):
+            raise StreamCorrupt(f"{self}: the running digest disagrees at frame {header.number}")
+
+    def accept(self, header: FrameHeader, body: memoryview) -> None:
+        """``expect`` and ``verify`` a frame whose body is the stream's own bytes."""
+        self.expect(header)
+        self.verify(header, body)
 
     def wrote(self, raw_bytes: int, window: int) -> None:
         """One frame of ``raw_bytes`` has been written onward; the sender may be ``window`` bytes ahead of that."""

@@ -9,8 +9,17 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from chunking.limits import CHAINS_MAX, SEGMENT_PAGES_MAX
 from proxy.errors import ProtocolViolation
-from proxy.limits import CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, LANES_MAX, REASON_CHARACTERS_MAX
+from proxy.limits import (
+    CHANNELS_MAX,
+    CONTROL_MESSAGE_BYTES_MAX,
+    LANES_MAX,
+    PAGES_GIVEN_MAX,
+    PAGES_WANTED_MAX,
+    REASON_CHARACTERS_MAX,
+    SEGMENTS_MAX,
+)
 
 PROTOCOL_VERSION: Final = 1
 
@@ -21,6 +30,8 @@ _ChannelNumber = Annotated[int, msgspec.Meta(ge=0, lt=CHANNELS_MAX)]
 _SessionBytes = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Proof = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Chains = Annotated[int, msgspec.Meta(ge=1, le=CHAINS_MAX)]
+_Ordinal = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
 
 
@@ -61,8 +72,19 @@ class ChannelState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _States = Annotated[tuple[ChannelState, ...], msgspec.Meta(max_length=CHANNELS_MAX)]
 
 
+class StoredSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pages that an earlier session left at the destination: that session's id, and how many it numbered."""
+
+    name: _SessionBytes
+    pages: Annotated[int, msgspec.Meta(ge=0, le=SEGMENT_PAGES_MAX)]
+
+
 class Offer(_Message, frozen=True, tag="offer"):
-    """Source to destination, first: what it would like to send."""
+    """Source to destination, first: what it would like to send.
+
+    ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
+    ``tenant`` whose stored pages may be referred to, empty for nobody's.
+    """
 
     version: _U16
     session: _SessionBytes
@@ -72,16 +94,26 @@ class Offer(_Message, frozen=True, tag="offer"):
     lanes: Annotated[int, msgspec.Meta(ge=1, le=LANES_MAX)]
     resume_seconds: _U16
     xl_flags: Annotated[str, msgspec.Meta(pattern=r"^[edp]{0,3}\Z")] = ""
+    cache_bytes: _U63 = 0
+    chains: _Chains = 1
+    tenant: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")] = ""
 
 
 class Accept(_Message, frozen=True, tag="accept"):
-    """Destination to source: the session is open, with this suite, codec and these lanes."""
+    """Destination to source: the session is open, with this suite, codec and these lanes.
+
+    With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments`` may be referred to, in the
+    order given.
+    """
 
     suite: _U16
     codec: _U16
     lanes: _Grants
     resume_seconds: _U16
     route: _Token
+    cache_bytes: _U63 = 0
+    chains: _Chains = 1
+    segments: Annotated[tuple[StoredSegment, ...], msgspec.Meta(max_length=SEGMENTS_MAX)] = ()
 
 
 class Resume(_Message, frozen=True, tag="resume"):
@@ -152,6 +184,21 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     lanes: Annotated[tuple[LaneProgress, ...], msgspec.Meta(max_length=LANES_MAX)]
 
 
+class PagesWanted(_Message, frozen=True, tag="pages_wanted"):
+    """Destination to source: stored pages that frame ``order`` refers to cannot be read here; ordinals, ascending."""
+
+    order: _U63
+    ordinals: Annotated[tuple[_Ordinal, ...], msgspec.Meta(min_length=1, max_length=PAGES_WANTED_MAX)]
+
+
+class PagesGiven(_Message, frozen=True, tag="pages_given"):
+    """The answer, in as many messages as it takes: some of those pages, 4096 bytes each."""
+
+    order: _U63
+    ordinals: Annotated[tuple[_Ordinal, ...], msgspec.Meta(min_length=1, max_length=PAGES_GIVEN_MAX)]
+    pages: Annotated[bytes, msgspec.Meta(max_length=PAGES_GIVEN_MAX * 4096)]
+
+
 class Finish(_Message, frozen=True, tag="finish"):
     """Source to destination: all channels have ended both ways and everything is acknowledged."""
 
@@ -179,6 +226,8 @@ Message = (
     | ChannelOpen
     | ChannelOpened
     | Heartbeat
+    | PagesWanted
+    | PagesGiven
     | Finish
     | Finished
     | Abort

@@ -1,7 +1,8 @@
 """Windows: how much credit a receiver gives, and how much a sender keeps in flight. Sans-IO.
 
 Credit bounds memory; the flight window bounds waiting. A sender stays below
-max(2 × bandwidth-delay product, ``IN_FLIGHT_BYTES_MIN``), so that urgent pages do not queue behind bulk. Bandwidth
+max(2 × bandwidth-delay product, ``IN_FLIGHT_BYTES_MIN``), so that urgent pages do not queue behind bulk. Credit counts
+stream bytes, for that is what the receiver must hold; flight counts bytes of bodies, for that is what waits. Bandwidth
 and delay come from the acknowledgements themselves, as in BBR (draft-ietf-ccwg-bbr section 4.1): each frame remembers
 how much had been delivered when it left.
 
@@ -33,12 +34,23 @@ def credit_bytes(channels: int) -> int:
 
 
 class Departure(NamedTuple):
-    """What a sender remembers of a frame: its bytes, when it left, what was delivered and (with it) under way then."""
+    """What a sender remembers of a frame.
+
+    Args:
+        size: bytes of its body, as they go over the network.
+        at: when it left, in seconds.
+        delivered: bytes of bodies acknowledged by then.
+        under_way: bytes of bodies on their way then, its own included.
+        raw: stream bytes it stands for.
+        order: its cache order.
+    """
 
     size: int
     at: float
     delivered: int
     under_way: int = 0
+    raw: int = 0
+    order: int = 0
 
 
 class FlightWindow:
@@ -60,13 +72,13 @@ class FlightWindow:
 
     @property
     def bytes_per_second(self) -> float:
-        """Stream bytes acknowledged a second, the best of the last acknowledgements; 0 before any."""
+        """Bytes of bodies acknowledged a second, the best of the last acknowledgements; 0 before any."""
         return max(self._rates, default=0.0)
 
-    def depart(self, size: int, now: float) -> Departure:
-        """A frame of ``size`` stream bytes leaves."""
+    def depart(self, size: int, now: float, *, raw: int | None = None, order: int = 0) -> Departure:
+        """A frame leaves: ``size`` bytes of body for ``raw`` stream bytes (as many, if not said), in cache order."""
         self.in_flight_bytes += size
-        return Departure(size, now, self._delivered, self.in_flight_bytes)
+        return Departure(size, now, self._delivered, self.in_flight_bytes, size if raw is None else raw, order)
 
     def arrive(self, departure: Departure, now: float) -> None:
         """That frame was acknowledged."""

@@ -7,8 +7,10 @@ MIB: Final = 1024 * KIB
 
 # ---- frames and windows
 FRAME_BYTES_MAX: Final = 4 * MIB  # one Xen batch of 1024 pages: what a receiver must be able to hold
+FRAME_BODY_BYTES_MAX: Final = FRAME_BYTES_MAX + 64 * KIB  # encoded: what does not shrink grows by its columns' heads
 OPAQUE_FRAME_BYTES: Final = MIB  # plaintext and ciphertext fit a 2 MiB L2 cache; smaller ones cost more Python a byte
 FRAME_EAGER_BYTES: Final = 256 * KIB  # a frame this long goes out although earlier ones are still in flight
+PAGED_FRAME_BYTES_MIN: Final = 16 * KIB  # less is sent as it is: the columns' heads would eat what they save
 ACK_EAGER_BYTES: Final = 2 * MIB  # half the least window: acknowledged at once although more is arriving
 SMALL_BODY_BYTES: Final = 768 * KIB  # a frame that waits with less is copied, so that its 1 MiB buffer is free
 BUFFERS_EASY_MAX: Final = 32  # buffers of 1 MiB in use before a frame that fills less than most of one is copied
@@ -29,6 +31,9 @@ SESSIONS_MAX: Final = 16  # per process, at once
 LANE_FRAMES_MAX: Final = 2  # frames handed to a lane's thread at once: one is sent while the next is made
 LANE_ATTEMPTS_MAX: Final = 5  # a lane hello may be refused and made anew
 ENDED_SESSIONS_MAX: Final = 256  # whose verdict is kept for a source that was away at the end
+SEGMENTS_MAX: Final = 64  # stored segments that ACCEPT names: beyond the newest ones few pages are found
+PAGES_WANTED_MAX: Final = FRAME_BYTES_MAX // 4096  # stored pages that one frame can refer to
+PAGES_GIVEN_MAX: Final = 15  # pages in one control message
 ACK_ENTRIES_MAX: Final = CHANNELS_MAX  # per ACK record
 HALF_OPEN_MAX: Final = 128  # connections that have not authenticated yet, in all: the oldest makes room
 HALF_OPEN_PER_ADDRESS_MAX: Final = 64  # the same from one address

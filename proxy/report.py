@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from chunking.counts import PageCounts
 from proxy.session import Session
+from proxy.tally import PageTally
 
 
 @dataclass(slots=True)
@@ -23,7 +25,12 @@ class SessionReport:
     bytes_in: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_out: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    encode: str | None = None
     pages: dict[str, int] = field(default_factory=dict)
+    bytes_saved: int = 0
+    codec_seconds: float = 0.0
+    rounds: int = 0
+    dirty_pages: int = 0
     digest_blake3: dict[str, dict[str, str]] = field(default_factory=dict)
     stream_format: str | None = None
     cipher: str | None = None
@@ -40,12 +47,15 @@ class SessionReport:
     exit_code: int = 0
 
 
-def tally(report: SessionReport, session: Session, *, sent_bytes: int, received_bytes: int) -> None:
+def tally(
+    report: SessionReport, session: Session, pages: PageTally | None, *, sent_bytes: int, received_bytes: int
+) -> None:
     """Write what a session did into its report.
 
     Args:
         report: filled in.
         session: its halves count and hash.
+        pages: what page-aware encoding did; None where there was none.
         sent_bytes: what this end put on the network, TLS and lanes together.
         received_bytes: what it took from it.
     """
@@ -65,3 +75,7 @@ def tally(report: SessionReport, session: Session, *, sent_bytes: int, received_
         halves = [half for half in (senders.get(number), receiver) if half is not None]
         digests = {half.direction.label: half.digest.hex() for half in sorted(halves, key=lambda half: half.direction)}
         report.digest_blake3[str(number)] = digests
+    if pages is not None:
+        report.pages = {kind: getattr(pages.pages, kind) for kind in PageCounts.__slots__}
+        report.bytes_saved = pages.saved_bytes
+        report.codec_seconds = round(pages.seconds, 6)

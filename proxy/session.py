@@ -25,13 +25,15 @@ from proxy.control import (
     LaneRequest,
     Message,
     Offer,
+    PagesGiven,
+    PagesWanted,
     Refuse,
 )
 from proxy.errors import PeerLost, ProtocolViolation
-from proxy.flow import FlightWindow, credit_bytes
+from proxy.flow import Departure, FlightWindow, credit_bytes
 from proxy.limits import CHANNELS_MAX, HEARTBEATS_MISSED_MAX
 from proxy.ordering import Inbox, Outbox, Outgoing
-from proxy.wire import Ack, ChannelId, FrameHeader
+from proxy.wire import Ack, ChannelId, Codec, FrameHeader
 
 
 @unique
@@ -61,11 +63,11 @@ class State(Enum):
 ACCEPTED: Final = MappingProxyType(
     {
         (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
-        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat}),
+        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted}),
         (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, LaneLost, Heartbeat}),
         (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat}),
         (Role.DESTINATION, State.GREETING): frozenset({Offer}),
-        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, LaneLost, Heartbeat, Finish}),
+        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish}),
         (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat}),
         (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat}),
     }
@@ -111,6 +113,8 @@ class Session:
         self.receivers: dict[ChannelId, ReceiveHalf] = {}
         self.resume_seconds = 0
         """How long a loss is waited out; 0: it ends the session."""
+        self.paged = False
+        """Whether frames from the source may be encoded by pages, as ACCEPT says."""
         self.outbox = Outbox(_keep_nothing, keeps=False)
         self.inbox: Inbox[Any] = Inbox(repeats=False)
         """Of whatever the shell keeps a frame in."""
@@ -198,18 +202,18 @@ class Session:
     # ---- frames
 
     def room_bytes(self, half: SendHalf) -> int:
-        """Stream bytes a channel may send now: within its credit, and within the flight window or its share of it.
+        """Stream bytes a channel may send now, if they are sent as they are.
 
-        The share keeps a channel whose hypervisor reads from being starved by others whose hypervisors do not: QEMU's
-        multifd threads wait for one another, and a window filled by those that wait would never empty.
+        Within its credit, and within the flight window or its share of it. The share keeps a channel whose hypervisor
+        reads from being starved by others whose hypervisors do not: QEMU's multifd threads wait for one another, and a
+        window filled by those that wait would never empty.
         """
         room = half.credit_room
         free = self.flight.room_bytes
         if free < room:
             share = self.flight.limit_bytes // max(1, len(self.senders))
-            own = half.offset - half.acknowledged_bytes
-            room = min(room, max(free, share - own))
-        return room
+            room = min(room, max(free, share - half.under_way_bytes))
+        return max(0, room)
 
     def next_order(self) -> int:
         """The cache-order number of the next frame sent."""
@@ -217,19 +221,20 @@ class Session:
         self._order_sent += 1
         return order
 
-    def frame(self, header: FrameHeader, body: memoryview) -> ReceiveHalf:
-        """Check a frame whose turn it is; only if this returns may its body go on.
+    def expect(self, header: FrameHeader) -> ReceiveHalf:
+        """Take a frame whose turn it is; its half must ``verify`` it before its bytes may go on.
 
         Raises:
-            ProtocolViolation: an unknown channel, the wrong direction, or out of order.
-            StreamCorrupt: a digest disagrees.
+            ProtocolViolation: an unknown channel, the wrong direction, a codec not agreed on, or out of order.
         """
         half = self.receivers.get(header.channel)
         if half is None or header.direction is not half.direction:
             raise ProtocolViolation(f"a frame for channel {header.channel} {header.direction.label}")
         if header.cache_order != self.inbox.expected:
             raise ProtocolViolation(f"frame {header.cache_order} in cache order, {self.inbox.expected} expected")
-        half.accept(header, body)
+        if header.codec is not Codec.OPAQUE and (not self.paged or header.direction is not Direction.FORWARD):
+            raise ProtocolViolation(f"{half}: codec {header.codec.name} was not agreed on")
+        half.expect(header)
         self.inbox.taken()
         return half
 
@@ -249,14 +254,15 @@ class Session:
         self._unacknowledged.clear()
         return acks
 
-    def acknowledged(self, acks: list[Ack], now: float) -> None:
-        """Take the peer's acknowledgements. ``now`` in seconds of a monotonic clock.
+    def acknowledged(self, acks: list[Ack], now: float) -> list[Departure]:
+        """Take the peer's acknowledgements, return the frames they cover. ``now`` in seconds of a monotonic clock.
 
         They come by several lanes, so an older one may come after a newer; it then says nothing.
 
         Raises:
             ProtocolViolation: of a channel or direction this side does not send, or impossible.
         """
+        all_covered: list[Departure] = []
         for ack in acks:
             half = self.senders.get(ack.channel)
             if half is None or ack.direction is not half.direction:
@@ -266,6 +272,8 @@ class Session:
                 self.flight.arrive(departure, now)
             if covered:
                 self.outbox.acknowledged(ack.channel, len(covered))
+                all_covered += covered
+        return all_covered
 
     # ---- resume
 
@@ -276,8 +284,8 @@ class Session:
             for half in self.receivers.values()
         )
 
-    def resumed(self, received: int, channels: tuple[ChannelState, ...], now: float) -> None:
-        """Take what the peer said: which frames it has, and what of them it has written onward.
+    def resumed(self, received: int, channels: tuple[ChannelState, ...], now: float) -> list[Departure]:
+        """Take what the peer said: which frames it has, and what of them it has written onward; return the latter.
 
         Raises:
             ProtocolViolation: it cannot have that.
@@ -289,9 +297,10 @@ class Session:
             for state in channels
             if state.channel in self.senders
         ]
-        self.acknowledged(acks, now)
+        covered = self.acknowledged(acks, now)
         self.outbox.peer_has(received)
         self.acknowledge_again()
+        return covered
 
     def acknowledge_again(self) -> None:
         """Acknowledgements may have been lost on the way: all there were are due once more.

@@ -35,6 +35,15 @@ class SessionStatus:
         delay_seconds: smallest time from a frame's departure to its acknowledgement of late; 0 before any.
         bytes_per_second: stream bytes acknowledged a second, the best of late; 0 before any.
         rate_limit: bytes a second this side may send; None for no limit.
+        regime: how the last frame was encoded, in words of chunking/regime.py; None where pages are not.
+        pages_zero, pages_duplicate, pages_delta, pages_literal, pages_copy: pages by how they were encoded.
+        paged_bytes: stream bytes of frames that were encoded by pages.
+        body_bytes: what those became.
+        codec_seconds: spent encoding or decoding them, all threads together.
+        pages_missing: stored pages that had to be asked for, because they could not be read.
+        rounds: rounds of the hypervisor over the guest's memory, the one under way included; 0 where unknown.
+        round_pages: pages sent in the one under way.
+        dirty_pages: pages sent again so far.
     """
 
     session_id: str
@@ -64,3 +73,16 @@ class SessionStatus:
     delay_seconds: float
     bytes_per_second: float
     rate_limit: float | None
+    regime: str | None = None
+    pages_zero: int = 0
+    pages_duplicate: int = 0
+    pages_delta: int = 0
+    pages_literal: int = 0
+    pages_copy: int = 0
+    paged_bytes: int = 0
+    body_bytes: int = 0
+    codec_seconds: float = 0.0
+    pages_missing: int = 0
+    rounds: int = 0
+    round_pages: int = 0
+    dirty_pages: int = 0

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, NewType
 
 from crypto.keys import Direction
 from proxy.errors import ProtocolViolation
-from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BYTES_MAX
+from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BODY_BYTES_MAX, FRAME_BYTES_MAX
 
 ChannelId = NewType("ChannelId", int)
 
@@ -53,7 +53,7 @@ class Codec(IntEnum):
     """How a frame's body encodes the stream's bytes."""
 
     OPAQUE = 0  # as they are
-    PAGES = 1  # reserved: columns of a page-aware frame
+    PAGES = 1  # columns of a page-aware frame (chunking/)
 
 
 class FrameHeader(NamedTuple):
@@ -68,7 +68,7 @@ class FrameHeader(NamedTuple):
         cache_order: frames of this session and direction before this one, all channels together.
         offset: bytes of the stream before this frame; in an END, the stream's byte count.
         raw_bytes: stream bytes this frame stands for; 0 in an END.
-        body_bytes: bytes that follow the header; ``DIGEST_BYTES`` in an END: the full digest.
+        body_bytes: bytes that follow the header: ``raw_bytes`` if OPAQUE; ``DIGEST_BYTES`` in an END, the full digest.
         digest: first 16 bytes of the running BLAKE3 up to the end of this frame.
     """
 
@@ -115,17 +115,17 @@ class FrameHeader(NamedTuple):
         (kind, codec, flags, channel, direction, reserved, number, cache_order, offset, raw, body, digest, spare) = (
             FRAME_HEADER.unpack_from(frame)
         )
-        if kind not in _KINDS or codec != Codec.OPAQUE or direction > 1 or flags or reserved or spare:
+        if kind not in _KINDS or codec not in _CODECS or direction > 1 or flags or reserved or spare:
             raise ProtocolViolation(f"frame kind {kind}, codec {codec}, direction {direction}, flags {flags:#x}")
-        if channel >= CHANNELS_MAX or raw > FRAME_BYTES_MAX or body > FRAME_BYTES_MAX:
+        if channel >= CHANNELS_MAX or raw > FRAME_BYTES_MAX or body > FRAME_BODY_BYTES_MAX:
             raise ProtocolViolation(f"frame on channel {channel} of {raw} bytes in {body}")
-        if kind == FrameKind.END and (raw != 0 or body != DIGEST_BYTES):
-            raise ProtocolViolation(f"an END frame of {raw} bytes in {body}")
-        if kind == FrameKind.DATA and (raw == 0 or raw != body):
-            raise ProtocolViolation(f"an opaque frame of {raw} bytes in {body}")
+        if kind == FrameKind.END and (raw != 0 or body != DIGEST_BYTES or codec != Codec.OPAQUE):
+            raise ProtocolViolation(f"an END frame of {raw} bytes in {body}, codec {codec}")
+        if kind == FrameKind.DATA and (raw == 0 or body == 0 or (codec == Codec.OPAQUE and raw != body)):
+            raise ProtocolViolation(f"a frame of {raw} bytes in {body}, codec {codec}")
         return cls(
             _KINDS[kind],
-            Codec.OPAQUE,
+            _CODECS[codec],
             ChannelId(channel),
             _DIRECTIONS[direction],
             number,
@@ -139,6 +139,7 @@ class FrameHeader(NamedTuple):
 
 # Look-ups cost a tenth of calling the enumerations.
 _KINDS: Final = {int(kind): kind for kind in FrameKind}
+_CODECS: Final = {int(codec): codec for codec in Codec}
 _DIRECTIONS: Final = (Direction.FORWARD, Direction.BACKWARD)
 
 

@@ -51,13 +51,32 @@ RateLimit = Annotated[
 
 @unique
 class Encoding(StrEnum):
-    """How stream bytes are encoded; page-aware encodings join when the relay can read pages."""
+    """As proxy/paging.py has them, which is not imported before the command line has been checked."""
 
     AUTO = "auto"
     OPAQUE = "opaque"
+    PAGES = "pages"
+    BEST = "best"
 
 
-Encode = Annotated[Encoding, typer.Option("--encode", help="How stream bytes are encoded; auto is opaque so far.")]
+Encode = Annotated[
+    Encoding,
+    typer.Option(
+        "--encode",
+        help="auto: what pays on this network; opaque: the bytes as they are; pages: pages deduplicated and compressed;"
+        " best: the fewest bytes.",
+    ),
+]
+PageCache = Annotated[
+    int,
+    typer.Option(
+        "--page-cache",
+        min=0,
+        metavar="BYTES",
+        help="Memory for pages of a session, the smaller of both sides counts; 0: no pages, only opaque bytes.",
+    ),
+]
+PAGE_CACHE_BYTES = 512 * 1024 * 1024
 AllowClassical = Annotated[
     bool, typer.Option("--allow-classical", help="Accept key exchanges without ML-KEM. Not advised.")
 ]

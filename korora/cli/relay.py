@@ -53,6 +53,7 @@ def receive(
     once: opt.Once = False,
     report: opt.Report = None,
     lanes: opt.Lanes = 1,
+    page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
@@ -74,7 +75,16 @@ def receive(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
     )
-    options = relay.ReceiveOptions(common=common, listen=address, listen_text=listen, egress=egress, lanes=lanes)
+    from proxy.paging import PagingTerms
+
+    options = relay.ReceiveOptions(
+        common=common,
+        listen=address,
+        listen_text=listen,
+        egress=egress,
+        lanes=lanes,
+        paging=PagingTerms(cache_bytes=page_cache),
+    )
     raise typer.Exit(relay.receive(options))
 
 
@@ -88,6 +98,7 @@ def send(
     report: opt.Report = None,
     lanes: opt.Lanes = 1,
     encode: opt.Encode = opt.Encoding.AUTO,
+    page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
     rate_limit: opt.RateLimit = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
@@ -95,7 +106,6 @@ def send(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Carry a migration from the local hypervisor to another host."""
-    del encode  # both values mean opaque so far
     from proxy.endpoints.spec import parse_address, parse_ingress
 
     ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
@@ -112,7 +122,16 @@ def send(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
     )
-    where = Peer(host or "127.0.0.1", port, lanes=lanes, resume_seconds=resume_timeout, rate_limit=rate_limit)
+    from proxy.paging import Encode, PagingTerms
+
+    where = Peer(
+        host or "127.0.0.1",
+        port,
+        lanes=lanes,
+        resume_seconds=resume_timeout,
+        rate_limit=rate_limit,
+        paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache),
+    )
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
 
 

@@ -4,12 +4,16 @@ import asyncio
 import hmac
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from chunking.decoder import Decoder
+
+from chunking.pages import PAGE_BYTES
 from crypto.errors import IntegrityError, LaneReused
 from crypto.keys import LANE_ID_MAX, Direction, LaneId, ResumeSecret, Suite
 from crypto.records import OVERHEAD_BYTES, RecordType
 from proxy.control import (
+    Accept,
     ChannelOpen,
     ChannelOpened,
     ChannelState,
@@ -20,6 +24,8 @@ from proxy.control import (
     LaneRequest,
     Message,
     Offer,
+    PagesGiven,
+    PagesWanted,
     Resume,
     Resumed,
 )
@@ -32,12 +38,14 @@ from proxy.limits import (
     LANE_HELLO_SECONDS_MAX,
     LANES_MAX,
 )
+from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
+from proxy.shell.decoding import DecodingLine
 from proxy.shell.lane import Lane
 from proxy.shell.runner import Meeting, Runner
-from proxy.wire import LANE_PREFIX_BYTES, LANE_TOKEN_BYTES, ChannelId
+from proxy.wire import LANE_PREFIX_BYTES, LANE_TOKEN_BYTES, ChannelId, Codec
 
 RandomBytes = Callable[[int], bytes]
 
@@ -55,6 +63,7 @@ class DestinationRunner(Runner):
         egress: the local hypervisor.
         lanes: how many the source is asked to open.
         random: source of lane tokens.
+        paging: what this relay is ready to do about pages.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class DestinationRunner(Runner):
         egress: Egress,
         lanes: int,
         random: RandomBytes = os.urandom,
+        paging: PagingTerms | None = None,
     ) -> None:
         super().__init__(session, report, meeting, resume_seconds, lanes)
         self._meeting = meeting
@@ -80,6 +90,40 @@ class DestinationRunner(Runner):
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
         self._announced_count = 0
         self._finish_asked = False
+        self._agree_on_pages(paging or PagingTerms())
+
+    def _agree_on_pages(self, paging: PagingTerms) -> None:
+        """Pages are encoded if the source offers it and there is a cache for them here."""
+        offer = self.offer
+        self._cache_bytes = min(offer.cache_bytes, paging.cache_bytes)
+        self._chains = min(offer.chains, paging.chains)
+        self.session.paged = paging.wanted and Codec.PAGES in offer.codecs and self._cache_bytes >= PAGE_BYTES
+        if self.session.paged:
+            self.decoding = DecodingLine(
+                Decoder(self._cache_bytes, stored=None),
+                self._chains,
+                deliver=self.deliver,
+                ask=self._ask,
+                verify=_no_pages,
+                fail=self.fail,
+            )
+
+    def acceptance(self) -> Accept:
+        """The answer to the source's offer."""
+        codec, cache_bytes = (Codec.PAGES, self._cache_bytes) if self.session.paged else (Codec.OPAQUE, 0)
+        return Accept(
+            suite=int(self.suite),
+            codec=int(codec),
+            lanes=self.grants(),
+            resume_seconds=self.session.resume_seconds,
+            route=self._random(LANE_TOKEN_BYTES),
+            cache_bytes=cache_bytes,
+            chains=self._chains,
+        )
+
+    def _ask(self, order: int, ordinals: Sequence[int]) -> None:
+        """See ``decoding.Asks``."""
+        self.serve(self.say(PagesWanted(order, tuple(ordinals))), "ask for pages")
 
     # ---- lanes
 
@@ -177,6 +221,12 @@ class DestinationRunner(Runner):
                 self._announced.put_nowait(message)
             case LaneRequest():
                 await self.say(LaneGranted(self.grant()))
+            case PagesGiven(order, ordinals, pages) if self.decoding is not None:
+                if len(pages) != len(ordinals) * PAGE_BYTES:
+                    raise ProtocolViolation(f"{len(ordinals)} stored pages in {len(pages)} bytes")
+                starts = range(0, len(pages), PAGE_BYTES)
+                given = {n: pages[at : at + PAGE_BYTES] for n, at in zip(ordinals, starts, strict=True)}
+                self.decoding.given(order, given)
             case Finish():
                 self._finish_asked = True
                 self.progress.wake()
@@ -215,11 +265,11 @@ class DestinationRunner(Runner):
             self.detach(self.link, PeerLost("the source has come by another connection"))
         self._tokens.clear()
         try:
-            self.session.resumed(message.received, message.channels, self._loop.time())
+            covered = self.session.resumed(message.received, message.channels, self._loop.time())
         except ProtocolViolation as error:
             self.fail(error)
             raise
-        self.acknowledged()
+        self.acknowledged(covered)
         self.report.resumes += 1
         known = {state.channel: state for state in self.session.channel_states()}
         states = (known.get(number) for number in range(self._announced_count))
@@ -230,3 +280,9 @@ class DestinationRunner(Runner):
             lanes=self.grants(),
             phase="open" if self.session.state is State.OPEN else "finishing",
         )
+
+
+def _no_pages(ordinal: int, page: bytes) -> None:
+    """No stored pages were agreed on, so none can have been asked for."""
+    del page
+    raise ProtocolViolation(f"stored page {ordinal}, and there are none")

@@ -14,11 +14,11 @@ from crypto.keys import LaneId
 from crypto.records import RecordType
 from proxy.control import LaneProgress
 from proxy.errors import PeerLost, ProtocolViolation
-from proxy.limits import ACK_EAGER_BYTES, FRAME_BYTES_MAX, SMALL_BODY_BYTES, TURN_FRAMES
+from proxy.flow import Departure
+from proxy.limits import ACK_EAGER_BYTES, SMALL_BODY_BYTES, TURN_FRAMES
 from proxy.ordering import Arrival, Outgoing
 from proxy.session import Session, State
-from proxy.shell.channel import FrameOwner
-from proxy.shell.lane import Lane, Record
+from proxy.shell.lane import FrameOwner, Lane, Record, give_back
 from proxy.shell.waiting import Gate
 from proxy.wire import FRAME_HEADER_BYTES, WHOLE_FRAME, FrameFlags, FrameHeader, pack_acks, parse_acks
 
@@ -31,8 +31,8 @@ class Host(Protocol):
     def frame(self, owner: FrameOwner, header: FrameHeader, body: memoryview) -> None:
         """A frame has arrived, and it is its turn."""
 
-    def acknowledged(self) -> None:
-        """The peer has acknowledged something."""
+    def acknowledged(self, covered: list[Departure]) -> None:
+        """The peer has acknowledged these frames."""
 
     def fail(self, error: BaseException) -> None:
         """Something that cannot be made good went wrong."""
@@ -278,7 +278,7 @@ class Bundle:
                 self._unacknowledged_bytes = 0
                 if acks:
                     await lane.send(RecordType.ACK, pack_acks(acks))
-                    self._host.acknowledged()
+                    self._host.acknowledged([])
             except PeerLost as error:
                 self.broke(lane, error)
                 self._session.acknowledge_again()
@@ -308,9 +308,9 @@ class Bundle:
             if kind is RecordType.FRAME:
                 self._take_part(lane, record)
             elif kind is RecordType.ACK:
-                self._session.acknowledged(parse_acks(record.payload), asyncio.get_running_loop().time())
+                covered = self._session.acknowledged(parse_acks(record.payload), asyncio.get_running_loop().time())
                 record.release()
-                self._host.acknowledged()
+                self._host.acknowledged(covered)
             elif kind is RecordType.FINAL:
                 record.release()
                 self._take_final(lane)
@@ -341,7 +341,7 @@ class Bundle:
             raise ProtocolViolation(f"lane {lane.id}: frame flags {record.header.flags:#x} out of turn")
         if flags & FrameFlags.FIRST:
             size = FRAME_HEADER_BYTES + FrameHeader.parse(record.payload).body_bytes
-            self._assembling[lane.id] = (bytearray(min(size, FRAME_HEADER_BYTES + FRAME_BYTES_MAX)), 0)
+            self._assembling[lane.id] = (bytearray(size), 0)
         frame, filled = self._assembling[lane.id]
         end = filled + record.header.length
         if end > len(frame) or bool(flags & FrameFlags.LAST) != (end == len(frame)):
@@ -369,5 +369,5 @@ class Bundle:
                 owner.release()
                 owner, frame = small, memoryview(small)
             inbox.hold(header.cache_order, (owner, frame), len(frame))
-        elif isinstance(owner, Record):
-            owner.release()
+        else:
+            give_back(owner)

@@ -5,23 +5,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
+from proxy.channel import SendHalf
 from proxy.endpoints.base import Connection
 from proxy.errors import HypervisorFailed
-from proxy.limits import BUFFERS_EASY_MAX, FRAME_EAGER_BYTES, OPAQUE_FRAME_BYTES, SMALL_BODY_BYTES, TURN_FRAMES
+from proxy.limits import FRAME_BYTES_MAX, SMALL_BODY_BYTES, TURN_FRAMES
 from proxy.ordering import Outgoing
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.lane import BufferPool, Record
+from proxy.shell.framing import Framing
+from proxy.shell.lane import FrameOwner
 from proxy.shell.waiting import Gate
 from proxy.streams.formats import EndWatch
-from proxy.wire import FRAME_HEADER_BYTES, ChannelId
+from proxy.wire import ChannelId
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-FrameOwner = Record | bytearray
-"""What a frame's bytes live in: an opened record with its pool buffer, or a buffer of the frame's own."""
 
 
 class Carrier(Protocol):
@@ -30,7 +29,9 @@ class Carrier(Protocol):
     session: Session
     report: SessionReport
     bucket: TokenBucket
-    pool: BufferPool
+
+    def framing(self, half: SendHalf) -> Framing:
+        """How frames are made of what is read from a channel's hypervisor."""
 
     async def send_frame(self, frame: Outgoing) -> None:
         """Send a frame to the peer, as soon as a lane is free. Its buffer comes back to the pool by itself."""
@@ -81,29 +82,21 @@ class Channel:
         session, connection = self._carrier.session, self.connection
         half = session.senders[self.number]
         watch = EndWatch() if session.role is Role.SOURCE else None
-        buffer = self._carrier.pool.take()
-        stream = memoryview(buffer)[FRAME_HEADER_BYTES:]
-        filled = turn = 0
+        framing = self._carrier.framing(half)
+        filled = turn = seen = 0
         while True:
             await self._within_rate()
-            room = min(
-                OPAQUE_FRAME_BYTES, session.room_bytes(half), self._carrier.bucket.frame_bytes or OPAQUE_FRAME_BYTES
-            )
+            room = min(framing.room, self._carrier.bucket.frame_bytes or FRAME_BYTES_MAX)
             drained = False
             if filled < room:
-                got = self._local(connection.read_into, stream[filled:room])
+                got = self._local(connection.read_into, framing.stream[filled:room])
                 if got == 0:
                     break
                 filled += got or 0
                 # Only a read that found nothing may be followed by waiting: see Gate.
                 drained = got is None
-            # A frame leaves when it is full, when it is long enough, or when nothing of this stream is in flight.
-            if filled and (filled >= min(room, FRAME_EAGER_BYTES) or not half.in_flight) and room:
-                if watch is not None:
-                    watch.feed(stream[:filled])
-                buffer = await self._send(buffer, filled)
-                stream = memoryview(buffer)[FRAME_HEADER_BYTES:]
-                filled = 0
+            if filled and framing.due(filled, room, drained=drained):
+                filled = seen = await self._send(framing, watch, filled, seen, final=not half.in_flight)
                 turn += 1
                 if turn % TURN_FRAMES == 0:
                     # A hypervisor always readable, a lane always writable: nobody else would ever run.
@@ -112,17 +105,15 @@ class Channel:
                 await self.reading.wait_readable()
             elif filled >= room:
                 await self.reading.wait()
-        if filled:
-            while half.credit_room < filled or (half.in_flight and session.room_bytes(half) < filled):
+        while filled:
+            while half.credit_room < filled or (half.in_flight and framing.room < filled):
                 await self.reading.wait()
-            if watch is not None:
-                watch.feed(stream[:filled])
-            buffer = await self._send(buffer, filled)
-        self._carrier.pool.give(buffer)
+            filled = seen = await self._send(framing, watch, filled, seen, final=True)
+        await framing.end()
         await self._check_end(watch)
         order = session.next_order()
         end = half.end(order)
-        half.departed(session.flight.depart(0, asyncio.get_running_loop().time()))
+        half.departed(session.flight.depart(0, asyncio.get_running_loop().time(), order=order))
         self._carrier.ended()
         await self._carrier.send_frame(Outgoing(order, self.number, memoryview(end), None))
 
@@ -139,22 +130,13 @@ class Channel:
             finally:
                 timer.cancel()
 
-    async def _send(self, buffer: bytearray, size: int) -> bytearray:
-        """Make a frame of ``size`` stream bytes and send it; the buffer to read into next."""
-        carrier, session = self._carrier, self._carrier.session
-        half = session.senders[self.number]
-        frame = memoryview(buffer)[: FRAME_HEADER_BYTES + size]
-        order = session.next_order()
-        half.data(frame, order)
-        now = asyncio.get_running_loop().time()
-        carrier.bucket.spend(size, now)
-        half.departed(session.flight.depart(size, now))
-        if size >= (FRAME_EAGER_BYTES if carrier.pool.out < BUFFERS_EASY_MAX else SMALL_BODY_BYTES):
-            await carrier.send_frame(Outgoing(order, self.number, frame, buffer))
-            return carrier.pool.take()
-        # It may be kept until it is acknowledged: a small one must not hold a buffer made for a large one.
-        await carrier.send_frame(Outgoing(order, self.number, memoryview(bytes(frame)), None))
-        return buffer
+    async def _send(self, framing: Framing, watch: EndWatch | None, filled: int, seen: int, *, final: bool) -> int:
+        """Send a frame of what was read; ``seen`` bytes of it were left over by the last one. Returns what is left."""
+        if watch is not None:
+            watch.feed(framing.stream[seen:filled])
+        left = await framing.send(filled, final=final)
+        self._carrier.bucket.spend(filled - left, asyncio.get_running_loop().time())
+        return left
 
     async def _check_end(self, watch: EndWatch | None) -> None:
         """The hypervisor's stream has ended: was it whole?"""
@@ -188,7 +170,7 @@ class Channel:
             if not body:
                 self._carrier.written(self.number, owner, size)
                 return
-        if isinstance(owner, Record) and len(body) < SMALL_BODY_BYTES:
+        if not isinstance(owner, bytearray) and len(body) < SMALL_BODY_BYTES:
             # Credit counts stream bytes: a tiny frame that waits must not hold a buffer made for a large one.
             small = bytearray(body)
             owner.release()

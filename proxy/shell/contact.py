@@ -21,6 +21,7 @@ from proxy.errors import (
     ProtocolViolation,
 )
 from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX
+from proxy.paging import PagingTerms
 from proxy.session import Session
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
@@ -41,6 +42,7 @@ class Peer:
     egress: str = "default"
     xl_flags: str = ""
     rate_limit: float | None = None
+    paging: PagingTerms = field(default_factory=PagingTerms)
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)
 
@@ -140,16 +142,20 @@ class Contact:
         )
 
     async def _offer(self, link: ControlLink, session: Session) -> Accept:
-        where = self.where
+        where, paging = self.where, self.where.paging
+        codecs = (int(Codec.OPAQUE), int(Codec.PAGES)) if paging.wanted else (int(Codec.OPAQUE),)
         offer = Offer(
             version=PROTOCOL_VERSION,
             session=session.id,
             suites=tuple(int(suite) for suite in where.suites),
-            codecs=(int(Codec.OPAQUE),),
+            codecs=codecs,
             egress=where.egress,
             lanes=where.lanes,
             resume_seconds=where.resume_seconds,
             xl_flags=where.xl_flags,
+            cache_bytes=paging.cache_bytes if paging.wanted else 0,
+            chains=paging.chains_offered,
+            tenant=paging.tenant,
         )
         await link.send(offer)
         try:
@@ -161,7 +167,9 @@ class Contact:
             case Refuse(code, reason):
                 kind = PolicyRefused if code == EXIT_POLICY else PeerRefused
                 raise kind(f"the peer refused: {printable(reason)}")
-            case Accept(suite, codec) if suite in where.suites and codec == Codec.OPAQUE:
+            case Accept(suite, codec) if suite in where.suites and codec in codecs:
+                if answer.cache_bytes > offer.cache_bytes or answer.chains > offer.chains:
+                    raise ProtocolViolation("ACCEPT wants more memory than was offered")
                 link.mark_open()
                 return answer
         raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")

@@ -1,12 +1,16 @@
 """An open session at the source: its channels announced, its lanes opened and replaced, its peer found again."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+
+from chunking.adapt import Adapter, Pin
+from chunking.encoder import Encoder
 
 from crypto.errors import IntegrityError
 from crypto.keys import LaneId, ResumeSecret, Suite
 from crypto.records import RecordType
+from proxy.channel import SendHalf
 from proxy.control import (
     Accept,
     ChannelOpen,
@@ -17,6 +21,8 @@ from proxy.control import (
     LaneGranted,
     LaneRequest,
     Message,
+    PagesGiven,
+    PagesWanted,
     Resumed,
 )
 from proxy.endpoints.base import Connection, Ingress
@@ -26,21 +32,27 @@ from proxy.limits import (
     CHANNEL_OPEN_SECONDS_MAX,
     CHANNELS_MAX,
     CONTROL_SECONDS_MAX,
+    FRAME_BYTES_MAX,
     HANDOVER_SECONDS_MAX,
     LANE_ATTEMPTS_MAX,
     LANE_HELLO_SECONDS_MAX,
     LANE_PAUSE_SECONDS_MAX,
     LANES_MAX,
+    PAGES_GIVEN_MAX,
     RESUME_PAUSE_SECONDS_MAX,
     RESUME_PAUSE_SECONDS_MIN,
 )
+from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
 from proxy.shell.contact import Contact
-from proxy.shell.lane import Lane, LaneKeys
+from proxy.shell.encoding import EncodingLine
+from proxy.shell.framing import Framing, PagedFraming
+from proxy.shell.lane import BufferPool, Lane, LaneKeys
 from proxy.shell.runner import Meeting, Runner
-from proxy.wire import LANE_MAGIC, ChannelId
+from proxy.streams.reader import StreamParser
+from proxy.wire import FRAME_HEADER_BYTES, LANE_MAGIC, ChannelId, Codec
 
 
 class SourceRunner(Runner):
@@ -78,7 +90,32 @@ class SourceRunner(Runner):
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
+        self.readers: list[StreamParser] = []
+        """What is known of each channel's stream."""
         self.set_rate(contact().where.rate_limit)
+        if accept.codec == Codec.PAGES:
+            self._agree_on_pages(contact().where.paging, accept)
+
+    def _agree_on_pages(self, paging: PagingTerms, accept: Accept) -> None:
+        self.session.paged = True
+        self._large = BufferPool(FRAME_HEADER_BYTES + FRAME_BYTES_MAX)
+        self.encoding = EncodingLine(
+            self.session,
+            Encoder(accept.cache_bytes, accept.chains, stored=None),
+            Adapter(workers=accept.chains, pin=Pin(paging.encode)),
+            accept.chains,
+            send=self.send_frame,
+            fail=self.fail,
+            wake=self._wake_pumps,
+        )
+
+    def framing(self, half: SendHalf) -> Framing:
+        """See ``Carrier.framing``."""
+        if self.encoding is None:
+            return super().framing(half)
+        reader = StreamParser()
+        self.readers.append(reader)
+        return PagedFraming(self, half, self.encoding, reader, self._large)
 
     def set_lanes(self, count: int) -> None:
         """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.
@@ -106,6 +143,8 @@ class SourceRunner(Runner):
         if self.session.resume_seconds:
             self.serve(self._come_back(), "come back")
         await self.until(lambda: bool(self.bundle.lanes))
+        if self.encoding is not None:
+            self.serve(self.encoding.run(), "encode")
         self.serve(self.bundle.acknowledge(), "acknowledge")
         self.serve(self.bundle.resend(), "resend")
         await self._add(self._first)
@@ -142,10 +181,21 @@ class SourceRunner(Runner):
                 waiting.set_result(credit)
             case LaneGranted(grant) if not self._granted.full():
                 self._granted.put_nowait(grant)
+            case PagesWanted(order, ordinals) if self.encoding is not None:
+                await self._give_pages(order, ordinals, self.encoding.borrowed(order))
             case Finished():
                 self._done()
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
+
+    async def _give_pages(self, order: int, ordinals: tuple[int, ...], borrowed: Mapping[int, bytes]) -> None:
+        """The destination cannot read stored pages that a frame refers to."""
+        if not borrowed.keys() >= set(ordinals):
+            raise ProtocolViolation(f"the destination asks for pages that frame {order} does not refer to")
+        self.log.warning("the destination lacks stored pages", pages=len(ordinals))
+        for start in range(0, len(ordinals), PAGES_GIVEN_MAX):
+            some = ordinals[start : start + PAGES_GIVEN_MAX]
+            await self.say(PagesGiven(order, some, b"".join(borrowed[ordinal] for ordinal in some)))
 
     def _done(self) -> None:
         self._finished = True
@@ -294,11 +344,11 @@ class SourceRunner(Runner):
             self._done()
             return
         try:
-            self.session.resumed(answer.received, answer.channels, asyncio.get_running_loop().time())
+            covered = self.session.resumed(answer.received, answer.channels, asyncio.get_running_loop().time())
         except ProtocolViolation:
             meeting.link.drop()
             raise
-        self.acknowledged()
+        self.acknowledged(covered)
         self._grants = list(answer.lanes)
         self.attach(meeting)
         for state in answer.channels:

@@ -12,7 +12,7 @@ import structlog
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed, printable
+from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, printable
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
@@ -36,6 +36,7 @@ from proxy.limits import (
     LANE_HELLO_SECONDS_MAX,
     SESSIONS_MAX,
 )
+from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.arrival import DestinationRunner, RandomBytes
@@ -47,7 +48,6 @@ from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
     LANE_PREFIX_BYTES,
-    LANE_TOKEN_BYTES,
     RESUME_MAGIC,
     TLS_FIRST_BYTE,
     Codec,
@@ -73,6 +73,7 @@ class Terms:
     """How many lanes a session is to have at least; a source may ask for more."""
     sessions_max: int = SESSIONS_MAX
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
+    paging: PagingTerms = field(default_factory=PagingTerms)
     random: RandomBytes = field(default=os.urandom, repr=False)
     admit: Admission = field(default=_anybody, repr=False)
     """Raises PolicyRefused where a peer may not use an egress."""
@@ -363,14 +364,12 @@ class Destination:
             egress=self._egresses[offer.egress],
             lanes=max(offer.lanes, self._terms.lanes),
             random=self._terms.random,
+            paging=self._terms.paging,
         )
-        grants = runner.grants()
         self._sessions[session.id] = runner
         try:
             link.mark_open()
-            await runner.say(
-                Accept(int(suite), int(Codec.OPAQUE), grants, resume, self._terms.random(LANE_TOKEN_BYTES))
-            )
+            await runner.say(runner.acceptance())
         except BaseException:
             self._sessions.pop(session.id, None)
             raise

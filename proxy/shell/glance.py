@@ -3,7 +3,9 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from chunking.counts import PageCounts
 from proxy.status import SessionStatus
+from proxy.tally import PageTally
 
 if TYPE_CHECKING:
     from proxy.shell.runner import Runner
@@ -14,6 +16,7 @@ def status_of(runner: "Runner") -> SessionStatus:
     session, traffic = runner.session, runner.bundle.traffic
     senders, receivers = session.senders.values(), session.receivers.values()
     sent, received = runner.wire_bytes()
+    tally = runner.pages or PageTally()
     return SessionStatus(
         session_id=runner.report.session_id,
         role=session.role.value,
@@ -42,4 +45,9 @@ def status_of(runner: "Runner") -> SessionStatus:
         delay_seconds=session.flight.delay_seconds,
         bytes_per_second=session.flight.bytes_per_second,
         rate_limit=runner.bucket.rate,
+        regime=None if runner.encoding is None else runner.encoding.adapter.regime.name.lower(),
+        **{f"pages_{kind}": getattr(tally.pages, kind) for kind in PageCounts.__slots__},
+        paged_bytes=tally.raw_bytes,
+        body_bytes=tally.body_bytes,
+        codec_seconds=tally.seconds,
     )

@@ -27,12 +27,16 @@ _BUFFER_BYTES = PAYLOAD_BYTES_MAX + TAG_BYTES + HEADER_BYTES
 
 
 class BufferPool:
-    """Plaintext buffers of ``PAYLOAD_BYTES_MAX`` bytes, last in first out, so that the next one used is still cached.
+    """Plaintext buffers, last in first out, so that the next one used is still cached.
 
     What bounds their number is the credit a receiver gives, never the pool.
+
+    Args:
+        size: bytes of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = PAYLOAD_BYTES_MAX) -> None:
+        self._size = size
         self._free: list[bytearray] = []
         self._made = 0
 
@@ -47,7 +51,7 @@ class BufferPool:
             return self._free.pop()
         except IndexError:
             self._made += 1
-            return bytearray(PAYLOAD_BYTES_MAX)
+            return bytearray(self._size)
 
     def give(self, buffer: bytearray) -> None:
         """Give a buffer back."""
@@ -106,6 +110,27 @@ class Record(NamedTuple):
     def payload(self) -> memoryview:
         """The plaintext."""
         return memoryview(self.buffer)[: self.header.length]
+
+
+class Lent(NamedTuple):
+    """A buffer of a pool."""
+
+    buffer: bytearray
+    pool: BufferPool
+
+    def release(self) -> None:
+        """Give the buffer back; nothing of it may be used afterwards."""
+        self.pool.give(self.buffer)
+
+
+FrameOwner = Record | Lent | bytearray
+"""What a frame's bytes live in: an opened record or a pool's buffer, to be released, or a buffer of the frame's own."""
+
+
+def give_back(owner: FrameOwner | None) -> None:
+    """Whoever had a frame needs it no more."""
+    if owner is not None and not isinstance(owner, bytearray):
+        owner.release()
 
 
 def parts_of(kind: RecordType, payload: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -20,22 +20,28 @@ import structlog
 from crypto.errors import CryptoError
 from crypto.keys import LaneId
 from crypto.tls import PeerInfo
+from proxy.channel import SendHalf
 from proxy.control import Heartbeat, LaneLost, LaneProgress, Message
 from proxy.errors import PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.flow import Departure
 from proxy.limits import ABORT_SECONDS_MAX, DRAIN_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
 from proxy.ordering import Outgoing
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
 from proxy.session import Session
 from proxy.shell.bundle import Bundle
-from proxy.shell.channel import Channel, FrameOwner
+from proxy.shell.channel import Channel
+from proxy.shell.decoding import DecodingLine
+from proxy.shell.encoding import EncodingLine
+from proxy.shell.framing import Framing
 from proxy.shell.glance import status_of
-from proxy.shell.lane import BufferPool, Lane, LaneKeys, Record
+from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
 from proxy.shell.link import ControlLink
 from proxy.shell.threads import ThreadedLane
 from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
-from proxy.wire import ChannelId, FrameHeader, FrameKind
+from proxy.tally import PageTally
+from proxy.wire import ChannelId, Codec, FrameHeader, FrameKind
 
 log = structlog.get_logger("korora.session")
 
@@ -91,6 +97,9 @@ class Runner:
         self._services: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._concluded = False
+        self.encoding: EncodingLine | None = None
+        """Where frames are encoded by pages, if that was agreed on."""
+        self.decoding: DecodingLine | None = None
         self._listening: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -144,6 +153,9 @@ class Runner:
             self.over = True
             self._set_deadline(None)
             await self._end_services()
+            for line in (self.encoding, self.decoding):
+                if line is not None:
+                    line.close()
         if self._failure is not None:
             await self._fail(self._failure)
             if cancelled:
@@ -273,6 +285,8 @@ class Runner:
         """Go on with this control connection: hear it, send heartbeats, and take lanes of its keys from now on."""
         link = self.link = meeting.link
         self.peer, self.keys = meeting.peer, meeting.keys
+        if self.decoding is not None:
+            self.decoding.ask_again()
         self._listening = self.serve(self._with(link, self.listen), "listen")
         self._beating = self.serve(self._with(link, self.beat), "heartbeat")
         if self.session.resume_seconds:
@@ -356,6 +370,10 @@ class Runner:
                 await channel.connection.settle()
                 channel.settled = True
 
+    def framing(self, half: SendHalf) -> Framing:
+        """See ``Carrier.framing``."""
+        return Framing(self, half)
+
     async def send_frame(self, frame: Outgoing) -> None:
         """See ``Carrier.send_frame``."""
         await self.bundle.send(frame)
@@ -366,8 +384,7 @@ class Runner:
 
     def written(self, channel: ChannelId, owner: FrameOwner | None, size: int) -> None:
         """See ``Carrier.written``: the frame's buffer is free, its sender is told soon."""
-        if isinstance(owner, Record):
-            owner.release()
+        give_back(owner)
         self.session.wrote(self.session.receivers[channel], size)
         self.bundle.written(size)
 
@@ -402,19 +419,30 @@ class Runner:
         """See ``Host.frame``."""
         if len(body) != header.body_bytes:
             raise ProtocolViolation(f"a frame with a body of {len(body)} bytes, {header.body_bytes} announced")
-        self.session.frame(header, body)
-        channel = self.channels.get(header.channel)
-        if channel is None:
+        half = self.session.expect(header)
+        if header.channel not in self.channels:
             raise ProtocolViolation(f"a frame for channel {header.channel} before it is open")
+        line = self.decoding
+        if line is not None and (header.codec is not Codec.OPAQUE or not line.idle):
+            line.put(half, header, owner, body)
+            return
+        half.verify(header, body)
+        self.deliver(header, owner, body)
+
+    def deliver(self, header: FrameHeader, owner: FrameOwner, stream: memoryview) -> None:
+        """Stream bytes that were checked go on to the hypervisor."""
+        channel = self.channels[header.channel]
         if header.kind is FrameKind.END:
-            if isinstance(owner, Record):
-                owner.release()
+            give_back(owner)
             channel.take_end()
         else:
-            channel.take(owner, body)
+            channel.take(owner, stream)
 
-    def acknowledged(self) -> None:
+    def acknowledged(self, covered: list[Departure]) -> None:
         """See ``Host.acknowledged``."""
+        if self.encoding is not None:
+            for departure in covered:
+                self.encoding.acknowledged(departure.order)
         self._wake_pumps()
         if self._ending:
             self.progress.wake()
@@ -482,7 +510,13 @@ class Runner:
     def _account(self) -> None:
         """Write what the session did into its report."""
         sent, received = self.wire_bytes()
-        tally(self.report, self.session, sent_bytes=sent, received_bytes=received)
+        tally(self.report, self.session, self.pages, sent_bytes=sent, received_bytes=received)
+
+    @property
+    def pages(self) -> PageTally | None:
+        """What page-aware encoding did here; None where it was not agreed on."""
+        line = self.encoding or self.decoding
+        return None if line is None else line.tally
 
     # ---- services of one control connection
 

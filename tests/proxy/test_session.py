@@ -124,7 +124,8 @@ def end(sender: Session, channel: int) -> bytes:
 
 def take(receiver: Session, frame: bytes) -> bytes:
     header = FrameHeader.parse(frame)
-    half = receiver.frame(header, memoryview(frame)[FRAME_HEADER_BYTES:])
+    half = receiver.expect(header)
+    half.verify(header, memoryview(frame)[FRAME_HEADER_BYTES:])
     receiver.wrote(half, header.raw_bytes)
     return frame[FRAME_HEADER_BYTES:]
 
@@ -277,7 +278,7 @@ def test_a_frame_for_nobody(change: dict[str, object]) -> None:
     frame = send(source, 0, b"x")
     header = FrameHeader.parse(frame)._replace(**change)  # type: ignore[arg-type]
     with pytest.raises(ProtocolViolation, match="a frame for channel"):
-        destination.frame(header, memoryview(b"x"))
+        destination.expect(header)
     assert take(destination, frame) == b"x"
 
 

@@ -1,0 +1,214 @@
+"""The destination's decoding line: encoded frames become stream bytes beside the loop, in cache order.
+
+    lane ──frame──▶ a thread a chain: unpress ──▶ one thread: rebuild, digest ──▶ the loop: deliver
+
+Nothing goes on to the hypervisor before its running digest has been compared. After the first frame that is wrong
+nothing comes out any more.
+"""
+
+import asyncio
+import queue
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from chunking.decoder import Decoder, Unpressed
+
+from chunking.counts import PageCounts
+from chunking.errors import FrameMalformed, PagesMissing
+from proxy.channel import ReceiveHalf
+from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
+from proxy.limits import FRAME_BYTES_MAX
+from proxy.shell.lane import BufferPool, FrameOwner, Lent, give_back
+from proxy.tally import PageTally
+from proxy.wire import Codec, FrameHeader
+
+
+class Asks(Protocol):
+    """How stored pages that cannot be read here are asked for; called on the loop."""
+
+    def __call__(self, order: int, ordinals: Sequence[int]) -> None:
+        """Ask the peer for the pages that frame ``order`` refers to."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A frame that has arrived, its turn come, and whose bytes are not out yet."""
+
+    half: ReceiveHalf
+    header: FrameHeader
+    owner: FrameOwner
+    body: memoryview
+    unpressed: Future[Unpressed] | None = None
+    wanted: set[int] = field(default_factory=set)
+    given: dict[int, bytes] = field(default_factory=dict)
+    counts: PageCounts | None = None
+    seconds: float = 0.0
+
+
+class DecodingLine:
+    """The decoding line of one session.
+
+    Args:
+        decoder: the page engine's half.
+        chains: threads that decompress.
+        deliver: told of each frame in turn: its header, what owns the stream bytes, and those.
+        ask: see ``Asks``.
+        fail: told of what cannot be made good.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        chains: int,
+        *,
+        deliver: Callable[[FrameHeader, FrameOwner, memoryview], None],
+        ask: Asks,
+        verify: Callable[[int, bytes], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._decoder, self._chains = decoder, chains
+        self._deliver, self._ask, self._verify, self._fail = deliver, ask, verify, fail
+        self._loop = asyncio.get_running_loop()
+        self._rebuilder = ThreadPoolExecutor(1, "rebuild")
+        self._unpressers = [ThreadPoolExecutor(1, f"unpress {chain}") for chain in range(chains)]
+        self._jobs: deque[Job] = deque()
+        self._pool = BufferPool(FRAME_BYTES_MAX)
+        self._answers: queue.SimpleQueue[Mapping[int, bytes] | None] = queue.SimpleQueue()
+        self._asking: Job | None = None
+        self._closed = False
+        self.tally = PageTally()
+
+    # ---- on the loop
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in the line."""
+        return not self._jobs
+
+    def put(self, half: ReceiveHalf, header: FrameHeader, owner: FrameOwner, body: memoryview) -> None:
+        """Take a frame whose turn it is.
+
+        Raises:
+            StreamCorrupt: its body is none.
+        """
+        job = Job(half, header, owner, body)
+        if header.codec is Codec.PAGES:
+            try:
+                chain = self._decoder.chain_of(body)
+                if chain >= self._chains:
+                    raise FrameMalformed(f"chain {chain} of {self._chains}")
+            except FrameMalformed as error:
+                raise StreamCorrupt(f"{half}: frame {header.number}: {error}") from None
+            job.unpressed = self._unpressers[chain].submit(self._unpress, job)
+        self._jobs.append(job)
+        self._rebuilder.submit(self._rebuild, job)
+
+    def given(self, order: int, pages: Mapping[int, bytes]) -> None:
+        """The peer has given stored pages that were asked for.
+
+        Raises:
+            ProtocolViolation: nobody asked for them.
+        """
+        job = self._asking
+        if job is None or job.header.cache_order != order or not pages.keys() <= job.wanted:
+            raise ProtocolViolation(f"stored pages for frame {order} that nobody asked for")
+        job.wanted -= pages.keys()
+        job.given |= pages
+        if not job.wanted:
+            self._asking = None
+            self._answers.put(job.given)
+
+    def ask_again(self) -> None:
+        """The question may have been lost on the way."""
+        if self._asking is not None:
+            self._ask(self._asking.header.cache_order, sorted(self._asking.wanted))
+
+    def close(self) -> None:
+        """Nothing more is wanted of the line."""
+        self._closed = True
+        self._answers.put(None)
+        for pool in (self._rebuilder, *self._unpressers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, job: Job, owner: FrameOwner, stream: memoryview) -> None:
+        self._jobs.popleft()
+        if self._closed:
+            return
+        self.tally.add(job.counts, job.header.raw_bytes, job.header.body_bytes, job.seconds)
+        try:
+            self._deliver(job.header, owner, stream)
+        except Exception as error:  # noqa: BLE001 - as in a lane's receiver, which this stands in for
+            self._broken(error)
+
+    def _broken(self, error: BaseException) -> None:
+        self._closed = True
+        self._fail(error)
+
+    def _wants(self, job: Job) -> None:
+        if not self._closed:
+            self._asking = job
+            self._ask(job.header.cache_order, sorted(job.wanted))
+
+    # ---- beside it
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop has been closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _unpress(self, job: Job) -> Unpressed:
+        began = perf_counter()
+        unpressed = self._decoder.unpress(job.body, job.header.raw_bytes)
+        job.seconds += perf_counter() - began
+        return unpressed
+
+    def _rebuild(self, job: Job) -> None:
+        if self._closed:
+            return
+        try:
+            owner, stream = self._stream_of(job)
+            job.half.verify(job.header, stream)
+        except FrameMalformed as error:
+            self._closed = True
+            words = f"{job.half}: frame {job.header.number}: {error}"
+            self._on_loop(self._broken, StreamCorrupt(words))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the session must hear of it
+            self._closed = True
+            self._on_loop(self._broken, error)
+        else:
+            self._on_loop(self._done, job, owner, stream)
+
+    def _stream_of(self, job: Job) -> tuple[FrameOwner, memoryview]:
+        """The stream bytes that a frame stands for, and what owns them."""
+        if job.unpressed is None:
+            return job.owner, job.body
+        unpressed = job.unpressed.result()
+        began = perf_counter()
+        lent = Lent(self._pool.take(), self._pool)
+        stream = memoryview(lent.buffer)[: job.header.raw_bytes]
+        given: Mapping[int, bytes] = {}
+        while True:
+            try:
+                rebuilt = self._decoder.rebuild(unpressed, stream, given)
+                break
+            except PagesMissing as missing:
+                given = {**given, **self._fetch(job, missing.ordinals)}
+        give_back(job.owner)
+        job.counts = rebuilt.counts
+        job.seconds += perf_counter() - began
+        return lent, stream
+
+    def _fetch(self, job: Job, ordinals: Sequence[int]) -> Mapping[int, bytes]:
+        """Have the peer give stored pages; the session's other frames wait."""
+        job.wanted, job.given = set(ordinals), {}
+        self._on_loop(self._wants, job)
+        answer = self._answers.get()
+        if answer is None:
+            raise PeerLost("the session ended while stored pages were asked for")
+        for ordinal, page in answer.items():
+            self._verify(ordinal, page)
+        return answer

@@ -1,0 +1,177 @@
+"""How a pump makes frames of what it reads: as it is, or by pages through the session's encoding line."""
+
+import asyncio
+from typing import Protocol
+
+from chunking.regime import Regime
+
+from chunking.pages import Spans
+from proxy.channel import SendHalf
+from proxy.limits import (
+    BUFFERS_EASY_MAX,
+    FRAME_BYTES_MAX,
+    FRAME_EAGER_BYTES,
+    OPAQUE_FRAME_BYTES,
+    PAGED_FRAME_BYTES_MIN,
+    SMALL_BODY_BYTES,
+)
+from proxy.ordering import Outgoing
+from proxy.session import Session
+from proxy.shell.encoding import EncodingLine, Job
+from proxy.shell.lane import BufferPool
+from proxy.wire import FRAME_HEADER_BYTES
+
+
+class Sender(Protocol):
+    """What framing needs of the session that carries the frames."""
+
+    session: Session
+    pool: BufferPool
+    encoding: EncodingLine | None
+
+    async def send_frame(self, frame: Outgoing) -> None:
+        """Send a frame to the peer, as soon as a lane is free. Its buffer comes back to the pool by itself."""
+
+
+class Reader(Protocol):
+    """What says where pages lie; proxy/streams has them."""
+
+    def feed(self, piece: memoryview, *, final: bool) -> Spans:
+        """Describe the stream's next bytes."""
+
+
+class Framing:
+    """Frames that hold the stream's bytes as they are.
+
+    Args:
+        carrier: the session.
+        half: the channel's sending half.
+    """
+
+    def __init__(self, carrier: Sender, half: SendHalf) -> None:
+        self._carrier, self._half = carrier, half
+        self._pool = carrier.pool
+        self._buffer = self._pool.take()
+        self.stream = memoryview(self._buffer)[FRAME_HEADER_BYTES:]
+        """Where to read into."""
+
+    @property
+    def room(self) -> int:
+        """Stream bytes the next frame may have now."""
+        return min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+
+    def due(self, filled: int, room: int, *, drained: bool) -> bool:
+        """Whether a frame leaves: it is full, or long enough, or nothing of this stream is in flight."""
+        del drained
+        return bool(room) and (filled >= min(room, FRAME_EAGER_BYTES) or not self._half.in_flight)
+
+    async def send(self, filled: int, *, final: bool) -> int:
+        """Make a frame of the first ``filled`` bytes read and send it; how many of them are left for the next one.
+
+        Args:
+            filled: bytes read into ``stream``.
+            final: whether all of them must go now.
+        """
+        del final
+        await self._send_plain(filled)
+        return 0
+
+    async def _send_plain(self, size: int) -> None:
+        carrier, session = self._carrier, self._carrier.session
+        frame = memoryview(self._buffer)[: FRAME_HEADER_BYTES + size]
+        line = carrier.encoding
+        large = size >= (FRAME_EAGER_BYTES if carrier.pool.out < BUFFERS_EASY_MAX else SMALL_BODY_BYTES)
+        order = session.next_order()
+        if line is not None and not line.idle:
+            claim = self._half.claim(size, order)
+            # It may be kept until it is acknowledged: a small one must not hold a buffer made for a large one.
+            buffer, pool = (self._buffer, self._pool) if large else (bytearray(frame), None)
+            line.put(Job(self._half, claim, buffer, pool, None, Regime.RAW))
+        else:
+            self._half.data(frame, order)
+            self._half.departed(session.flight.depart(size, asyncio.get_running_loop().time(), order=order))
+            if line is not None:
+                line.left(order, size)
+            if large:
+                await carrier.send_frame(Outgoing(order, self._half.channel, frame, self._buffer))
+            else:
+                await carrier.send_frame(Outgoing(order, self._half.channel, memoryview(bytes(frame)), None))
+        if large:
+            self._renew(self._pool)
+
+    def _renew(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._buffer = pool.take()
+        self.stream = memoryview(self._buffer)[FRAME_HEADER_BYTES:]
+
+    async def end(self) -> None:
+        """Nothing more will be read; all that was sent is on its way when this returns."""
+        self._pool.give(self._buffer)
+        if self._carrier.encoding is not None:
+            await self._carrier.encoding.drained()
+
+
+class PagedFraming(Framing):
+    """Frames that the page engine encodes, as far as it pays.
+
+    Args:
+        carrier, half: see ``Framing``.
+        line: the session's encoding line.
+        reader: knows the stream's format.
+        large: buffers for a whole frame of pages.
+    """
+
+    def __init__(self, carrier: Sender, half: SendHalf, line: EncodingLine, reader: Reader, large: BufferPool) -> None:
+        super().__init__(carrier, half)
+        self._line, self._reader, self._large = line, reader, large
+        self._regime = Regime.RAW
+        self._last = FRAME_BYTES_MAX
+        self._choose(0)
+
+    def _choose(self, left: int) -> None:
+        """How the next frame is encoded; ``left`` bytes of it have been read already."""
+        self._regime = self._line.adapter.choose(self._last)
+        pool = self._carrier.pool if self._regime is Regime.RAW else self._large
+        if pool is not self._pool:
+            old, old_pool, beginning = self._buffer, self._pool, bytes(self.stream[:left])
+            self._renew(pool)
+            self.stream[:left] = beginning
+            old_pool.give(old)
+
+    @property
+    def room(self) -> int:
+        """See ``Framing.room``; a frame that is encoded is bound by credit, and waits while the network is behind."""
+        if self._regime is Regime.RAW:
+            return super().room
+        behind = not self._carrier.session.room_bytes(self._half)
+        self._line.waiting(behind)
+        if behind or self._line.full:
+            return 0
+        return min(FRAME_BYTES_MAX, self._half.credit_room)
+
+    def due(self, filled: int, room: int, *, drained: bool) -> bool:
+        """See ``Framing.due``; a long frame costs less a byte, so while the line is busy it may grow."""
+        if self._regime is Regime.RAW:
+            return super().due(filled, room, drained=drained)
+        if not room:
+            return False
+        eager = filled >= FRAME_EAGER_BYTES and self._line.idle
+        return filled >= room or (drained and (eager or not self._half.in_flight))
+
+    async def send(self, filled: int, *, final: bool) -> int:
+        """See ``Framing.send``; the beginning of a page is left for the next frame, unless ``final``."""
+        spans = self._reader.feed(self.stream[:filled], final=final)
+        if not spans.used:
+            spans = self._reader.feed(self.stream[:filled], final=True)
+        used = spans.used
+        rest = bytes(self.stream[used:filled])
+        if self._regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
+            await self._send_plain(used)
+        else:
+            claim = self._half.claim(used, self._carrier.session.next_order())
+            self._line.put(Job(self._half, claim, self._buffer, self._pool, spans, self._regime))
+            self._renew(self._pool)
+        self.stream[: len(rest)] = rest
+        self._last = used
+        self._choose(len(rest))
+        return len(rest)
