@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, unique
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from crypto.keys import LaneId
 from proxy.errors import ProtocolViolation
@@ -17,6 +17,13 @@ from proxy.limits import ORDER_AHEAD_MAX, REORDER_BYTES_MAX
 from proxy.wire import ChannelId
 
 T = TypeVar("T")
+
+
+class Releasable(Protocol):
+    """A buffer that can be used again."""
+
+    def release(self) -> None:
+        """Give it back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,13 +34,13 @@ class Outgoing:
         order: its cache order.
         channel: its channel.
         data: header and body, as they go into records.
-        buffer: what ``data`` lies in, to be used again when nobody needs it any more; None for one of its own.
+        owner: what ``data`` lies in, to be released when nobody needs it any more; None for bytes of its own.
     """
 
     order: int
     channel: ChannelId
     data: memoryview
-    buffer: bytearray | None
+    owner: Releasable | None
     lane: LaneId | None = None
     """The lane it was given to last."""
     senders: int = 0

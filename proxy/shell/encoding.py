@@ -25,7 +25,7 @@ from chunking.pages import Spans
 from proxy.channel import Claim, SendHalf
 from proxy.ordering import Outgoing
 from proxy.session import Session
-from proxy.shell.lane import BufferPool
+from proxy.shell.lane import Lent
 from proxy.shell.waiting import Signal
 from proxy.tally import PageTally
 from proxy.wire import FRAME_HEADER_BYTES, Codec
@@ -40,16 +40,16 @@ class Job:
     Args:
         half: whose stream it is of.
         claim: its place.
-        buffer: 64 bytes for a header, then the stream bytes.
-        pool: where the buffer came from; None for one of its own.
+        whole: 64 bytes for a header, then the stream bytes.
+        owner: what those lie in; None for bytes of their own.
         spans: what the stream bytes are; None: they are sent as they are.
         regime: how much work it gets.
     """
 
     half: SendHalf
     claim: Claim
-    buffer: bytearray
-    pool: BufferPool | None
+    whole: memoryview
+    owner: Lent | None
     spans: Spans | None
     regime: Regime
     digest: bytes = b""
@@ -130,9 +130,8 @@ class EncodingLine:
             departure = self._session.flight.depart(body, now, raw=claim.raw_bytes, order=claim.cache_order)
             job.half.departed(departure)
             self.left(claim.cache_order, body)
-            kept = job.buffer if job.plan is None and job.pool is not None else None
             self.waiting(True)
-            await self._send(Outgoing(claim.cache_order, job.half.channel, job.frame, kept))
+            await self._send(Outgoing(claim.cache_order, job.half.channel, job.frame, job.owner))
             self.waiting(False)
             self._account(job, body)
             self._jobs.popleft()
@@ -201,21 +200,20 @@ class EncodingLine:
 
     def _plan(self, job: Job) -> None:
         began = perf_counter()
-        size = job.claim.raw_bytes
-        whole = memoryview(job.buffer)[: FRAME_HEADER_BYTES + size]
-        raw = whole[FRAME_HEADER_BYTES:]
+        raw = job.whole[FRAME_HEADER_BYTES:]
         job.digest = job.half.hash(raw)
         if job.spans is None:
-            job.half.head_into(whole, job.claim, Codec.OPAQUE, size, job.digest)
-            job.frame = whole
+            job.half.head_into(job.whole, job.claim, Codec.OPAQUE, len(raw), job.digest)
+            job.frame = job.whole
             job.plan_seconds = perf_counter() - began
             self._on_loop(self._done, job)
             return
         job.plan = self._encoder.plan(raw, job.spans, job.regime)
         job.plan_seconds = perf_counter() - began
+        if job.owner is not None:
+            job.owner.release()  # the plan has what it needs
+            job.owner = None
         self._pressers[job.plan.chain].submit(self._guarded, self._press, job)
-        if job.pool is not None:
-            job.pool.give(job.buffer)
 
     def _press(self, job: Job) -> None:
         began = perf_counter()

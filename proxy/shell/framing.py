@@ -18,7 +18,7 @@ from proxy.limits import (
 from proxy.ordering import Outgoing
 from proxy.session import Session
 from proxy.shell.encoding import EncodingLine, Job
-from proxy.shell.lane import BufferPool
+from proxy.shell.lane import BufferPool, Lent
 from proxy.wire import FRAME_HEADER_BYTES
 
 
@@ -35,6 +35,10 @@ class Sender(Protocol):
 
 class Reader(Protocol):
     """What says where pages lie; proxy/streams has them."""
+
+    @property
+    def paged(self) -> bool:
+        """Whether pages are to be expected: not in a format that has none, nor in one that is no longer understood."""
 
     def feed(self, piece: memoryview, *, final: bool) -> Spans:
         """Describe the stream's next bytes."""
@@ -85,15 +89,16 @@ class Framing:
         if line is not None and not line.idle:
             claim = self._half.claim(size, order)
             # It may be kept until it is acknowledged: a small one must not hold a buffer made for a large one.
-            buffer, pool = (self._buffer, self._pool) if large else (bytearray(frame), None)
-            line.put(Job(self._half, claim, buffer, pool, None, Regime.RAW))
+            owner = Lent(self._buffer, self._pool) if large else None
+            whole = frame if large else memoryview(bytearray(frame))
+            line.put(Job(self._half, claim, whole, owner, None, Regime.RAW))
         else:
             self._half.data(frame, order)
             self._half.departed(session.flight.depart(size, asyncio.get_running_loop().time(), order=order))
             if line is not None:
                 line.left(order, size)
             if large:
-                await carrier.send_frame(Outgoing(order, self._half.channel, frame, self._buffer))
+                await carrier.send_frame(Outgoing(order, self._half.channel, frame, Lent(self._buffer, self._pool)))
             else:
                 await carrier.send_frame(Outgoing(order, self._half.channel, memoryview(bytes(frame)), None))
         if large:
@@ -125,18 +130,7 @@ class PagedFraming(Framing):
         super().__init__(carrier, half)
         self._line, self._reader, self._large = line, reader, large
         self._regime = Regime.RAW
-        self._last = FRAME_BYTES_MAX
-        self._choose(0)
-
-    def _choose(self, left: int) -> None:
-        """How the next frame is encoded; ``left`` bytes of it have been read already."""
-        self._regime = self._line.adapter.choose(self._last)
-        pool = self._carrier.pool if self._regime is Regime.RAW else self._large
-        if pool is not self._pool:
-            old, old_pool, beginning = self._buffer, self._pool, bytes(self.stream[:left])
-            self._renew(pool)
-            self.stream[:left] = beginning
-            old_pool.give(old)
+        """Of the last frame, and so what the next one is likely to be."""
 
     @property
     def room(self) -> int:
@@ -165,13 +159,17 @@ class PagedFraming(Framing):
             spans = self._reader.feed(self.stream[:filled], final=True)
         used = spans.used
         rest = bytes(self.stream[used:filled])
+        self._regime = self._line.adapter.choose(used) if self._reader.paged else Regime.RAW
         if self._regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
             await self._send_plain(used)
         else:
             claim = self._half.claim(used, self._carrier.session.next_order())
-            self._line.put(Job(self._half, claim, self._buffer, self._pool, spans, self._regime))
+            whole = memoryview(self._buffer)[: FRAME_HEADER_BYTES + used]
+            self._line.put(Job(self._half, claim, whole, Lent(self._buffer, self._pool), spans, self._regime))
             self._renew(self._pool)
+        wanted = self._carrier.pool if self._regime is Regime.RAW else self._large
+        if wanted is not self._pool:
+            self._pool.give(self._buffer)
+            self._renew(wanted)
         self.stream[: len(rest)] = rest
-        self._last = used
-        self._choose(len(rest))
         return len(rest)

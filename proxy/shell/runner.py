@@ -379,8 +379,8 @@ class Runner:
         await self.bundle.send(frame)
 
     def _release(self, frame: Outgoing) -> None:
-        if frame.buffer is not None:
-            self.pool.give(frame.buffer)
+        if frame.owner is not None:
+            frame.owner.release()
 
     def written(self, channel: ChannelId, owner: FrameOwner | None, size: int) -> None:
         """See ``Carrier.written``: the frame's buffer is free, its sender is told soon."""

@@ -24,7 +24,7 @@ class Boxes:
 
     def made(self, channel: int = 0) -> Outgoing:
         """A frame that was made and waits for a lane."""
-        frame = Outgoing(next(self._orders), ChannelId(channel), memoryview(b"frame"), bytearray(5))
+        frame = Outgoing(next(self._orders), ChannelId(channel), memoryview(b"frame"), None)
         self.outbox.add(frame)
         return frame
 
