@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from korora.cli import options as opt
+
 if TYPE_CHECKING:
     from korora.demo.scenario import Result, Stage
 
@@ -19,6 +21,7 @@ def demo(
         bool, typer.Option("--json", help="The report as JSON on standard output; the story goes to standard error.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the files: logs, reports, identities.")] = False,
+    encode: opt.Encode = opt.Encoding.AUTO,
 ) -> None:
     """Migrate a real virtual machine through two relays on this machine, and show that it survived.
 
@@ -38,7 +41,7 @@ def demo(
     show = Show(console)
     folder = Path(tempfile.mkdtemp(prefix="korora-demo-"))
     try:
-        result = _play(show, folder)
+        result = _play(show, folder, encode)
     except DemoError as error:
         typer.echo(f"korora: error: {error}" + (f"; {error.remedy}" if error.remedy else ""), err=True)
         raise typer.Exit(error.exit_code) from None
@@ -58,7 +61,7 @@ def demo(
         raise typer.Exit(EXIT_HYPERVISOR)
 
 
-def _play(stage: Stage, folder: Path) -> Result:
+def _play(stage: Stage, folder: Path, encode: str) -> Result:
     """Run the scenario; SIGINT and SIGTERM end it in good order, with every process reaped."""
     import asyncio
     import signal
@@ -69,7 +72,7 @@ def _play(stage: Stage, folder: Path) -> Result:
         task = asyncio.current_task()
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await run(stage, folder)
+        return await run(stage, folder, encode=encode)
 
     try:
         return asyncio.run(play())

@@ -113,8 +113,10 @@ class Stage(Protocol):
         """No more progress will be told."""
 
 
-async def run(stage: Stage, folder: Path, env: Mapping[str, str] = os.environ) -> Result:
+async def run(stage: Stage, folder: Path, env: Mapping[str, str] = os.environ, *, encode: str = "auto") -> Result:
     """Play the whole demo in `folder` (which should be empty and private) and return what was found.
+
+    ``encode`` is what `korora send --encode` takes.
 
     Raises:
         DemoError: a part is missing, or a hypervisor or a relay failed. A guest that arrives damaged raises nothing:
@@ -135,12 +137,12 @@ async def run(stage: Stage, folder: Path, env: Mapping[str, str] = os.environ) -
     machine = Machine(qemu, files, spec, initrd)
     try:
         async with QemuVm("source", machine, folder) as source:
-            return await _migrate(stage, folder, machine, source)
+            return await _migrate(stage, folder, machine, source, encode)
     except QmpError as error:
         raise DemoError(f"a QEMU failed: {error}", EXIT_HYPERVISOR) from None
 
 
-async def _migrate(stage: Stage, folder: Path, machine: Machine, source: QemuVm) -> Result:
+async def _migrate(stage: Stage, folder: Path, machine: Machine, source: QemuVm, encode: str) -> Result:
     """From the guest's first word to the report."""
     stage.step("Two hosts", 'a CA made for this hour signs "source" and "destination"')
     identities = await asyncio.to_thread(issue_identities, folder)
@@ -151,7 +153,7 @@ async def _migrate(stage: Stage, folder: Path, machine: Machine, source: QemuVm)
     departure, arrival = f"unix:{folder / 'departure'}", f"unix:{folder / 'arrival'}"
     async with (
         QemuVm("destination", machine, folder, incoming="defer") as destination,
-        RelayPair(identities, folder, ingress=departure, egress=arrival) as relays,
+        RelayPair(identities, folder, ingress=departure, egress=arrival, send_options=("--encode", encode)) as relays,
     ):
         for side in (source, destination):
             await side.set_capabilities("return-path")

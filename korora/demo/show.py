@@ -108,6 +108,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
             "the serial line, which has a beat each 110 ms",
         ),
         ("stream", f"{size(result.stream_bytes)} forward, {size(backward)} back"),
+        *_pages(send),
         ("on the network", f"{size(wire.get('forward', 0))} forward, {size(wire.get('backward', 0))} back, all sealed"),
         (
             "throughput",
@@ -120,6 +121,20 @@ def rows(result: Result) -> list[tuple[str, str]]:
         ("the guest counted", numbers),
         ("its memory", f"{guest.checked} checks, {guest.bad} bad"),
     ]
+
+
+def _pages(send: dict[str, object]) -> list[tuple[str, str]]:
+    """What the relays made of the guest's pages."""
+    pages = send.get("pages")
+    if not isinstance(pages, dict) or not any(pages.values()):
+        return [("pages", "carried as they are")]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in pages.items() if count)
+    saved, stream = send.get("bytes_saved"), send.get("bytes_in")
+    found = [("pages", kinds)]
+    if isinstance(saved, int) and isinstance(stream, dict):
+        share = 100 * saved / max(1, int(stream.get("forward", 0)))
+        found.append(("saved", f"{size(saved)}, {share:.0f} % of the stream did not have to cross the network"))
+    return found
 
 
 def _digests(send: dict[str, object], receive: dict[str, object]) -> list[tuple[str, str]]:
