@@ -17,6 +17,7 @@ from crypto.keys import Suite
 from crypto.tls import TlsConfig
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress, listen_tcp
+from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.source import Peer, Source, SourceRunner
@@ -26,6 +27,7 @@ T = TypeVar("T")
 SECONDS_MAX = 30.0  # no step of these tests takes longer, whatever else the machine does
 READ_BYTES = 256 * 1024
 LISTEN_BACKLOG = 128
+OPAQUE = PagingTerms(encode=Encode.OPAQUE)
 
 
 def run(work: Coroutine[Any, Any, T], seconds: float = SECONDS_MAX) -> T:
@@ -316,10 +318,11 @@ async def relays(
     xl_flags: str = "",
     resume_seconds: int = 0,
     lanes: int = 1,
+    paging: tuple[PagingTerms, PagingTerms] = (OPAQUE, OPAQUE),
 ) -> AsyncIterator[Pair]:
     """A source and a destination for one session; `peer_port` puts something else between them.
 
-    A loss is final unless `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
+    Bytes go as they are unless `paging` (the source's, the destination's) says otherwise. A loss is final unless `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
     """
     loop = asyncio.get_running_loop()
     listener = listen_tcp("127.0.0.1", 0, "127.0.0.1:0")
@@ -352,7 +355,7 @@ async def relays(
         server,
         {"default": egress},
         listener,
-        terms=Terms(resume_seconds=resume_seconds, lanes=lanes),
+        terms=Terms(resume_seconds=resume_seconds, lanes=lanes, paging=paging[1]),
         begin=begin,
         failed=refused,
     )
@@ -363,6 +366,7 @@ async def relays(
         xl_flags=xl_flags,
         resume_seconds=resume_seconds,
         lanes=lanes,
+        paging=paging[0],
     )
     await ingress.open()
     serving = loop.create_task(destination.serve())
