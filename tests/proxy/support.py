@@ -322,7 +322,8 @@ async def relays(
 ) -> AsyncIterator[Pair]:
     """A source and a destination for one session; `peer_port` puts something else between them.
 
-    Bytes go as they are unless `paging` (the source's, the destination's) says otherwise. A loss is final unless `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
+    Bytes go as they are unless `paging` (the source's, the destination's) says otherwise. A loss is final unless
+    `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
     """
     loop = asyncio.get_running_loop()
     listener = listen_tcp("127.0.0.1", 0, "127.0.0.1:0")
