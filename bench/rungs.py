@@ -183,7 +183,7 @@ def frame(pieces: Iterator[memoryview]) -> Iterator[Act]:
     def act() -> int:
         buffer = next(pieces)
         sender.data(buffer, sender.frames)
-        sender.departed(Departure(size, 0.0, 0))
+        sender.departed(Departure(size, 0.0, 0, raw=size))
         receiver.accept(FrameHeader.parse(buffer), buffer[FRAME_HEADER_BYTES:])
         receiver.wrote(size, CREDIT_MAX)
         sender.acknowledge(Ack(CHANNEL, Direction.FORWARD, receiver.written, CREDIT_MAX))

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Final, Protocol
 
-from chunking.stored import StoredPages
-
 from chunking.limits import CACHE_BYTES_DEFAULT, CHAINS_MAX
 from chunking.pages import PAGE_BYTES
+from chunking.stored import StoredPages
 from proxy.control import StoredSegment
 
 CHAINS_DEFAULT: Final = 2  # a third context finds too little in common with the others' frames to be worth its window

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from chunking.counts import PageCounts
 from proxy.session import Session
-from proxy.tally import PageTally
+from proxy.tally import PageCounts, PageTally
 
 
 @dataclass(slots=True)

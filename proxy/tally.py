@@ -1,8 +1,31 @@
 """What page-aware encoding did for a session: pages by kind, bytes saved, seconds spent. Sans-IO."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from chunking.counts import PageCounts
+
+@dataclass(slots=True)
+class PageCounts:
+    """Pages by how they were encoded; in the order of ``chunking.frame.PageKind``.
+
+    Args:
+        zero: nothing but zeros.
+        duplicate: found in the page cache.
+        delta: as a difference to another page.
+        literal: in full, compressed or not.
+        copy: found in the content store.
+    """
+
+    zero: int = 0
+    duplicate: int = 0
+    delta: int = 0
+    literal: int = 0
+    copy: int = 0
+
+    def add(self, counts: Iterable[int]) -> None:
+        """Count some more in, given in the same order."""
+        for kind, count in zip(self.__slots__, counts, strict=True):
+            setattr(self, kind, getattr(self, kind) + count)
 
 
 @dataclass(slots=True)
@@ -13,7 +36,7 @@ class PageTally:
         pages: by kind, of all frames encoded by pages.
         raw_bytes: stream bytes of those frames.
         body_bytes: bytes of their bodies.
-        plain_bytes: stream bytes of frames that went as they were.
+        plain_bytes: stream bytes of frames that went through the line as they were.
         seconds: spent encoding or decoding, all threads together.
     """
 
@@ -23,7 +46,7 @@ class PageTally:
     plain_bytes: int = 0
     seconds: float = 0.0
 
-    def add(self, counts: PageCounts | None, raw: int, body: int, seconds: float) -> None:
+    def add(self, counts: Iterable[int] | None, raw: int, body: int, seconds: float) -> None:
         """One frame; ``counts`` is None where it went as it was."""
         self.seconds += seconds
         if counts is None:

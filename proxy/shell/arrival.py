@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Sequence
 
 from chunking.decoder import Decoder
-
 from chunking.pages import PAGE_BYTES
 from crypto.errors import IntegrityError, LaneReused
 from crypto.keys import LANE_ID_MAX, Direction, LaneId, ResumeSecret, Suite

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
-from chunking.decoder import Decoder, Unpressed
+import numpy as np
 
-from chunking.counts import PageCounts
+from chunking.decoder import Decoder, Rebuilt, Unpressed
 from chunking.errors import FrameMalformed, PagesMissing
+from chunking.frame import PageKind
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.limits import FRAME_BYTES_MAX
@@ -46,7 +47,7 @@ class Job:
     unpressed: Future[Unpressed] | None = None
     wanted: set[int] = field(default_factory=set)
     given: dict[int, bytes] = field(default_factory=dict)
-    counts: PageCounts | None = None
+    counts: list[int] | None = None
     seconds: float = 0.0
 
 
@@ -190,15 +191,15 @@ class DecodingLine:
         began = perf_counter()
         lent = Lent(self._pool.take(), self._pool)
         stream = memoryview(lent.buffer)[: job.header.raw_bytes]
+        rebuilt: Rebuilt | None = None
         given: Mapping[int, bytes] = {}
-        while True:
+        while rebuilt is None:
             try:
-                rebuilt = self._decoder.rebuild(unpressed, stream, given)
-                break
+                rebuilt = self._decoder.rebuild(unpressed, stream, given=given)
             except PagesMissing as missing:
                 given = {**given, **self._fetch(job, missing.ordinals)}
         give_back(job.owner)
-        job.counts = rebuilt.counts
+        job.counts = np.bincount(rebuilt.kinds, minlength=len(PageKind)).tolist()
         job.seconds += perf_counter() - began
         return lent, stream
 

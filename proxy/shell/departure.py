@@ -6,7 +6,6 @@ from typing import Any
 
 from chunking.adapt import Adapter, Pin
 from chunking.encoder import Encoder
-
 from crypto.errors import IntegrityError
 from crypto.keys import LaneId, ResumeSecret, Suite
 from crypto.records import RecordType
@@ -51,7 +50,7 @@ from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing, PagedFraming
 from proxy.shell.lane import BufferPool, Lane, LaneKeys
 from proxy.shell.runner import Meeting, Runner
-from proxy.streams.reader import StreamParser
+from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES, LANE_MAGIC, ChannelId, Codec
 
 

@@ -19,9 +19,8 @@ from chunking.adapt import Adapter
 from chunking.costs import Encoded
 from chunking.encoder import Encoder, Plan
 from chunking.link import Departure
+from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
 from chunking.regime import Regime
-
-from chunking.pages import Spans
 from proxy.channel import Claim, SendHalf
 from proxy.ordering import Outgoing
 from proxy.session import Session
@@ -167,12 +166,13 @@ class EncodingLine:
         raw, plan = job.claim.raw_bytes, job.plan
         self.tally.add(None if plan is None else plan.counts, raw, body, job.plan_seconds + job.press_seconds)
         if plan is not None:
+            other = plan.header.other + WORD_BYTES * plan.header.words
             self.adapter.encoded(
                 Encoded(
                     job.regime,
                     raw_bytes=raw,
-                    new_bytes=plan.new_bytes,
-                    packed_bytes=plan.packed_bytes,
+                    new_bytes=PAGE_BYTES * plan.header.new + other,
+                    packed_bytes=plan.delta_bytes + plan.literal_bytes + other,
                     body_bytes=body,
                     plan_seconds=job.plan_seconds,
                     press_seconds=job.press_seconds,
@@ -220,6 +220,8 @@ class EncodingLine:
         if job.plan is None:
             raise RuntimeError("a frame was pressed before it was planned")
         body = self._encoder.press(job.plan)
+        if body is None:
+            raise RuntimeError("a frame without pages went into the line to be encoded")
         frame = bytearray(FRAME_HEADER_BYTES + len(body))
         job.half.head_into(memoryview(frame), job.claim, Codec.PAGES, len(body), job.digest)
         frame[FRAME_HEADER_BYTES:] = body

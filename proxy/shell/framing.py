@@ -3,9 +3,8 @@
 import asyncio
 from typing import Protocol
 
-from chunking.regime import Regime
-
 from chunking.pages import Spans
+from chunking.regime import Regime
 from proxy.channel import SendHalf
 from proxy.limits import (
     BUFFERS_EASY_MAX,
@@ -40,7 +39,7 @@ class Reader(Protocol):
     def paged(self) -> bool:
         """Whether pages are to be expected: not in a format that has none, nor in one that is no longer understood."""
 
-    def feed(self, piece: memoryview, *, final: bool) -> Spans:
+    def feed(self, piece: memoryview, *, final: bool, urgent: bool) -> Spans:
         """Describe the stream's next bytes."""
 
 
@@ -69,14 +68,15 @@ class Framing:
         del drained
         return bool(room) and (filled >= min(room, FRAME_EAGER_BYTES) or not self._half.in_flight)
 
-    async def send(self, filled: int, *, final: bool) -> int:
+    async def send(self, filled: int, *, urgent: bool, final: bool = False) -> int:
         """Make a frame of the first ``filled`` bytes read and send it; how many of them are left for the next one.
 
         Args:
             filled: bytes read into ``stream``.
-            final: whether all of them must go now.
+            urgent: whether all of them must go now.
+            final: whether they are the stream's last.
         """
-        del final
+        del urgent, final
         await self._send_plain(filled)
         return 0
 
@@ -152,11 +152,11 @@ class PagedFraming(Framing):
         eager = filled >= FRAME_EAGER_BYTES and self._line.idle
         return filled >= room or (drained and (eager or not self._half.in_flight))
 
-    async def send(self, filled: int, *, final: bool) -> int:
-        """See ``Framing.send``; the beginning of a page is left for the next frame, unless ``final``."""
-        spans = self._reader.feed(self.stream[:filled], final=final)
+    async def send(self, filled: int, *, urgent: bool, final: bool = False) -> int:
+        """See ``Framing.send``; the beginning of a page is left for the next frame, unless that is urgent."""
+        spans = self._reader.feed(self.stream[:filled], final=final, urgent=urgent or final)
         if not spans.used:
-            spans = self._reader.feed(self.stream[:filled], final=True)
+            spans = self._reader.feed(self.stream[:filled], final=final, urgent=True)
         used = spans.used
         rest = bytes(self.stream[used:filled])
         self._regime = self._line.adapter.choose(used) if self._reader.paged else Regime.RAW

@@ -3,9 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from chunking.counts import PageCounts
 from proxy.status import SessionStatus
-from proxy.tally import PageTally
+from proxy.tally import PageCounts, PageTally
 
 if TYPE_CHECKING:
     from proxy.shell.runner import Runner

@@ -23,13 +23,14 @@ class Parser(Protocol):
     def facts(self) -> StreamFacts:
         """What has been learnt so far."""
 
-    def feed(self, piece: memoryview, *, final: bool) -> Spans:
+    def feed(self, piece: memoryview, *, final: bool, urgent: bool = False) -> Spans:
         """Describe the stream's next bytes; never raises.
 
         Args:
             piece: contiguous bytes, fewer than 4 GiB, starting where the last ``used`` ended. Not kept.
             final: whether the stream ends with this piece; otherwise an incomplete page at its end is left out
                 (``used < len(piece)``), to be given again with what follows.
+            urgent: whether an incomplete page must not wait: it is other bytes then, and so is its rest.
         """
 
 
@@ -58,11 +59,16 @@ class FormatParser:
         else:
             self.facts.opaque_reason = "unknown_format"
 
-    def feed(self, piece: memoryview, *, final: bool) -> Spans:
+    @property
+    def paged(self) -> bool:
+        """Whether the stream is still followed."""
+        return self._steps is not None
+
+    def feed(self, piece: memoryview, *, final: bool, urgent: bool = False) -> Spans:
         """See Parser."""
         reader, facts = self._reader, self.facts
         pages = reader.pages_read
-        reader.begin(piece)
+        reader.begin(piece, urgent=urgent)
         if self._steps is not None:
             try:
                 next(self._steps)
@@ -110,11 +116,16 @@ class StreamParser:
         self._parser: FormatParser | None = None
 
     @property
+    def paged(self) -> bool:
+        """Whether pages are to be expected."""
+        return self._parser is not None and self._parser.paged
+
+    @property
     def facts(self) -> StreamFacts:
         """See Parser; while the format is not known yet, nothing but bytes are counted."""
         return self._waiting if self._parser is None else self._parser.facts
 
-    def feed(self, piece: memoryview, *, final: bool) -> Spans:
+    def feed(self, piece: memoryview, *, final: bool, urgent: bool = False) -> Spans:
         """See Parser."""
         if self._parser is None:
             head = self._head + bytes(piece[: _MAGIC_BYTES_MAX - len(self._head)])
@@ -124,7 +135,7 @@ class StreamParser:
             self._parser = FormatParser(recognise(head))
             if self._head:
                 self._parser.feed(memoryview(self._head), final=False)
-        return self._parser.feed(piece, final=final)
+        return self._parser.feed(piece, final=final, urgent=urgent)
 
     def _wait(self, piece: memoryview) -> Spans:
         self._waiting.stream_bytes += len(piece)

@@ -44,6 +44,7 @@ class Reader:
         self.end = 0
         self.big_endian = False
         self.pages_read = 0
+        self._urgent = False
         self._ahead = b""
         self._reset()
 
@@ -56,9 +57,10 @@ class Reader:
 
     # ------------------------------------------------------------------ for whoever drives the parser
 
-    def begin(self, piece: memoryview) -> None:
-        """The next piece, which starts where the last Spans ended."""
+    def begin(self, piece: memoryview, *, urgent: bool = False) -> None:
+        """The next piece, which starts where the last Spans ended; an ``urgent`` one is described to its last byte."""
         self.piece, self.at, self.end = piece, 0, len(piece)
+        self._urgent = urgent
 
     def rest(self) -> int:
         """Take all that is left of the piece as other bytes, and say how many there were."""
@@ -139,7 +141,7 @@ class Reader:
         return found
 
     def pages(self, pfns: NDArray[np.uint64]) -> Steps[None]:
-        """The next ``len(pfns)`` pages; an incomplete one is left in the piece until all of it is there."""
+        """The next ``len(pfns)`` pages; an incomplete one is left in the piece until all of it is there, or urgent."""
         done = 0
         while done < len(pfns):
             whole = min(len(pfns) - done, (self.end - self.at) // PAGE_BYTES)
@@ -149,7 +151,13 @@ class Reader:
                 self.pages_read += whole
                 self._pfns.append(pfns[done : done + whole])
                 done += whole
-            if done < len(pfns):
+            if done < len(pfns) and self._urgent and self.at < self.end:
+                # Whoever sends may wait for an answer, in the middle of a page as well: it goes, in two parts.
+                part = self.end - self.at
+                self._pass_other(part)
+                yield from self.skip(PAGE_BYTES - part)
+                done += 1
+            elif done < len(pfns):
                 yield
 
     def mark(self, pfns: NDArray[np.uint64]) -> None:

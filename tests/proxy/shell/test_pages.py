@@ -10,7 +10,7 @@ from proxy.limits import KIB, MIB
 from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
 from tests.proxy.guest import PAGE, Guest
-from tests.proxy.support import Middle, Pair, Wire, over_tcp, relays, run
+from tests.proxy.support import Middle, Pair, Wire, over_tcp, relays, run, until
 
 SECONDS_MAX = 60.0
 
@@ -30,8 +30,8 @@ async def carry(near: Wire, far: Wire, stream: bytes, answer: bytes) -> tuple[by
 
 
 def migrate(
-    client: TlsConfig,
-    server: TlsConfig,
+    client_tls: TlsConfig,
+    server_tls: TlsConfig,
     stream: bytes,
     *,
     source: PagingTerms,
@@ -46,8 +46,8 @@ def migrate(
         hypervisors = over_tcp()
         try:
             async with relays(
-                client,
-                server,
+                client_tls,
+                server_tls,
                 hypervisors.ingress,
                 hypervisors.egress,
                 lanes=lanes,
@@ -71,9 +71,11 @@ def migrate(
 
 @pytest.mark.parametrize("encode", [Encode.AUTO, Encode.PAGES, Encode.BEST])
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_a_guest_arrives_exact_and_smaller(encode: Encode, lanes: int, client: TlsConfig, server: TlsConfig) -> None:
+def test_a_guest_arrives_exact_and_smaller(
+    encode: Encode, lanes: int, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
     stream = Guest(1, 3000).stream()
-    source, destination = migrate(client, server, stream, source=PagingTerms(encode=encode), lanes=lanes)
+    source, destination = migrate(client_tls, server_tls, stream, source=PagingTerms(encode=encode), lanes=lanes)
     assert source.pages == destination.pages
     assert source.encode == encode
     assert all(source.pages[kind] for kind in ("zero", "duplicate", "delta", "literal"))
@@ -82,63 +84,67 @@ def test_a_guest_arrives_exact_and_smaller(encode: Encode, lanes: int, client: T
     assert source.digest_blake3 == destination.digest_blake3
 
 
-def test_best_needs_fewer_bytes_than_pages(client: TlsConfig, server: TlsConfig) -> None:
+def test_best_needs_fewer_bytes_than_pages(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     stream = Guest(2, 3000).stream()
     wire = [
-        migrate(client, server, stream, source=PagingTerms(encode=encode))[0].bytes_wire["forward"]
+        migrate(client_tls, server_tls, stream, source=PagingTerms(encode=encode))[0].bytes_wire["forward"]
         for encode in (Encode.PAGES, Encode.BEST)
     ]
     assert wire[1] < wire[0]
 
 
 @pytest.mark.parametrize("which", ["the source says opaque", "the source has no cache", "the destination has none"])
-def test_either_side_can_have_the_bytes_as_they_are(which: str, client: TlsConfig, server: TlsConfig) -> None:
+def test_either_side_can_have_the_bytes_as_they_are(which: str, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     stream = Guest(3, 500).stream()
     terms = {
         "the source says opaque": (PagingTerms(encode=Encode.OPAQUE), PagingTerms()),
         "the source has no cache": (PagingTerms(cache_bytes=0), PagingTerms()),
         "the destination has none": (PagingTerms(), PagingTerms(cache_bytes=0)),
     }[which]
-    source, destination = migrate(client, server, stream, source=terms[0], destination=terms[1])
+    source, destination = migrate(client_tls, server_tls, stream, source=terms[0], destination=terms[1])
     assert not source.pages
     assert not destination.pages
     assert source.bytes_wire["forward"] > len(stream)
 
 
 @pytest.mark.parametrize("pages", [1, 7, 64])
-def test_a_cache_that_is_far_too_small_costs_bytes_only(pages: int, client: TlsConfig, server: TlsConfig) -> None:
+def test_a_cache_that_is_far_too_small_costs_bytes_only(
+    pages: int, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
     stream = Guest(4, 2000).stream(rounds=4)
     terms = PagingTerms(encode=Encode.PAGES, cache_bytes=pages * PAGE)
-    source, destination = migrate(client, server, stream, source=terms)
+    source, destination = migrate(client_tls, server_tls, stream, source=terms)
     assert source.pages == destination.pages
 
 
-def test_the_smaller_cache_of_both_counts(client: TlsConfig, server: TlsConfig) -> None:
+def test_the_smaller_cache_of_both_counts(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     stream = Guest(5, 1000).stream()
     small, large = (PagingTerms(encode=Encode.PAGES, cache_bytes=count * PAGE) for count in (5, 100_000))
-    one, _ = migrate(client, server, stream, source=small, destination=large)
-    other, _ = migrate(client, server, stream, source=large, destination=small)
+    one, _ = migrate(client_tls, server_tls, stream, source=small, destination=large)
+    other, _ = migrate(client_tls, server_tls, stream, source=large, destination=small)
     assert one.pages == other.pages
-    both, _ = migrate(client, server, stream, source=large, destination=large)
+    both, _ = migrate(client_tls, server_tls, stream, source=large, destination=large)
     assert both.pages != one.pages
 
 
-def test_channels_of_several_formats_share_a_session(client: TlsConfig, server: TlsConfig) -> None:
+def test_channels_of_several_formats_share_a_session(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     dice = random.Random(6)
     others = (dice.randbytes(3 * MIB), Guest(6, 1000).stream(), b"", b"x" * 100 * KIB)
     source, destination = migrate(
-        client, server, Guest(7, 1000).stream(), source=PagingTerms(encode=Encode.PAGES), others=others, lanes=2
+        client_tls, server_tls, Guest(7, 1000).stream(), source=PagingTerms(encode=Encode.PAGES), others=others, lanes=2
     )
     assert source.pages == destination.pages
     assert source.digest_blake3 == destination.digest_blake3
 
 
-def test_a_stream_without_pages_goes_as_it_is(client: TlsConfig, server: TlsConfig) -> None:
-    source, _ = migrate(client, server, random.Random(8).randbytes(5 * MIB), source=PagingTerms(encode=Encode.PAGES))
+def test_a_stream_without_pages_goes_as_it_is(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    source, _ = migrate(
+        client_tls, server_tls, random.Random(8).randbytes(5 * MIB), source=PagingTerms(encode=Encode.PAGES)
+    )
     assert not any(source.pages.values())
 
 
-def test_words_of_both_sides_alternate_without_delay(client: TlsConfig, server: TlsConfig) -> None:
+def test_words_of_both_sides_alternate_without_delay(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     """A hypervisor that waits for an answer before it goes on must get it, in the middle of a page as well."""
     stream = Guest(9, 300).stream()
 
@@ -146,8 +152,8 @@ def test_words_of_both_sides_alternate_without_delay(client: TlsConfig, server: 
         hypervisors = over_tcp()
         try:
             async with relays(
-                client,
-                server,
+                client_tls,
+                server_tls,
                 hypervisors.ingress,
                 hypervisors.egress,
                 paging=(PagingTerms(encode=Encode.PAGES), PagingTerms()),
@@ -171,7 +177,9 @@ def test_words_of_both_sides_alternate_without_delay(client: TlsConfig, server: 
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_session_that_is_cut_again_and_again_decodes_on(seed: int, client: TlsConfig, server: TlsConfig) -> None:
+def test_a_session_that_is_cut_again_and_again_decodes_on(
+    seed: int, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
     """What lost lanes took with them comes again as it was encoded; both caches stay in step."""
     dice = random.Random(seed)
     stream = Guest(seed, 6000).stream(rounds=4)
@@ -179,10 +187,10 @@ def test_a_session_that_is_cut_again_and_again_decodes_on(seed: int, client: Tls
 
     async def strike(pair: Pair, middle: Middle) -> None:
         nonlocal cuts
+        await until(lambda: pair.departing.session.senders)
         half = pair.departing.session.senders[min(pair.departing.session.senders)]
         for share in sorted(dice.random() for _ in range(4)):
-            while half.offset < share * len(stream):
-                await asyncio.sleep(0)
+            await until(lambda share=share: half.offset >= share * len(stream))
             living = middle.living(lanes=dice.random() < 0.7)
             if living:
                 cuts += 1
@@ -192,8 +200,8 @@ def test_a_session_that_is_cut_again_and_again_decodes_on(seed: int, client: Tls
         hypervisors, middle = over_tcp(), Middle()
         try:
             async with relays(
-                client,
-                server,
+                client_tls,
+                server_tls,
                 hypervisors.ingress,
                 hypervisors.egress,
                 peer_port=middle.port,
