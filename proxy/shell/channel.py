@@ -96,7 +96,7 @@ class Channel:
                 # Only a read that found nothing may be followed by waiting: see Gate.
                 drained = got is None
             if filled and framing.due(filled, room, drained=drained):
-                filled = seen = await self._send(framing, watch, filled, seen, urgent=not half.in_flight)
+                filled = seen = await self._send(framing, watch, filled, seen, final=False)
                 turn += 1
                 if turn % TURN_FRAMES == 0:
                     # A hypervisor always readable, a lane always writable: nobody else would ever run.
@@ -108,7 +108,7 @@ class Channel:
         while filled:
             while half.credit_room < filled or (half.in_flight and framing.room < filled):
                 await self.reading.wait()
-            filled = seen = await self._send(framing, watch, filled, seen, urgent=True, final=True)
+            filled = seen = await self._send(framing, watch, filled, seen, final=True)
         await framing.end()
         await self._check_end(watch)
         order = session.next_order()
@@ -130,13 +130,11 @@ class Channel:
             finally:
                 timer.cancel()
 
-    async def _send(
-        self, framing: Framing, watch: EndWatch | None, filled: int, seen: int, *, urgent: bool, final: bool = False
-    ) -> int:
+    async def _send(self, framing: Framing, watch: EndWatch | None, filled: int, seen: int, *, final: bool) -> int:
         """Send a frame of what was read; ``seen`` bytes of it were left over by the last one. Returns what is left."""
         if watch is not None:
             watch.feed(framing.stream[seen:filled])
-        left = await framing.send(filled, urgent=urgent, final=final)
+        left = await framing.send(filled, final=final)
         self._carrier.bucket.spend(filled - left, asyncio.get_running_loop().time())
         return left
 

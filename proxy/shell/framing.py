@@ -68,15 +68,14 @@ class Framing:
         del drained
         return bool(room) and (filled >= min(room, FRAME_EAGER_BYTES) or not self._half.in_flight)
 
-    async def send(self, filled: int, *, urgent: bool, final: bool = False) -> int:
+    async def send(self, filled: int, *, final: bool) -> int:
         """Make a frame of the first ``filled`` bytes read and send it; how many of them are left for the next one.
 
         Args:
             filled: bytes read into ``stream``.
-            urgent: whether all of them must go now.
-            final: whether they are the stream's last.
+            final: whether they are the stream's last, none of which may be left.
         """
-        del urgent, final
+        del final
         await self._send_plain(filled)
         return 0
 
@@ -152,20 +151,22 @@ class PagedFraming(Framing):
         eager = filled >= FRAME_EAGER_BYTES and self._line.idle
         return filled >= room or (drained and (eager or not self._half.in_flight))
 
-    async def send(self, filled: int, *, urgent: bool, final: bool = False) -> int:
-        """See ``Framing.send``; the beginning of a page is left for the next frame, unless that is urgent."""
-        spans = self._reader.feed(self.stream[:filled], final=final, urgent=urgent or final)
+    async def send(self, filled: int, *, final: bool) -> int:
+        """See ``Framing.send``; the beginning of a page is left for the next frame, unless there is nothing else."""
+        spans = self._reader.feed(self.stream[:filled], final=final, urgent=final)
         if not spans.used:
             spans = self._reader.feed(self.stream[:filled], final=final, urgent=True)
         used = spans.used
         rest = bytes(self.stream[used:filled])
-        self._regime = self._line.adapter.choose(used) if self._reader.paged else Regime.RAW
-        if self._regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
+        # The piece that ends a stream may hold pages although no more are to be expected.
+        regime = self._line.adapter.choose(used) if len(spans.pfns) or self._reader.paged else Regime.RAW
+        self._regime = regime if self._reader.paged else Regime.RAW
+        if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
             await self._send_plain(used)
         else:
             claim = self._half.claim(used, self._carrier.session.next_order())
             whole = memoryview(self._buffer)[: FRAME_HEADER_BYTES + used]
-            self._line.put(Job(self._half, claim, whole, Lent(self._buffer, self._pool), spans, self._regime))
+            self._line.put(Job(self._half, claim, whole, Lent(self._buffer, self._pool), spans, regime))
             self._renew(self._pool)
         wanted = self._carrier.pool if self._regime is Regime.RAW else self._large
         if wanted is not self._pool:
