@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from chunking.pages import PAGE_BYTES
 from crypto.errors import AuthenticationError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
@@ -170,6 +171,8 @@ class Contact:
             case Accept(suite, codec) if suite in where.suites and codec in codecs:
                 if answer.cache_bytes > offer.cache_bytes or answer.chains > offer.chains:
                     raise ProtocolViolation("ACCEPT wants more memory than was offered")
+                if codec == Codec.PAGES and answer.cache_bytes < PAGE_BYTES:
+                    raise ProtocolViolation("ACCEPT wants pages, and no cache for them")
                 link.mark_open()
                 return answer
         raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")

@@ -29,14 +29,26 @@ from proxy.control import (
     Message,
     MessageReader,
     Offer,
+    PagesGiven,
+    PagesWanted,
     Refuse,
     Resume,
     Resumed,
+    StoredSegment,
     encode,
     printable,
 )
 from proxy.errors import ProtocolViolation
-from proxy.limits import CHANNELS_MAX, CONTROL_MESSAGE_BYTES_MAX, KIB, LANES_MAX, REASON_CHARACTERS_MAX
+from proxy.limits import (
+    CHANNELS_MAX,
+    CONTROL_MESSAGE_BYTES_MAX,
+    KIB,
+    LANES_MAX,
+    PAGES_GIVEN_MAX,
+    PAGES_WANTED_MAX,
+    REASON_CHARACTERS_MAX,
+    SEGMENTS_MAX,
+)
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "vectors" / "control.json").read_text())[
     "messages"
@@ -54,11 +66,23 @@ FLAGS = st.text("edp", max_size=3)
 LANES = st.integers(1, LANES_MAX)
 PROOFS = st.binary(min_size=32, max_size=32)
 STATES = st.lists(st.builds(ChannelState, CHANNELS, U63, U63, opened=st.booleans()), max_size=CHANNELS_MAX).map(tuple)
+CHAINS = st.integers(1, 16)
+TENANTS = st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", fullmatch=True)
+SEGMENTS = st.lists(st.builds(StoredSegment, IDS, st.integers(0, 2**24)), max_size=SEGMENTS_MAX).map(tuple)
 PHASES = st.sampled_from(["open", "finishing", "closed"])
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS),
-    st.builds(Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16, IDS),
+    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS),
+    st.builds(
+        Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16, IDS, U63, CHAINS, SEGMENTS
+    ),
+    st.builds(PagesWanted, U63, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_WANTED_MAX).map(tuple)),
+    st.builds(
+        PagesGiven,
+        U63,
+        st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_GIVEN_MAX).map(tuple),
+        st.binary(max_size=5000),
+    ),
     st.builds(Refuse, U16, REASONS),
     st.builds(Resume, U16, IDS, PROOFS, U63, STATES),
     st.builds(Resumed, PROOFS, U63, STATES, st.lists(GRANTS, max_size=LANES_MAX).map(tuple), PHASES),
@@ -102,6 +126,11 @@ def test_messages_survive_any_cuts(messages: list[Message], cuts: list[int]) -> 
 @given(MESSAGES)
 def test_no_message_reaches_the_limit(message: Message) -> None:
     assert len(encode(message)) <= CONTROL_MESSAGE_BYTES_MAX / 8
+
+
+def test_the_most_pages_in_one_message_stay_below_the_limit() -> None:
+    ordinals = tuple(2**32 - 1 - n for n in range(PAGES_GIVEN_MAX))
+    assert len(encode(PagesGiven(2**63 - 1, ordinals, bytes(4096 * PAGES_GIVEN_MAX)))) <= CONTROL_MESSAGE_BYTES_MAX
 
 
 def test_a_message_byte_by_byte() -> None:
@@ -165,6 +194,12 @@ OFFER = Offer(1, bytes(16), (1,), (0,), "default", 1, 30)
         ("egress", "name\n"),
         ("egress", "a b"),
         ("egress", "exec:sh"),
+        ("cache_bytes", -1),
+        ("chains", 0),
+        ("chains", 17),
+        ("tenant", "../other"),
+        ("tenant", "name\n"),
+        ("tenant", "t" * 64),
         ("xl_flags", "x"),
         ("xl_flags", "eeee"),
         ("xl_flags", "e\n"),
@@ -192,6 +227,20 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 0, "token": bytes(15)}),
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 65536, "token": bytes(16)}),
         (Abort(7, ""), "reason", "x" * (REASON_CHARACTERS_MAX + 1)),
+        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "chains", 0),
+        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "segments", [{"name": bytes(15), "pages": 1}]),
+        (
+            Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)),
+            "segments",
+            [{"name": bytes(16), "pages": 2**24 + 1}],
+        ),
+        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "segments", [{"name": bytes(16), "pages": 1}] * 65),
+        (PagesWanted(0, (1,)), "ordinals", []),
+        (PagesWanted(0, (1,)), "ordinals", [1] * (PAGES_WANTED_MAX + 1)),
+        (PagesWanted(0, (1,)), "ordinals", [2**32]),
+        (PagesGiven(0, (1,), bytes(4096)), "ordinals", []),
+        (PagesGiven(0, (1,), bytes(4096)), "ordinals", [1] * (PAGES_GIVEN_MAX + 1)),
+        (PagesGiven(0, (1,), bytes(4096)), "pages", bytes(PAGES_GIVEN_MAX * 4096 + 1)),
         (Refuse(3, ""), "code", 65536),
         (Refuse(3, ""), "reason", b"bytes"),
     ],

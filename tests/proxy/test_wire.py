@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crypto.keys import Direction
 from proxy.errors import ProtocolViolation
-from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BYTES_MAX
+from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BODY_BYTES_MAX, FRAME_BYTES_MAX
 from proxy.wire import (
     ACK_ENTRY,
     DIGEST_BYTES,
@@ -217,7 +217,6 @@ def test_a_short_frame(length: int) -> None:
     [
         pytest.param(0, b"\0", id="kind 0"),
         pytest.param(0, b"\3", id="kind 3"),
-        pytest.param(1, b"\1", id="reserved codec"),
         pytest.param(1, b"\2", id="codec"),
         pytest.param(2, b"\0\1", id="flags"),
         pytest.param(4, b"\0\x40", id="channel 64"),
@@ -235,6 +234,23 @@ def test_a_field_out_of_its_range(offset: int, value: bytes) -> None:
     packed[offset : offset + len(value)] = value
     with pytest.raises(ProtocolViolation):
         FrameHeader.parse(packed)
+
+
+def test_an_end_is_never_encoded() -> None:
+    packed = bytearray(pack(END))
+    FrameHeader.parse(packed)
+    packed[1] = 1
+    with pytest.raises(ProtocolViolation):
+        FrameHeader.parse(packed)
+
+
+def test_a_frame_of_pages_may_be_shorter_or_a_little_longer_than_what_it_stands_for() -> None:
+    paged = DATA._replace(codec=Codec.PAGES, raw_bytes=FRAME_BYTES_MAX)
+    for body in (1, FRAME_BYTES_MAX, FRAME_BODY_BYTES_MAX):
+        assert FrameHeader.parse(pack(paged._replace(body_bytes=body))).body_bytes == body
+    for fields in ({"body_bytes": 0}, {"body_bytes": FRAME_BODY_BYTES_MAX + 1}, {"raw_bytes": 0}):
+        with pytest.raises(ProtocolViolation):
+            FrameHeader.parse(pack(paged._replace(**fields)))
 
 
 def test_the_largest_frame_and_one_byte_more() -> None:
