@@ -117,7 +117,7 @@ class Header(NamedTuple):
             raise FrameMalformed(f"a body of {len(body)} bytes, its header has {HEADER.size}")
         layout, chain, flags, *counts = HEADER.unpack_from(body)
         header = cls(chain, Flags(flags & Flags.ALL), *counts)
-        if layout != LAYOUT or chain >= CHAINS_MAX or flags & ~Flags.ALL:
+        if layout != LAYOUT or chain >= CHAINS_MAX or flags > Flags.ALL:
             raise FrameMalformed(f"layout {layout}, chain {chain}, flags {flags:#x}")
         if header.other + WORD_BYTES * header.words + PAGE_BYTES * header.pages != raw_bytes:
             raise FrameMalformed(

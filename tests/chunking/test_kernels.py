@@ -116,7 +116,7 @@ def test_colliding_fingerprints_are_told_apart(kernels: Any) -> None:
 
 
 def _multipliers(module: ModuleType) -> list[int]:
-    return [int(value) for value in module._MULTIPLIERS]  # noqa: SLF001
+    return [int(value) for value in module._MULTIPLIERS]
 
 
 def _unfold(folded: int) -> int:

@@ -135,7 +135,7 @@ def test_spans_must_cover_the_piece() -> None:
     with pytest.raises(ValueError, match="regime RAW"):
         encoder.plan(memoryview(raw), spans, Regime.RAW)
     short = spans._replace(runs=np.array([[0, 1, 1]], np.uint32))
-    with pytest.raises(ValueError, match="outside|cover"):
+    with pytest.raises(ValueError, match=r"outside|cover"):
         encoder.plan(memoryview(raw), short, Regime.FAST)
 
 
