@@ -124,10 +124,10 @@ def test_page_sizes_in_the_list_when_postcopy_was_announced() -> None:
     advise = command(3, word(PAGE) + word(PAGE))
     for extras in ({}, {b"pc.ram": word(2 << 20)}, {b"x" * 255: word(1 << 30)}, {name: word(PAGE) for name in BLOCKS}):
         start = section(1, 2, b"ram", block_list(BLOCKS, extras) + word(0x200) + EOS)
-        stream = qemu_header() + command(1) + advise + start + section(3, 2, None, ram(PAGES)) + b"\0"
+        stream = qemu_header() + command(1) + advise + start + section(3, 2, None, ram(PAGES[:2])) + b"\0"
         said = seen(stream)
         assert said.facts.opaque_reason is None
-        assert len(said.pages) == 40
+        assert len(said.pages) == 2
         assert describe(pieces_of(stream, 1)).same(said)
 
 
@@ -166,15 +166,15 @@ def test_ram_goes_on_behind_other_iterative_sections() -> None:
     between = b"".join(
         [
             section(1, 3, b"dirty-bitmap", b"\x20" * 50),
-            section(2, 2, None, ram(PAGES)),
+            section(2, 2, None, ram(PAGES[:3])),
             section(2, 3, None, footer(2) + b"\x02\0\0\0\x02" + bytes(200)),
             section(2, 2, None, ram(PAGES[:1])),
             section(3, 3, None, b"\x01"),
         ]
     )
-    stream = qemu(BLOCKS, [PAGES], between=between)
+    stream = qemu(BLOCKS, [PAGES[:5]], between=between)
     said = seen(stream)
-    assert len(said.pages) == 81
+    assert len(said.pages) == 9
     assert said.facts.opaque_reason is None
     assert describe(pieces_of(stream, 1)).same(said)
 
