@@ -170,6 +170,7 @@ def altered(message: Message, **fields: object) -> bytes:
 
 
 OFFER = Offer(1, bytes(16), (1,), (0,), "default", 1, 30)
+ACCEPT = Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16))
 
 
 @pytest.mark.parametrize(
@@ -223,18 +224,14 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (ChannelOpened(0, 1), "credit", -1),
         (Heartbeat(0, ()), "lanes", [{"lane": 0, "sent_bytes": 0}] * (LANES_MAX + 1)),
         (Heartbeat(0, ()), "lanes", [{"lane": 0}]),
-        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "lanes", []),
+        (ACCEPT, "lanes", []),
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 0, "token": bytes(15)}),
         (LaneGranted(LaneGrant(0, bytes(16))), "grant", {"lane": 65536, "token": bytes(16)}),
         (Abort(7, ""), "reason", "x" * (REASON_CHARACTERS_MAX + 1)),
-        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "chains", 0),
-        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "segments", [{"name": bytes(15), "pages": 1}]),
-        (
-            Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)),
-            "segments",
-            [{"name": bytes(16), "pages": 2**24 + 1}],
-        ),
-        (Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16)), "segments", [{"name": bytes(16), "pages": 1}] * 65),
+        (ACCEPT, "chains", 0),
+        (ACCEPT, "segments", [{"name": bytes(15), "pages": 1}]),
+        (ACCEPT, "segments", [{"name": bytes(16), "pages": 2**24 + 1}]),
+        (ACCEPT, "segments", [{"name": bytes(16), "pages": 1}] * (SEGMENTS_MAX + 1)),
         (PagesWanted(0, (1,)), "ordinals", []),
         (PagesWanted(0, (1,)), "ordinals", [1] * (PAGES_WANTED_MAX + 1)),
         (PagesWanted(0, (1,)), "ordinals", [2**32]),

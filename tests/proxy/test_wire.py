@@ -237,7 +237,7 @@ def test_a_field_out_of_its_range(offset: int, value: bytes) -> None:
 
 
 def test_an_end_is_never_encoded() -> None:
-    packed = bytearray(pack(END))
+    packed = bytearray(pack(DATA._replace(kind=FrameKind.END, raw_bytes=0, body_bytes=DIGEST_BYTES)))
     FrameHeader.parse(packed)
     packed[1] = 1
     with pytest.raises(ProtocolViolation):
