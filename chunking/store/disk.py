@@ -4,10 +4,10 @@ What survives a crash: a file's content once ``sync`` has returned, a name made,
 of its folder has.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -73,8 +73,9 @@ class Disk:
         except FileNotFoundError:
             return
         try:
-            self.write(descriptor, os.urandom(os.fstat(descriptor).st_size), 0)
-            self.sync(descriptor)
+            with contextlib.suppress(OSError):  # a full or failing disk: then removing it has to do
+                self.write(descriptor, os.urandom(os.fstat(descriptor).st_size), 0)
+                self.sync(descriptor)
         finally:
             os.close(descriptor)
         self.remove(path)
@@ -120,7 +121,7 @@ def lock_alone(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, in the file ``path``; waits for whoever holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from chunking.errors import SegmentTaken, StoreError, StoreUnusable
+from chunking.errors import SegmentDamaged, SegmentTaken, SegmentUnknown, StoreError, StoreUnusable
 from chunking.limits import STORE_LEASE_BYTES, STORE_LEASES_MIN, STORE_SEGMENTS_MAX
 from chunking.store import layout
 from chunking.store.counters import Counters
 from chunking.store.disk import Disk, lock_alone, locked, opened
 from chunking.store.keys import Sealer, StoreKeys
 from chunking.store.layout import DAMAGED, DATA, INDEX, KEY, PARTIAL, Note
+from chunking.store.segment import read_note
 
 LOCK: Final = "lock"
 _WHOLE: Final = frozenset({KEY, DATA, INDEX})
@@ -114,11 +115,14 @@ class StoreFolder:
                         group.used = status.st_mtime_ns
         yield from groups.values()
 
-    def clean(self) -> None:
-        """Remove what no session can use any more: segments never finished, or damaged. Those in use stay."""
+    def clean(self, keys: StoreKeys) -> None:
+        """Remove what no session can use any more: segments never finished, damaged, or of a lost key.
+
+        Those in use stay.
+        """
         with self.locked():
             for group in list(self.groups()):
-                if not group.whole:
+                if not (group.whole and _key_opens(keys, group)):
                     self._remove_unused(group)
             for entry in list(os.scandir(self.path)):
                 if layout.is_folder(entry.name):
@@ -186,6 +190,15 @@ class StoreFolder:
             if descriptor >= 0:
                 os.close(descriptor)
         return True
+
+
+def _key_opens(keys: StoreKeys, group: Group) -> bool:
+    """Whether a segment can be read: a process that died as it shredded a key leaves one that cannot."""
+    try:
+        read_note(keys, group.folder, group.name)
+    except (SegmentDamaged, SegmentUnknown):
+        return False
+    return True
 
 
 class Founding:

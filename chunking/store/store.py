@@ -104,7 +104,7 @@ class Store:
         self._folder = StoreFolder(directory, self._disk, self.counters)
         self._behind = WriteBehind()
         self._writers: WeakSet[SegmentWriter] = WeakSet()
-        self._folder.clean()
+        self._folder.clean(keys)
 
     def close(self, seconds: float | None = None) -> bool:
         """Give up what is not finished, and wait until the rest is on the disk, or for so long; says whether it is."""

@@ -284,12 +284,13 @@ class _SegmentFile:
             return
         if not founded.lease(self._data_end + layout.index_bytes(summary)):
             raise StoreError("no room for the index")
-        self._disk.resize(founded.data, self._data_end)
-        self._disk.sync(founded.data)
         self._write_columns(summary, runs)
         offset, _ = layout.summary_place()
         self._write_sealed(PART_SUMMARY, layout.pack_summary(summary), offset)
         self._disk.sync(founded.index)
+        # Not before the index is written: the room leased for it is others' then.
+        self._disk.resize(founded.data, self._data_end)
+        self._disk.sync(founded.data)
         founded.publish()
         self.published = True
         self._counters.add(segments_finished=1)
