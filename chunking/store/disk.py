@@ -69,8 +69,9 @@ class Disk:
     def shred(self, path: Path) -> None:
         """Overwrite a small file where it lies, and remove it: what it was the key of is lost with it."""
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # absent, or no file of ours: a link, a pipe
+            self.remove(path)
             return
         try:
             with contextlib.suppress(OSError):  # a full or failing disk: then removing it has to do

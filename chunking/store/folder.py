@@ -176,10 +176,8 @@ class StoreFolder:
         """Remove it unless it is in use; says whether it was."""
         try:
             descriptor = opened(group.path(DATA))
-        except FileNotFoundError:
+        except OSError:  # absent, or no file of ours: nobody can be using it
             descriptor = -1
-        except OSError:
-            return False
         try:
             if descriptor >= 0:
                 lock_alone(descriptor)  # held until all of it is gone

@@ -195,14 +195,14 @@ def column_places(summary: Summary) -> list[tuple[int, int]]:
     places = []
     for size in (summary.kept * 8, summary.kept * 4, summary.runs * RUN_BYTES, summary.kept_bytes):
         places.append((offset, size))
-        offset += size + SEAL_BYTES
+        offset += size + SEAL_BYTES if size else 0  # a column of nothing is not there: nothing would tell it altered
     return places
 
 
 def index_bytes(summary: Summary) -> int:
     """The length of the index file."""
     offset, size = column_places(summary)[COLUMN_KEPT]
-    return offset + size + SEAL_BYTES
+    return offset + size + SEAL_BYTES if size else offset
 
 
 def is_folder(name: str) -> bool:

@@ -28,7 +28,8 @@ from chunking.store.view import StoreView, page_id
 Fingerprints = NDArray[np.uint64]
 Fingerprinter = Callable[[Bytes], Fingerprints]
 NOTHING_AGREED: Final = np.zeros(1, np.int64)
-INDEX_BYTES_PER_PAGE: Final = 64  # more than a page adds to the index: id, fingerprint, place, a run of its own
+INDEX_BYTES_BASE: Final = 2048  # of an index without a page
+INDEX_BYTES_PER_PAGE: Final = 64  # what a page adds at most: fingerprint, place, a run of its own, its id counted twice
 
 
 class Founded(Protocol):
@@ -321,10 +322,9 @@ class _SegmentFile:
         wanted = self._data_end + self._filled + pages * (PAGE_BYTES + SEAL_BYTES)
         if not self._full and wanted > self._leased:
             lease = max(wanted, self._leased + founded.lease_bytes)
-            margin = (self._kept + pages) * INDEX_BYTES_PER_PAGE
-            if founded.lease(lease + margin):
+            if founded.lease(_with_index(lease)):
                 self._leased = lease
-            elif founded.lease(wanted + margin):
+            elif founded.lease(_with_index(wanted)):
                 self._leased = wanted
             else:
                 self._full = True
@@ -362,6 +362,7 @@ class _SegmentFile:
         self._id_chunks += 1
 
     def _write_columns(self, summary: Summary, runs: Runs) -> None:
+        founded = self._here()
         empty = np.empty(0, np.uint64)
         fingerprints = np.concatenate(self._fingerprints) if self._fingerprints else empty
         self._fingerprints.clear()
@@ -374,7 +375,9 @@ class _SegmentFile:
         )
         places = layout.column_places(summary)
         for (offset, _), column in zip(places, columns, strict=True):
+            # An empty column spends its number too, and is overwritten by what follows.
             self._write_sealed(PART_COLUMNS, b"".join(part.tobytes() for part in column), offset)
+        self._disk.resize(founded.index, layout.index_bytes(summary))
 
     def _kept_bits(self, summary: Summary) -> Bytes:
         if not summary.kept_bytes:
@@ -390,6 +393,11 @@ class _SegmentFile:
         founded.sealer.seal(part, plain, sealed)
         self._disk.write(founded.index, sealed, offset)
         self._counters.add(bytes_written=len(sealed))
+
+
+def _with_index(data_bytes: int) -> int:
+    """The room that so many bytes of data need together with their index."""
+    return data_bytes + INDEX_BYTES_BASE + data_bytes // PAGE_BYTES * INDEX_BYTES_PER_PAGE
 
 
 def _every(count: int) -> NDArray[np.uint32]:

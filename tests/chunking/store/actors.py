@@ -1,8 +1,8 @@
 """Processes that use one store at once, or die as they do. Run as `python -m tests.chunking.store.actors ROLE FOLDER …`.
 
-    crash FOLDER HOW        for each step on the disk, in a folder of its own, a process that dies at it; prints how many
-    crowd FOLDER SEED       one of several processes that write, offer, read and push each other's segments out
-    hold FOLDER             opens a view, says so, and reads it once more when a line comes in
+crash FOLDER HOW        for each step on the disk, in a folder of its own, a process that dies at it; prints how many
+crowd FOLDER SEED       one of several processes that write, offer, read and push each other's segments out
+hold FOLDER             opens a view, says so, and reads it once more when a line comes in
 """
 
 import errno

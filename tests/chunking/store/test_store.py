@@ -44,7 +44,14 @@ def test_what_one_process_writes_the_next_finds_and_reads(tmp_path: Path) -> Non
             assert set(view.find(fingerprint(others), others.data.cast("B"), offsets(5)).tolist()) == {-1}
             assert (view.read(ordinals(49, 3, 3, 17)) == pages[[49, 3, 3, 17]]).all()
             assert view.read(ordinals()).shape == (0, 4096)
-            assert view.bases(np.array([100, 149, 99, 150, 0, 2**64 - 1], np.uint64)).tolist() == [0, 49, -1, -1, -1, -1]
+            assert view.bases(np.array([100, 149, 99, 150, 0, 2**64 - 1], np.uint64)).tolist() == [
+                0,
+                49,
+                -1,
+                -1,
+                -1,
+                -1,
+            ]
         assert (store.counters.hits, store.counters.misses, store.counters.pages_read) == (50, 5, 4)
 
 
