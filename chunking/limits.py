@@ -4,6 +4,7 @@ from typing import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
 
 FRAME_RAW_BYTES_MAX: Final = 4 * MIB  # stream bytes of one frame: one Xen batch of 1024 pages
 FRAME_BODY_BYTES_MAX: Final = 4 * MIB  # what does not shrink is sent as it is, never longer
@@ -12,7 +13,6 @@ FRAME_RUNS_MAX: Final = FRAME_RAW_BYTES_MAX // 8  # each run describes at least 
 ZSTD_WINDOW_LOG_MAX: Final = 25  # 32 MiB: a decoder refuses more, for its memory is the peer's choice otherwise
 CHAINS_MAX: Final = 16  # context chains of one session: each may hold a window
 CACHE_BYTES_DEFAULT: Final = 512 * MIB  # page cache of one session, the smaller of both sides
-SEGMENT_PAGES_MAX: Final = 2**24  # 64 GiB of pages that one session stored
 
 # ---- the page cache and its index
 CACHE_SLOTS_MAX: Final = 1 << 26  # 256 GiB; locations are 32 bits, and stored pages are numbered above the slots
@@ -32,3 +32,22 @@ META_WINDOW_LOG: Final = 20  # columns of several frames resemble each other; 1 
 # ---- dirty tracking
 DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond count as untracked
 ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors make fewer than 32
+
+# The content store.
+STORE_BYTES_DEFAULT: Final = 20 * GIB  # on disk, all tenants: a few guests of middling size
+STORE_QUEUE_BYTES_MAX: Final = 32 * MIB  # pages waiting for the disk, in all of a process: then pages are dropped
+STORE_JOBS_MAX: Final = 4096  # notes wait there too, and weigh little
+STORE_LEASE_BYTES: Final = 64 * MIB  # a writer asks for room in these, so that a store never outgrows its limit
+STORE_LEASES_MIN: Final = 16  # or, in a small store, in that part of it
+STORE_SEGMENTS_MAX: Final = 4096  # held at once, all tenants: a look at the store opens two small files for each
+SEGMENT_PAGES_MAX: Final = 1 << 25  # 128 GiB of new pages in one session; what follows is not kept
+STORE_NAME_BYTES_MAX: Final = 255  # a tenant's or a virtual machine's name, in UTF-8
+OFFER_KEPT_MIN: Final = (
+    0.9  # of a segment's pages, or it is not offered: each page not kept costs the session a round trip
+)
+VIEW_SEGMENTS_MAX: Final = 16  # of one session: each holds two files open
+VIEW_PAGES_MAX: Final = 1 << 23  # of one session: at the source 12 bytes of memory each, and the page tables
+VIEW_BLOCKS_MAX: Final = 64  # opened blocks that a session keeps: 4 MiB
+VIEW_ID_CHUNKS_MAX: Final = 64  # opened pieces of id tables that a session keeps: 1 MiB
+TABLE_CHUNKS_FREE: Final = 64  # pieces of a page table that any guest may have: 2 MiB
+TABLE_PLACES_PER_CHUNK: Final = 512  # each further one wants that many pages placed: scattered PFNs cost no memory

@@ -35,6 +35,7 @@
     │       ├── CrlMissing
     │       ├── CrlMalformed           not a CRL, or not signed by the CA
     │       └── CrlExpired             not yet or no longer valid
+    ├── SealBroken                     something sealed at rest does not open: altered, cut short, or another host's
     └── PkiError                       the CA directory refuses; `remedy` says what to do           exit code 2
         ├── PkiMissing                 no CA in that directory
         ├── PkiExists                  something is there that would be overwritten
@@ -139,6 +140,10 @@ class LaneReused(IntegrityError):
 
 class KeyExhausted(IntegrityError):
     """A key has reached its hard limit."""
+
+
+class SealBroken(CryptoError, ValueError):
+    """Something sealed at rest does not open: altered, cut short, moved, or sealed under another host's key."""
 
 
 class _WithRemedy(CryptoError):
