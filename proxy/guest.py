@@ -1,0 +1,59 @@
+"""What a migration's streams tell of the guest: its name, and the rounds over its memory. Sans-IO."""
+
+from collections import deque
+from typing import Final
+
+from chunking.dirty import DirtyTracker
+from chunking.pages import Spans
+from proxy.control import printable
+from proxy.limits import VM_NAME_CHARACTERS_MAX
+
+ROUNDS_TOLD: Final = 2  # that have ended: how they compare says whether a migration comes to an end
+
+
+class GuestView:
+    """One guest, as all channels of its session show it.
+
+    A round is the hypervisor's way once through the memory that has changed: it ends where a page comes that was in it.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """Of the VM, once a stream has told it; printable and bounded."""
+        self.guest_pages = 0
+        """Pages that the streams have brought or spoken of, each time one was."""
+        self._tracker = DirtyTracker()
+
+    def saw(self, spans: Spans, name: str | None) -> None:
+        """A piece of a stream has been read.
+
+        Args:
+            spans: what it is made of.
+            name: of the VM, as the stream's parser has it; None where it has none.
+        """
+        if self.name is None and name:
+            self.name = printable(name)[:VM_NAME_CHARACTERS_MAX]
+        for pfns in (spans.pfns, spans.marked):
+            if len(pfns):
+                self.guest_pages += len(pfns)
+                self._tracker.add(pfns)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds so far, the one under way included; 0 before any page came."""
+        return len(self._tracker.rounds) + 1 if self.guest_pages else 0
+
+    @property
+    def rounds_ended(self) -> tuple[int, ...]:
+        """Pages in the last ``ROUNDS_TOLD`` rounds that have ended, or in fewer, the latest last."""
+        return tuple(deque(self._tracker.rounds, ROUNDS_TOLD))
+
+    @property
+    def round_pages(self) -> int:
+        """Pages in the round under way."""
+        return self._tracker.round_pages
+
+    @property
+    def dirty_pages(self) -> int:
+        """Pages that came again: the guest had changed them after they were sent."""
+        return self._tracker.resent
