@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from enum import Enum, Flag, auto, unique
 from typing import Final
 
-from chunking.counts import PageCounts
 from chunking.regime import Regime
 from proxy.errors import OUTCOMES
 from proxy.session import Role, State
+from proxy.tally import PageCounts
 
 
 @unique
