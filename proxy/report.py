@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from proxy.guest import GuestView
 from proxy.session import Session
 from proxy.tally import PageCounts, PageTally
 
@@ -28,6 +29,7 @@ class SessionReport:
     pages: dict[str, int] = field(default_factory=dict)
     bytes_saved: int = 0
     codec_seconds: float = 0.0
+    pages_missing: int = 0
     rounds: int = 0
     dirty_pages: int = 0
     digest_blake3: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -47,7 +49,13 @@ class SessionReport:
 
 
 def tally(
-    report: SessionReport, session: Session, pages: PageTally | None, *, sent_bytes: int, received_bytes: int
+    report: SessionReport,
+    session: Session,
+    pages: PageTally | None,
+    guest: GuestView | None,
+    *,
+    sent_bytes: int,
+    received_bytes: int,
 ) -> None:
     """Write what a session did into its report.
 
@@ -55,6 +63,7 @@ def tally(
         report: filled in.
         session: its halves count and hash.
         pages: what page-aware encoding did; None where there was none.
+        guest: what its streams told; None where nobody followed them.
         sent_bytes: what this end put on the network, TLS and lanes together.
         received_bytes: what it took from it.
     """
@@ -78,3 +87,7 @@ def tally(
         report.pages = {kind: getattr(pages.pages, kind) for kind in PageCounts.__slots__}
         report.bytes_saved = pages.saved_bytes
         report.codec_seconds = round(pages.seconds, 6)
+        report.pages_missing = pages.missing
+    if guest is not None:
+        report.vm = guest.name
+        report.rounds, report.dirty_pages = guest.rounds, guest.dirty_pages

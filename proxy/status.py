@@ -39,11 +39,14 @@ class SessionStatus:
         pages_zero, pages_duplicate, pages_delta, pages_literal, pages_copy: pages by how they were encoded.
         paged_bytes: stream bytes of frames that were encoded by pages.
         body_bytes: what those became.
+        delta_bytes: what pages took that went as differences, before compression; at the source only.
         codec_seconds: spent encoding or decoding them, all threads together.
         pages_missing: stored pages that had to be asked for, because they could not be read.
         rounds: rounds of the hypervisor over the guest's memory, the one under way included; 0 where unknown.
+        rounds_ended: pages in the last two that have ended, or in fewer, the latest last.
         round_pages: pages sent in the one under way.
         dirty_pages: pages sent again so far.
+        guest_pages: pages sent so far, those sent again counted each time.
     """
 
     session_id: str
@@ -81,8 +84,11 @@ class SessionStatus:
     pages_copy: int = 0
     paged_bytes: int = 0
     body_bytes: int = 0
+    delta_bytes: int = 0
     codec_seconds: float = 0.0
     pages_missing: int = 0
     rounds: int = 0
+    rounds_ended: tuple[int, ...] = ()
     round_pages: int = 0
     dirty_pages: int = 0
+    guest_pages: int = 0

@@ -37,6 +37,8 @@ class PageTally:
         raw_bytes: stream bytes of those frames.
         body_bytes: bytes of their bodies.
         plain_bytes: stream bytes of frames that went through the line as they were.
+        delta_bytes: what pages took that went as differences, before compression; known where they are encoded.
+        missing: stored pages that had to be asked for.
         seconds: spent encoding or decoding, all threads together.
     """
 
@@ -44,6 +46,8 @@ class PageTally:
     raw_bytes: int = 0
     body_bytes: int = 0
     plain_bytes: int = 0
+    delta_bytes: int = 0
+    missing: int = 0
     seconds: float = 0.0
 
     def add(self, counts: Iterable[int] | None, raw: int, body: int, seconds: float) -> None:

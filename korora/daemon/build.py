@@ -11,6 +11,7 @@ from korora.daemon.config import Config, Ingress, bytes_per_second
 from korora.daemon.rates import least
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress
+from proxy.paging import Encode, PagingTerms
 from proxy.shell import source
 
 REPORTS = "reports"
@@ -65,6 +66,7 @@ def destination_of(config: Config, ingress: Ingress) -> source.Peer:
         egress=ingress.egress,
         # To begin with; the parent's word on its part of the total follows at once.
         rate_limit=least(session_limit(config, ingress.name), bytes_per_second(config.limits.rate_limit)),
+        paging=_paging(config, Encode(ingress.encode), ingress.tenant),
     )
 
 
@@ -73,11 +75,27 @@ def egresses(config: Config) -> dict[str, Egress]:
     return {egress.name: parse_egress(egress.to) for egress in config.egress}
 
 
+def paging_of(config: Config, egress: str = "") -> PagingTerms:
+    """What is done about pages of an arriving session.
+
+    Args:
+        config: says how much is remembered.
+        egress: where the session goes, by which its tenant is known; empty for what holds for all of them.
+    """
+    entry = config.egress_named(egress)
+    return _paging(config, Encode.AUTO, None if entry is None else entry.tenant)
+
+
 def session_limit(config: Config, ingress: str) -> float | None:
     """What a session may send at most, in bytes a second; an ingress that has gone has no limit of its own."""
     entry = config.ingress_named(ingress)
     own = None if entry is None else bytes_per_second(entry.rate_limit)
     return least(own, bytes_per_second(config.limits.session_rate_limit))
+
+
+def _paging(config: Config, encode: Encode, tenant: str | None) -> PagingTerms:
+    pages = config.pages
+    return PagingTerms(encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant or "")
 
 
 def _digests(pins: tuple[str, ...]) -> frozenset[bytes]:

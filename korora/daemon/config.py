@@ -10,10 +10,13 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import msgspec
 from msgspec import Meta, Struct
 
+from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX
+from chunking.pages import PAGE_BYTES
 from crypto.files import read_bounded
 from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress
 from proxy.errors import ConfigurationError
 from proxy.limits import KIB, LANES_MAX
+from proxy.paging import CHAINS_DEFAULT
 from proxy.rate import RATE_MIN
 
 CONFIG_BYTES_MAX: Final = 64 * KIB  # some 500 ingresses; and a configuration fits one message to a worker
@@ -23,6 +26,8 @@ SESSIONS_DEFAULT: Final = 64
 INGRESSES_MAX: Final = 512  # each holds a listening socket and a task
 SECONDS_MAX: Final = 86_400  # a day: whoever waits longer than that waits for ever
 RESUME_SECONDS_MAX: Final = 3600
+STORE_BYTES_DEFAULT: Final = 2**34  # 16 GiB: some dozen small guests, or one large one
+STORE_BYTES_MAX: Final = 2**50  # 1 PiB: whoever writes more has mistaken the unit
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"  # as a certificate's, and as OFFER's egress
@@ -42,6 +47,7 @@ Name = Annotated[str, Meta(pattern=_NAME)]
 Pin = Annotated[str, Meta(pattern=_PIN)]
 Rate = Annotated[int, Meta(ge=RATE_MIN)] | str | None
 Priority = Literal["low", "normal", "high"]
+Encoding = Literal["auto", "opaque", "pages", "best"]
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -62,6 +68,14 @@ class Limits(_Table, frozen=True):
     session_rate_limit: Rate = None
     resume_timeout: Annotated[int, Meta(ge=0, le=RESUME_SECONDS_MAX)] = 30
     drain_timeout: Annotated[int, Meta(ge=0, le=SECONDS_MAX)] = 900
+
+
+class Pages(_Table, frozen=True):
+    """`[pages]`: what may be remembered of guests' memory. Sizes in bytes; 0 turns a thing off."""
+
+    cache_bytes: Annotated[int, Meta(ge=0, le=CACHE_SLOTS_MAX * PAGE_BYTES)] = CACHE_BYTES_DEFAULT
+    chains: Annotated[int, Meta(ge=1, le=CHAINS_MAX)] = CHAINS_DEFAULT
+    store_bytes: Annotated[int, Meta(ge=0, le=STORE_BYTES_MAX)] = STORE_BYTES_DEFAULT
 
 
 class Metrics(_Table, frozen=True):
@@ -88,6 +102,8 @@ class Ingress(_Table, frozen=True, rename={"source": "from"}):
     lanes: Annotated[int, Meta(ge=1, le=LANES_MAX)] = 1
     priority: Priority = "normal"
     rate_limit: Rate = None
+    encode: Encoding = "auto"
+    tenant: Name | None = None
 
 
 class Egress(_Table, frozen=True):
@@ -96,6 +112,7 @@ class Egress(_Table, frozen=True):
     name: Name
     to: str
     peers: tuple[Name, ...] = ()
+    tenant: Name | None = None
 
 
 class Config(_Table, frozen=True):
@@ -109,6 +126,7 @@ class Config(_Table, frozen=True):
     allow_classical: bool = False
     listen: Listen = Listen()
     limits: Limits = Limits()
+    pages: Pages = Pages()
     metrics: Metrics = Metrics()
     peer: tuple[Peer, ...] = ()
     ingress: Annotated[tuple[Ingress, ...], Meta(max_length=INGRESSES_MAX)] = ()
@@ -117,6 +135,10 @@ class Config(_Table, frozen=True):
     def peer_named(self, name: str) -> Peer:
         """The peer of that name; every name that a checked configuration uses is in its table."""
         return next(peer for peer in self.peer if peer.name == name)
+
+    def egress_named(self, name: str) -> Egress | None:
+        """The egress of that name, if there is one."""
+        return next((egress for egress in self.egress if egress.name == name), None)
 
     def ingress_named(self, name: str) -> Ingress | None:
         """The ingress of that name, if there is one."""

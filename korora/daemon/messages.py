@@ -9,7 +9,7 @@ from proxy.limits import KIB
 from proxy.status import SessionStatus
 
 MESSAGE_BYTES_MAX: Final = 128 * KIB  # a configuration of 64 KiB, or SAMPLE_SESSIONS statuses; fits a default buffer
-SAMPLE_SESSIONS: Final = 64  # in one message, under 1 KiB each
+SAMPLE_SESSIONS: Final = 32  # in one message, some 2 KiB each with the longest name of a VM
 QUEUE_MESSAGES_MAX: Final = 1024  # that wait for a busy other end; one that takes none of them is as good as dead
 
 

@@ -12,9 +12,9 @@ UNKNOWN: Final = "—"
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLUMNS: Final = (
     *("session", "vm", "way", "peer", "moved", "rate", "limit"),
-    *("flight", "RTT", "lanes", "resumes", "rounds", "ETA", "state"),
+    *("flight", "RTT", "lanes", "resumes", "work", "saved", "rounds", "ETA", "state"),
 )
-_LEFT: Final = frozenset({"session", "vm", "way", "peer", "state"})
+_LEFT: Final = frozenset({"session", "vm", "way", "peer", "work", "state"})
 
 
 def size(count: float | None) -> str:
@@ -34,6 +34,11 @@ def rate(count: float | None) -> str:
     return UNKNOWN if count is None else f"{size(count)}/s"
 
 
+def share(part: float, whole: float) -> str:
+    """A part of something for people; below 0 where it costs more than it saves."""
+    return f"{part / whole:.0%}" if whole > 0 else UNKNOWN
+
+
 def span(seconds: float | None) -> str:
     """A time for people."""
     if seconds is None:
@@ -47,18 +52,21 @@ def cells(session: dict[str, Any]) -> dict[str, str]:
     """One session's columns."""
     departs = session["role"] == "source"
     arrow, delay = ("→" if departs else "←"), session["delay_seconds"]
+    moved = session["bytes_in"] + session["bytes_out"]
     return {
         "session": session["session_id"][:8],
         "vm": printable(session["vm"] or UNKNOWN),
         "way": f"{session['way']}",
         "peer": f"{arrow} {printable(session['peer'])}",
-        "moved": size(session["bytes_in"] + session["bytes_out"]),
+        "moved": size(moved),
         "rate": rate(session["throughput"]),
         "limit": rate(session["rate_limit"]),
         "flight": size(session["queue_bytes"]),
         "RTT": f"{delay * 1000:.1f} ms" if delay else UNKNOWN,
         "lanes": str(session["lanes"]),
         "resumes": str(session["resumes"]),
+        "work": session["regime"] or UNKNOWN,
+        "saved": share(session["bytes_saved"], moved) if session["paged_bytes"] else UNKNOWN,
         "rounds": UNKNOWN if session["rounds"] is None else str(session["rounds"]),
         "ETA": span(session["eta_seconds"]),
         "state": session["state"],

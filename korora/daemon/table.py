@@ -9,6 +9,7 @@ import msgspec
 
 from korora.daemon import build
 from korora.daemon.config import Config, bytes_per_second
+from korora.daemon.eta import seconds_left
 from korora.daemon.messages import Begun, Ended
 from korora.daemon.rates import WEIGHTS, Claim, demand, share
 from proxy.errors import EXIT_LOST, OUTCOMES
@@ -39,6 +40,8 @@ class Live:
     """What an operator allowed this one session; overrides the configuration."""
     limited: bool = False
     """Whether an operator has said anything about it."""
+    pages_per_second: float = 0.0
+    """The guest's pages, at the source."""
     rate: float | None = None
     """What it was last told."""
     settling: int = 0
@@ -52,11 +55,13 @@ class Finished(msgspec.Struct, frozen=True):
     role: str
     way: str
     peer: str | None
+    vm: str | None
     outcome: str
     exit_code: int
     seconds: float
     bytes_in: int
     bytes_out: int
+    bytes_saved: int
     error: str | None
 
 
@@ -102,6 +107,7 @@ class Sessions:
         if elapsed > 0:
             live.sent = (status.bytes_in - before.bytes_in) / elapsed
             live.throughput = live.sent + (status.bytes_out - before.bytes_out) / elapsed
+            live.pages_per_second = (status.guest_pages - before.guest_pages) / elapsed
 
     def over(self, worker: int, message: Ended) -> None:
         """A session has ended, open or not."""
@@ -116,11 +122,13 @@ class Sessions:
                 role=message.role,
                 way=message.way,
                 peer=message.peer,
+                vm=None if status is None else status.vm,
                 outcome=message.outcome,
                 exit_code=message.exit_code,
                 seconds=message.seconds,
                 bytes_in=0 if status is None else status.bytes_in,
                 bytes_out=0 if status is None else status.bytes_out,
+                bytes_saved=0 if status is None else status.paged_bytes - status.body_bytes,
                 error=message.error,
             )
         )
@@ -218,8 +226,9 @@ class Sessions:
             "throughput": round(live.throughput),
             "limit": self.allowed(live) if departs else None,
             "rate_limit": live.rate if departs else live.status.rate_limit,
-            "rounds": None,
-            "eta_seconds": None,
+            "rounds": live.status.rounds or None,
+            "bytes_saved": live.status.paged_bytes - live.status.body_bytes,
+            "eta_seconds": seconds_left(live.status, live.pages_per_second),
         }
 
 

@@ -244,6 +244,7 @@ class Worker:
             resume_seconds=config.limits.resume_timeout,
             lanes=config.listen.lanes,
             sessions_max=message.arriving_max,
+            paging=build.paging_of(config),
             random=self._random,
             admit=self._admission.admit,
         )

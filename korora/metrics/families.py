@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from enum import Enum, Flag, auto, unique
 from typing import Final
 
+from chunking.regime import Regime
 from proxy.errors import OUTCOMES
 from proxy.session import Role, State
+from proxy.tally import PageCounts
 
 
 @unique
@@ -95,6 +97,8 @@ STATES: Final = (*(state.value for state in State), "resuming")
 DIED: Final = "died"  # with its worker: there is no report to say more
 OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted", DIED))
 WORKER: Final = ("worker", ())
+PAGE_KINDS: Final = tuple(PageCounts.__slots__)
+REGIMES: Final = tuple(regime.name.lower() for regime in Regime)
 # What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
 REFUSALS: Final = (
     "replayed",
@@ -227,6 +231,72 @@ WINDOW_BYTES: Final = Family(
     "korora_window_bytes", Kind.GAUGE, "Stream bytes that may be in flight now, all sessions", (ROLE,), unit="bytes"
 )
 LANES: Final = Family("korora_lanes", Kind.GAUGE, "Lanes that carry sessions now", (ROLE,))
+
+# ---- pages; a source encodes them, a destination decodes them
+
+PAGES: Final = Family(
+    "korora_pages_total",
+    Kind.COUNTER,
+    "Guest pages in frames that were encoded by pages, by what they were; duplicates are hits of the page cache",
+    (ROLE, ("kind", PAGE_KINDS)),
+)
+PAGED_BYTES: Final = Family(
+    "korora_paged_bytes_total",
+    Kind.COUNTER,
+    "Bytes of frames that were encoded by pages: of the stream (plain), and what became of them (encoded)",
+    (ROLE, ("form", ("plain", "encoded"))),
+    unit="bytes",
+)
+DELTA_BYTES: Final = Family(
+    "korora_delta_bytes_total",
+    Kind.COUNTER,
+    "What pages took that went as differences, before compression; known to sources only",
+    (ROLE,),
+    unit="bytes",
+)
+CODEC_SECONDS: Final = Family(
+    "korora_codec_seconds_total",
+    Kind.COUNTER,
+    "Time spent encoding (source) and decoding (destination) frames, all threads together",
+    (ROLE,),
+    unit="seconds",
+)
+SESSIONS_BY_REGIME: Final = Family(
+    "korora_sessions_by_regime",
+    Kind.GAUGE,
+    "Departing sessions that may encode by pages, by how much work a frame gets now",
+    (("regime", REGIMES),),
+)
+ROUNDS: Final = Family(
+    "korora_rounds_total",
+    Kind.COUNTER,
+    "Rounds of hypervisors over their guests' memory that began; known to sources only",
+    (ROLE,),
+)
+GUEST_PAGES: Final = Family(
+    "korora_guest_pages_total",
+    Kind.COUNTER,
+    "Pages that streams brought or spoke of, each time one was; known to sources only",
+    (ROLE,),
+)
+DIRTY_PAGES: Final = Family(
+    "korora_dirty_pages_total",
+    Kind.COUNTER,
+    "Of these, pages that came again because the guest had changed them; known to sources only",
+    (ROLE,),
+)
+ROUND_PAGES: Final = Family(
+    "korora_round_pages",
+    Kind.GAUGE,
+    "Pages so far in the rounds under way, all sessions; known to sources only",
+    (ROLE,),
+)
+PAGES_MISSING: Final = Family(
+    "korora_stored_pages_missing_total",
+    Kind.COUNTER,
+    "Stored pages that could not be read, and were asked for; at destinations only",
+    (ROLE,),
+)
 
 # ---- faults
 
@@ -377,6 +447,16 @@ FAMILIES: Final = (
     QUEUE_BYTES,
     WINDOW_BYTES,
     LANES,
+    PAGES,
+    PAGED_BYTES,
+    DELTA_BYTES,
+    CODEC_SECONDS,
+    SESSIONS_BY_REGIME,
+    ROUNDS,
+    GUEST_PAGES,
+    DIRTY_PAGES,
+    ROUND_PAGES,
+    PAGES_MISSING,
     LANES_LOST,
     RESUMES,
     FRAMES_RESENT,

@@ -43,6 +43,15 @@ COUNTED: Final = (
     ("rekeys", f.REKEYS, ()),
     ("lanes_lost", f.LANES_LOST, ()),
     ("resumes", f.RESUMES, ()),
+    *((f"pages_{kind}", f.PAGES, (kind,)) for kind in f.PAGE_KINDS),
+    ("paged_bytes", f.PAGED_BYTES, ("plain",)),
+    ("body_bytes", f.PAGED_BYTES, ("encoded",)),
+    ("delta_bytes", f.DELTA_BYTES, ()),
+    ("codec_seconds", f.CODEC_SECONDS, ()),
+    ("rounds", f.ROUNDS, ()),
+    ("guest_pages", f.GUEST_PAGES, ()),
+    ("dirty_pages", f.DIRTY_PAGES, ()),
+    ("pages_missing", f.PAGES_MISSING, ()),
 )
 # What is summed over the sessions of a role.
 SUMMED: Final = (
@@ -51,6 +60,7 @@ SUMMED: Final = (
     ("queue_bytes", f.QUEUE_BYTES),
     ("window_bytes", f.WINDOW_BYTES),
     ("bytes_per_second", f.LINK_RATE),
+    ("round_pages", f.ROUND_PAGES),
 )
 
 # The closest base class counts.
@@ -101,7 +111,7 @@ REASONS: Final = MappingProxyType(
 class _Seen:
     """What has been counted of a session that runs."""
 
-    counts: dict[str, int]
+    counts: dict[str, float]
     acknowledged: int = 0
     moved_at: float = 0.0
     """When a frame was last acknowledged or none was in flight, in seconds of the session's own time."""
@@ -218,7 +228,7 @@ class Observer:
         if isinstance(error, crypto.IntegrityError):
             self._in.counter(f.RECORD_REFUSALS, _closest(REFUSALS, error, "other")).inc()
 
-    def _count(self, key: tuple[str, str], counts: dict[str, int]) -> _Seen:
+    def _count(self, key: tuple[str, str], counts: dict[str, float]) -> _Seen:
         """Add what is new of a session's counts."""
         seen = self._running.setdefault(key, _Seen({}))
         for name, family, ways in COUNTED:
@@ -247,6 +257,8 @@ class Observer:
             self._in.gauge(f.LINK_DELAY, role).set(max((status.delay_seconds for status in mine), default=0.0))
             stalled = sum(self._running[role, status.session_id].stalled for status in mine)
             self._in.gauge(f.SESSIONS_STALLED, role).set(stalled)
+        for regime in f.REGIMES:
+            self._in.gauge(f.SESSIONS_BY_REGIME, regime).set(sum(status.regime == regime for status in statuses))
 
     # ---- processes; for the supervisor
 
@@ -291,11 +303,11 @@ class Observer:
             self._in.gauge(f.CRL_EXPIRY).set(ends.timestamp())
 
 
-def _counts(status: SessionStatus) -> dict[str, int]:
+def _counts(status: SessionStatus) -> dict[str, float]:
     return {name: getattr(status, name) for name, _, _ in COUNTED}
 
 
-def _counts_of_report(report: SessionReport) -> dict[str, int]:
+def _counts_of_report(report: SessionReport) -> dict[str, float]:
     """A report counts by direction, this end by what it reads and writes."""
     sends: Direction = Role(report.role).sends
     mine, theirs = sends.label, sends.opposite.label

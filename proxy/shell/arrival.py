@@ -37,7 +37,7 @@ from proxy.limits import (
     LANE_HELLO_SECONDS_MAX,
     LANES_MAX,
 )
-from proxy.paging import PagingTerms
+from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
@@ -97,6 +97,7 @@ class DestinationRunner(Runner):
         self._cache_bytes = min(offer.cache_bytes, paging.cache_bytes)
         self._chains = min(offer.chains, paging.chains)
         self.session.paged = paging.wanted and Codec.PAGES in offer.codecs and self._cache_bytes >= PAGE_BYTES
+        self.report.encode = (Encode.PAGES if self.session.paged else Encode.OPAQUE).value
         if self.session.paged:
             self.decoding = DecodingLine(
                 Decoder(self._cache_bytes, stored=None),

@@ -153,6 +153,7 @@ class DecodingLine:
     def _wants(self, job: Job) -> None:
         if not self._closed:
             self._asking = job
+            self.tally.missing += len(job.wanted)
             self._ask(job.header.cache_order, sorted(job.wanted))
 
     # ---- beside it

@@ -27,6 +27,7 @@ from proxy.control import (
 from proxy.endpoints.base import Connection, Ingress
 from proxy.endpoints.sockets import dial_tcp, explain
 from proxy.errors import HypervisorFailed, PeerLost, PeerUnreachable, PeerVanished, ProtocolViolation
+from proxy.guest import GuestView
 from proxy.limits import (
     CHANNEL_OPEN_SECONDS_MAX,
     CHANNELS_MAX,
@@ -41,7 +42,7 @@ from proxy.limits import (
     RESUME_PAUSE_SECONDS_MAX,
     RESUME_PAUSE_SECONDS_MIN,
 )
-from proxy.paging import PagingTerms
+from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
@@ -91,6 +92,7 @@ class SourceRunner(Runner):
         self._finished = False
         self.readers: list[StreamParser] = []
         """What is known of each channel's stream."""
+        report.encode = Encode.OPAQUE.value
         self.set_rate(contact().where.rate_limit)
         if accept.codec == Codec.PAGES:
             self._agree_on_pages(contact().where.paging, accept)
@@ -98,6 +100,7 @@ class SourceRunner(Runner):
     def _agree_on_pages(self, paging: PagingTerms, accept: Accept) -> None:
         self.session.paged = True
         self.report.encode = paging.encode.value
+        self.guest = GuestView()
         self._large = BufferPool(FRAME_HEADER_BYTES + FRAME_BYTES_MAX)
         self.encoding = EncodingLine(
             self.session,
@@ -111,11 +114,11 @@ class SourceRunner(Runner):
 
     def framing(self, half: SendHalf) -> Framing:
         """See ``Carrier.framing``."""
-        if self.encoding is None:
+        if self.encoding is None or self.guest is None:
             return super().framing(half)
         reader = StreamParser()
         self.readers.append(reader)
-        return PagedFraming(self, half, self.encoding, reader, self._large)
+        return PagedFraming(self, half, self.encoding, reader, self._large, guest=self.guest)
 
     def set_lanes(self, count: int) -> None:
         """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.

@@ -166,6 +166,7 @@ class EncodingLine:
         raw, plan = job.claim.raw_bytes, job.plan
         self.tally.add(None if plan is None else plan.counts, raw, body, job.plan_seconds + job.press_seconds)
         if plan is not None:
+            self.tally.delta_bytes += plan.delta_bytes
             other = plan.header.other + WORD_BYTES * plan.header.words
             self.adapter.encoded(
                 Encoded(

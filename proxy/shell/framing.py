@@ -6,6 +6,7 @@ from typing import Protocol
 from chunking.pages import Spans
 from chunking.regime import Regime
 from proxy.channel import SendHalf
+from proxy.guest import GuestView
 from proxy.limits import (
     BUFFERS_EASY_MAX,
     FRAME_BYTES_MAX,
@@ -18,6 +19,7 @@ from proxy.ordering import Outgoing
 from proxy.session import Session
 from proxy.shell.encoding import EncodingLine, Job
 from proxy.shell.lane import BufferPool, Lent
+from proxy.streams.facts import StreamFacts
 from proxy.wire import FRAME_HEADER_BYTES
 
 
@@ -34,6 +36,10 @@ class Sender(Protocol):
 
 class Reader(Protocol):
     """What says where pages lie; proxy/streams has them."""
+
+    @property
+    def facts(self) -> StreamFacts:
+        """What has been learnt of the stream so far."""
 
     @property
     def paged(self) -> bool:
@@ -123,11 +129,21 @@ class PagedFraming(Framing):
         line: the session's encoding line.
         reader: knows the stream's format.
         large: buffers for a whole frame of pages.
+        guest: told of all that is read.
     """
 
-    def __init__(self, carrier: Sender, half: SendHalf, line: EncodingLine, reader: Reader, large: BufferPool) -> None:
+    def __init__(
+        self,
+        carrier: Sender,
+        half: SendHalf,
+        line: EncodingLine,
+        reader: Reader,
+        large: BufferPool,
+        *,
+        guest: GuestView,
+    ) -> None:
         super().__init__(carrier, half)
-        self._line, self._reader, self._large = line, reader, large
+        self._line, self._reader, self._large, self._guest = line, reader, large, guest
         self._regime = Regime.RAW
         """Of the last frame, and so what the next one is likely to be."""
 
@@ -156,6 +172,7 @@ class PagedFraming(Framing):
         spans = self._reader.feed(self.stream[:filled], final=final, urgent=final)
         if not spans.used:
             spans = self._reader.feed(self.stream[:filled], final=final, urgent=True)
+        self._guest.saw(spans, self._reader.facts.vm_name)
         used = spans.used
         rest = bytes(self.stream[used:filled])
         # The piece that ends a stream may hold pages although no more are to be expected.

@@ -9,19 +9,21 @@ from proxy.tally import PageCounts, PageTally
 if TYPE_CHECKING:
     from proxy.shell.runner import Runner
 
+_OF_THE_GUEST = ("rounds", "rounds_ended", "round_pages", "dirty_pages", "guest_pages")
+
 
 def status_of(runner: "Runner") -> SessionStatus:
     """This moment of a session, for progress lines, `korora top` and metrics."""
     session, traffic = runner.session, runner.bundle.traffic
     senders, receivers = session.senders.values(), session.receivers.values()
     sent, received = runner.wire_bytes()
-    tally = runner.pages or PageTally()
+    tally, guest = runner.pages or PageTally(), runner.guest
     return SessionStatus(
         session_id=runner.report.session_id,
         role=session.role.value,
         peer=runner.peer.name,
         peer_address=runner.report.peer_address,
-        vm=runner.report.vm,
+        vm=runner.report.vm if guest is None else guest.name,
         state=session.state.value if runner.link is not None else "resuming",
         seconds=asyncio.get_running_loop().time() - runner.began,
         channels=len(receivers),
@@ -48,5 +50,8 @@ def status_of(runner: "Runner") -> SessionStatus:
         **{f"pages_{kind}": getattr(tally.pages, kind) for kind in PageCounts.__slots__},
         paged_bytes=tally.raw_bytes,
         body_bytes=tally.body_bytes,
+        delta_bytes=tally.delta_bytes,
         codec_seconds=tally.seconds,
+        pages_missing=tally.missing,
+        **({} if guest is None else {name: getattr(guest, name) for name in _OF_THE_GUEST}),
     )

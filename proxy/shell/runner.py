@@ -24,6 +24,7 @@ from proxy.channel import SendHalf
 from proxy.control import Heartbeat, LaneLost, LaneProgress, Message
 from proxy.errors import PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
 from proxy.flow import Departure
+from proxy.guest import GuestView
 from proxy.limits import ABORT_SECONDS_MAX, DRAIN_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
 from proxy.ordering import Outgoing
 from proxy.rate import TokenBucket
@@ -100,6 +101,8 @@ class Runner:
         self.encoding: EncodingLine | None = None
         """Where frames are encoded by pages, if that was agreed on."""
         self.decoding: DecodingLine | None = None
+        self.guest: GuestView | None = None
+        """What its streams tell of the guest; None where nobody follows them."""
         self._listening: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -510,7 +513,7 @@ class Runner:
     def _account(self) -> None:
         """Write what the session did into its report."""
         sent, received = self.wire_bytes()
-        tally(self.report, self.session, self.pages, sent_bytes=sent, received_bytes=received)
+        tally(self.report, self.session, self.pages, self.guest, sent_bytes=sent, received_bytes=received)
 
     @property
     def pages(self) -> PageTally | None:

@@ -90,6 +90,8 @@ def test_there_is_an_alert_for_each_thing_that_must_be_heard() -> None:
         "korora_sessions_ended_total",
         "korora_resumes_total",
         "korora_sessions_stalled",
+        "korora_dirty_pages_total",
+        "korora_stored_pages_missing_total",
         "korora_ready",
         "korora_draining",
         "korora_event_loop_lag_seconds_bucket",
@@ -213,7 +215,7 @@ def test_every_series_is_of_the_chosen_job_and_hosts() -> None:
 
 def test_the_dashboard_s_rows() -> None:
     rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
-    assert rows == ["Sessions", "Throughput", "Faults", "Latency", "Process"]
+    assert rows == ["Sessions", "Throughput", "Pages", "Faults", "Latency", "Process"]
 
 
 def test_the_data_source_is_a_variable_and_no_uid_is_fixed() -> None:

@@ -16,12 +16,13 @@ TABLES = {
     "The top of the file:": config.Config,
     "`[listen]`": config.Listen,
     "`[limits]`": config.Limits,
+    "`[pages]`": config.Pages,
     "`[metrics]`": config.Metrics,
     "`[[peer]]`": config.Peer,
     "`[[ingress]]`": config.Ingress,
     "`[[egress]]`": config.Egress,
 }
-TABLES_OF_TABLES = frozenset({"listen", "limits", "metrics", "peer", "ingress", "egress"})
+TABLES_OF_TABLES = frozenset({"listen", "limits", "pages", "metrics", "peer", "ingress", "egress"})
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -67,6 +68,13 @@ def test_the_limits_in_its_words() -> None:
     assert f"at most {config.CONFIG_BYTES_MAX // 1024} KiB" in PAGE
     assert f"At most {config.INGRESSES_MAX}." in PAGE
     assert f"at most {control.LINE_BYTES_MAX // 1024} KiB" in PAGE
+
+
+def test_the_memory_that_its_words_count() -> None:
+    words = " ".join(PAGE.split())
+    made = config.Config()
+    gib = (made.sessions_max * made.pages.cache_bytes) >> 30
+    assert f"{made.sessions_max} × {made.pages.cache_bytes >> 20} MiB = {gib} GiB" in words
 
 
 def test_the_first_example_is_a_configuration() -> None:

@@ -30,11 +30,14 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (made.workers, made.sessions_max, made.allow_classical) == (0, 64, False)
     assert made.limits == config.Limits()
     assert made.metrics.address == "127.0.0.1:9464"
+    assert (made.pages.cache_bytes, made.pages.chains, made.pages.store_bytes) == (512 * 2**20, 2, 16 * 2**30)
     (ingress,), (egress,), (peer,) = made.ingress, made.egress, made.peer
     assert (ingress.egress, ingress.lanes, ingress.priority, ingress.rate_limit) == ("default", 1, "normal", None)
-    assert (egress.peers, peer.pins) == ((), ())
+    assert (ingress.encode, ingress.tenant) == ("auto", None)
+    assert (egress.peers, egress.tenant, peer.pins) == ((), None, ())
     assert made.peer_named("host-b") is peer
     assert (made.ingress_named("vm1"), made.ingress_named("vm2")) == (ingress, None)
+    assert (made.egress_named("vm1"), made.egress_named("vm2")) == (egress, None)
 
 
 NAME = "a name of 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -48,7 +51,7 @@ PIN = "ab" * 32
         # types and bounds
         (
             GOOD.replace("4440", "4440", 1) + "lanes = 1",
-            "egress[0].lanes: no such key; expected one of name, peers, to",
+            "egress[0].lanes: no such key; expected one of name, peers, tenant, to",
         ),
         (PEER + INGRESS + "lanes = 40", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 40"),
         (PEER + INGRESS + "lanes = 0", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 0"),
@@ -77,12 +80,29 @@ PIN = "ab" * 32
         ("identity = 7\n" + GOOD, "identity: expected a string, got 7"),
         ("[limits]\nresume_timeout = 3601\n" + GOOD, "limits.resume_timeout: expected int ≥ 0 and ≤ 3600, got 3601"),
         ("[limits]\ndrain_timeout = -1\n" + GOOD, "limits.drain_timeout: expected int ≥ 0 and ≤ 86400, got -1"),
+        ("[pages]\ncache_bytes = -1\n" + GOOD, "pages.cache_bytes: expected int ≥ 0 and ≤ 274877906944, got -1"),
+        (
+            '[pages]\ncache_bytes = "1 GiB"\n' + GOOD,
+            "pages.cache_bytes: expected int ≥ 0 and ≤ 274877906944, got '1 GiB'",
+        ),
+        ("[pages]\nchains = 17\n" + GOOD, "pages.chains: expected int ≥ 1 and ≤ 16, got 17"),
+        ("[pages]\nstore_bytes = -1\n" + GOOD, "pages.store_bytes: expected int ≥ 0 and ≤ 1125899906842624, got -1"),
+        ("[pages]\ncache = 1\n" + GOOD, "pages.cache: no such key; expected one of cache_bytes, chains, store_bytes"),
+        (
+            PEER + INGRESS + 'encode = "zstd"',
+            'ingress[0].encode: expected one of "auto", "best", "opaque", "pages", got \'zstd\'',
+        ),
+        (PEER + INGRESS + 'tenant = ""', f"ingress[0].tenant: expected {NAME}, got ''"),
+        (PEER + EGRESS + 'tenant = "a/b"', f"egress[0].tenant: expected {NAME}, got 'a/b'"),
         ("listen = 8010\n" + GOOD, "listen: expected a table, got 8010"),
         ('ingress = "x"\n' + PEER, "ingress: expected tables in double brackets, at most 512, got 'x'"),
         # keys
         ("worker = 1\n" + GOOD, "worker: no such key; expected one of allow_classical, control, egress, identity, "),
         ("[limits]\nrate = 1\n" + GOOD, "limits.rate: no such key; expected one of drain_timeout, rate_limit, "),
-        (PEER + INGRESS.replace("from", "source"), "ingress[0].source: no such key; expected one of egress, from, "),
+        (
+            PEER + INGRESS.replace("from", "source"),
+            "ingress[0].source: no such key; expected one of egress, encode, from, ",
+        ),
         (PEER + INGRESS.partition("peer = ")[0], f"ingress[0].peer: missing; expected {NAME}"),
         ("[[egress]]\n" + PEER, f"egress[0].name: missing; expected {NAME}"),
         # what the types cannot say

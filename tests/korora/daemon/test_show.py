@@ -14,7 +14,7 @@ from tests.korora.daemon.test_table import STATUS
 def session(**more: Any) -> dict[str, Any]:
     status: dict[str, Any] = msgspec.to_builtins(STATUS)
     extra = {"way": "vm1", "worker": 0, "priority": "normal", "throughput": 0, "limit": None, "rounds": None}
-    return status | extra | {"eta_seconds": None} | more
+    return status | extra | {"bytes_saved": 0, "eta_seconds": None} | more
 
 
 def daemon(*sessions: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -38,14 +38,22 @@ def test_the_head() -> None:
 
 def test_a_row() -> None:
     departing = session(session_id="ab" * 16, bytes_in=5 * 2**20, delay_seconds=0.0123, queue_bytes=2**20, lanes=4)
+    departing |= {"regime": "light", "paged_bytes": 5 * 2**20, "bytes_saved": 4 * 2**20}
     arriving = session(role="destination", throughput=3_000_000, rounds=7, eta_seconds=95.2, vm="web-1", resumes=2)
     text = drawn(daemon(departing, arriving))
     first, second = (" ".join(line.split()) for line in text.splitlines()[3:5])
-    assert first == "abababab — vm1 → beta 5.0 MiB 0 B/s — 1.0 MiB 12.3 ms 4 0 — — open"
-    assert second == "00 web-1 vm1 ← beta 0 B 2.9 MiB/s — 0 B — 1 2 7 1:35 open"
+    assert first == "abababab — vm1 → beta 5.0 MiB 0 B/s — 1.0 MiB 12.3 ms 4 0 light 80% — — open"
+    assert second == "00 web-1 vm1 ← beta 0 B 2.9 MiB/s — 0 B — 1 2 — — 7 1:35 open"
     lines = show.lines(daemon(departing, arriving))
     assert lines[1].startswith("session=abababab vm=— way=vm1 peer=→beta moved=5.0MiB ")
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"), [(0, 0, "—"), (0, 5, "0%"), (99, 100, "99%"), (-1, 100, "-1%"), (1, 3, "33%")]
+)
+def test_shares(part: int, whole: int, shown: str) -> None:
+    assert show.share(part, whole) == shown
 
 
 @pytest.mark.parametrize("vm", ["[red]x[/red]", "[link=http://x]", "\x1b[31mred", "two\nlines", "\x9b31m"])

@@ -59,6 +59,7 @@ def test_throughput_is_of_the_last_two_statuses() -> None:
     sessions.sampled(0, replace(first, seconds=2.0, bytes_in=10 * MIB, bytes_out=2 * MIB))
     (view,) = sessions.views()
     assert view["throughput"] == 6 * MIB
+    assert (view["rounds"], view["bytes_saved"], view["eta_seconds"]) == (None, 0, None)
     sessions.sampled(0, replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB))
     (view,) = sessions.views()
     assert (view["throughput"], view["way"], view["priority"], view["bytes_in"]) == (MIB, "urgent", "high", 11 * MIB)
@@ -66,6 +67,16 @@ def test_throughput_is_of_the_last_two_statuses() -> None:
         0, replace(first, seconds=3.0, bytes_in=11 * MIB, bytes_out=2 * MIB)
     )  # twice the same: no division by 0
     assert sessions.views()[0]["throughput"] == MIB
+
+
+def test_rounds_and_what_is_left_of_them() -> None:
+    sessions = table()
+    first = begin(sessions, 1, "urgent", rounds=2, rounds_ended=(16_000,), guest_pages=17_000, round_pages=1000)
+    later = replace(first, seconds=1.0, rounds=3, rounds_ended=(16_000, 4000), round_pages=500, guest_pages=20_500)
+    sessions.sampled(0, replace(later, paged_bytes=9 * MIB, body_bytes=MIB))
+    (view,) = sessions.views()
+    # 500 of 1000 are left of this round, and a third of 1000 for all that follow it, at 3500 a second.
+    assert (view["rounds"], view["bytes_saved"], view["eta_seconds"]) == (3, 8 * MIB, 0.2)
 
 
 def test_limits_without_a_total() -> None:

@@ -24,6 +24,8 @@ from korora.daemon.messages import (
 from korora.daemon.wire import Wire
 from korora.daemon.worker import tokens_of
 from proxy.errors import ConfigurationError
+from proxy.guest import ROUNDS_TOLD
+from proxy.limits import VM_NAME_CHARACTERS_MAX
 from proxy.wire import LANE_TOKEN_BYTES
 from tests.korora.daemon.test_table import STATUS
 from tests.proxy.support import run, until
@@ -130,7 +132,7 @@ def test_the_largest_messages_fit() -> None:
     full = {
         field: 2**62 if isinstance(value, int | float) else "x" * 63
         for field, value in msgspec.to_builtins(STATUS).items()
-    }
+    } | {"vm": "\U0001f427" * VM_NAME_CHARACTERS_MAX, "rounds_ended": [2**62] * ROUNDS_TOLD}
     sample = Sample((STATUS,), 0.0)
     encoded = msgspec.msgpack.encode(msgspec.to_builtins(sample) | {"statuses": [full] * SAMPLE_SESSIONS})
     assert len(encoded) < MESSAGE_BYTES_MAX

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from chunking.regime import Regime
 from crypto.errors import AuthenticationError, IntegrityError
 from korora.metrics import families, observer
 from korora.metrics.families import FAMILIES, Family, Kind, Merge
 from proxy.errors import EXIT_INTEGRITY, OUTCOMES, PeerAborted, RelayError
 from proxy.session import State
+from proxy.status import SessionStatus
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 BASE_UNITS = {"", "seconds", "bytes", "bytes_per_second"}
@@ -47,7 +49,7 @@ def test_labels_are_bounded(family: Family) -> None:
     """What is outside decides no label: peers, VMs, addresses and sessions are in /status and in reports."""
     series = 1
     for name, values in family.labels:
-        assert name in {"role", "state", "outcome", "way", "cause", "kind", "reason"} or (
+        assert name in {"role", "state", "outcome", "way", "cause", "kind", "reason", "form", "regime"} or (
             name in {"worker", "version", "python", "result", "certificate"}
         )
         assert len(values) == len(set(values))
@@ -61,6 +63,8 @@ def test_the_values_of_labels_are_the_program_s() -> None:
     assert set(families.REFUSALS) == set(observer.REFUSALS.values())
     assert set(families.CAUSES) == set(observer.CAUSES.values()) | {"unknown"}
     assert set(families.REASONS) == set(observer.REASONS.values()) | {"other"}
+    assert {f"pages_{kind}" for kind in families.PAGE_KINDS} <= set(SessionStatus.__slots__)
+    assert tuple(regime.name.lower() for regime in Regime) == families.REGIMES
 
 
 def below(kind: type[BaseException]) -> Iterator[type[BaseException]]:

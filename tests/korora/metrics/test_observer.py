@@ -173,12 +173,13 @@ def test_gauges_are_sums_of_the_sessions_that_run() -> None:
     observer.sample(
         [
             status(1, lanes=2, queue_frames=3, queue_bytes=300, bytes_per_second=1e6, delay_seconds=0.02),
-            status(2, lanes=4, queue_frames=1, queue_bytes=50, bytes_per_second=2e6, delay_seconds=0.05),
+            status(2, lanes=4, queue_frames=1, queue_bytes=50, bytes_per_second=2e6, delay_seconds=0.05, round_pages=9),
             status(3, "destination", state="resuming"),
         ],
         0.0,
     )
     expected = {"lanes": 6, "queue_frames": 4, "queue_bytes": 350, "window_bytes": 8192, "bytes_per_second": 3e6}
+    expected["round_pages"] = 9
     for name, family in SUMMED:
         assert value(registry, family, "source") == expected[name], name
     assert value(registry, f.LINK_DELAY, "source") == 0.05
@@ -192,6 +193,41 @@ def test_gauges_are_sums_of_the_sessions_that_run() -> None:
     assert value(registry, f.LANES, "source") == 1
     observer.sample([], 0.0)
     assert all(value(registry, family, role) == 0 for _, family in SUMMED for role in ("source", "destination"))
+
+
+def test_what_pages_were_and_what_they_became() -> None:
+    """The ratio of a relay, what it saved and its dirty rate follow from these counters."""
+    observer, registry = watching()
+    kinds = {f"pages_{kind}": number for number, kind in enumerate(f.PAGE_KINDS, 1)}
+    first = status(1, **kinds, paged_bytes=4096 * 15, body_bytes=5000, delta_bytes=700, codec_seconds=0.25)
+    observer.sample([first, status(2, "destination", pages_zero=7, codec_seconds=0.5, pages_missing=3)], 0.0)
+    observer.sample(
+        [replace(first, pages_literal=10, codec_seconds=0.75, rounds=2, dirty_pages=4, guest_pages=20)], 0.0
+    )
+    assert {kind: value(registry, f.PAGES, "source", kind) for kind in f.PAGE_KINDS} == {
+        "zero": 1,
+        "duplicate": 2,
+        "delta": 3,
+        "literal": 10,
+        "copy": 5,
+    }
+    assert value(registry, f.PAGES, "destination", "zero") == 7
+    assert [value(registry, f.PAGED_BYTES, "source", form) for form in ("plain", "encoded")] == [61_440, 5000]
+    assert value(registry, f.DELTA_BYTES, "source") == 700
+    assert [value(registry, f.CODEC_SECONDS, role) for role in ("source", "destination")] == [0.75, 0.5]
+    assert [value(registry, family, "source") for family in (f.ROUNDS, f.DIRTY_PAGES, f.GUEST_PAGES)] == [2, 4, 20]
+    assert value(registry, f.PAGES_MISSING, "destination") == 3
+
+
+def test_how_much_work_frames_get() -> None:
+    observer, registry = watching()
+    running = [status(1, regime="fast"), status(2, regime="fast"), status(3, regime="raw"), status(4)]
+    observer.sample(running, 0.0)
+    assert {name: value(registry, f.SESSIONS_BY_REGIME, name) for name in f.REGIMES} == {
+        name: {"fast": 2, "raw": 1}.get(name, 0) for name in f.REGIMES
+    }
+    observer.sample([status(1, regime="best")], 0.0)
+    assert [value(registry, f.SESSIONS_BY_REGIME, name) for name in ("raw", "fast", "best")] == [0, 0, 1]
 
 
 def test_a_session_is_stalled_when_nothing_of_its_queue_is_acknowledged() -> None:
