@@ -62,6 +62,7 @@ class Plan:
         pfns: uint64, one a page.
         kinds: uint8, ``PageKind``, one a page.
         locations: uint32, one a page: where its content is now (a slot), NO_LOCATION for zero pages.
+        copied: uint32, one a COPY: the location of the stored page it equals.
         new: pages that a store may keep.
         borrowed: the stored pages that the frame refers to, by ordinal, for a destination that cannot read its own.
     """
@@ -75,6 +76,7 @@ class Plan:
     pfns: NDArray[np.uint64]
     kinds: NDArray[np.uint8]
     locations: NDArray[np.uint32]
+    copied: NDArray[np.uint32]
     new: NewPages
     borrowed: dict[int, bytes]
     header: Header = field(repr=False)
@@ -159,6 +161,7 @@ class Encoder:
             pfns=work.pfns,
             kinds=work.kinds,
             locations=work.here,
+            copied=work.locations[work.kinds == PageKind.COPY],
             new=NewPages(offsets[storable], work.slots[storable]),
             borrowed=borrowed,
             header=header,

@@ -73,17 +73,20 @@ _States = Annotated[tuple[ChannelState, ...], msgspec.Meta(max_length=CHANNELS_M
 
 
 class StoredSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pages that an earlier session left at the destination: that session's id, and how many it numbered."""
+    """Pages that an earlier session left behind: that session's id, and how many it numbered."""
 
     name: _SessionBytes
     pages: Annotated[int, msgspec.Meta(ge=0, le=SEGMENT_PAGES_MAX)]
+
+
+_Segments = Annotated[tuple[StoredSegment, ...], msgspec.Meta(max_length=SEGMENTS_MAX)]
 
 
 class Offer(_Message, frozen=True, tag="offer"):
     """Source to destination, first: what it would like to send.
 
     ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
-    ``tenant`` whose stored pages may be referred to, empty for nobody's.
+    ``tenant`` whose stored pages may be referred to, empty for nobody's, and ``segments`` what of them is here.
     """
 
     version: _U16
@@ -97,13 +100,14 @@ class Offer(_Message, frozen=True, tag="offer"):
     cache_bytes: _U63 = 0
     chains: _Chains = 1
     tenant: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")] = ""
+    segments: _Segments = ()
 
 
 class Accept(_Message, frozen=True, tag="accept"):
     """Destination to source: the session is open, with this suite, codec and these lanes.
 
-    With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments`` may be referred to, in the
-    order given.
+    With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments``, which the source offered
+    and the destination has too, may be referred to, in the order given.
     """
 
     suite: _U16
@@ -113,7 +117,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     route: _Token
     cache_bytes: _U63 = 0
     chains: _Chains = 1
-    segments: Annotated[tuple[StoredSegment, ...], msgspec.Meta(max_length=SEGMENTS_MAX)] = ()
+    segments: _Segments = ()
 
 
 class Resume(_Message, frozen=True, tag="resume"):

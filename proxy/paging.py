@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from chunking.encoder import NewPages
 from chunking.limits import CACHE_BYTES_DEFAULT, CHAINS_MAX
 from chunking.pages import PAGE_BYTES
 from chunking.stored import StoredPages
@@ -23,8 +27,35 @@ class Encode(StrEnum):
     BEST = "best"  # the fewest bytes, whatever it costs here
 
 
-class SessionPages(StoredPages, Protocol):
-    """Stored pages that a session may refer to."""
+class FramePages(Protocol):
+    """The pages of a frame, as both ends know them (``chunking.encoder.Plan``, ``chunking.decoder.Rebuilt``)."""
+
+    @property
+    def kinds(self) -> NDArray[np.uint8]:
+        """One a page."""
+
+    @property
+    def locations(self) -> NDArray[np.uint32]:
+        """One a page: where its content is now."""
+
+    @property
+    def copied(self) -> NDArray[np.uint32]:
+        """One a copy: the location of the stored page."""
+
+    @property
+    def new(self) -> NewPages:
+        """Those that nobody has stored yet."""
+
+
+class Stored(Protocol):
+    """What a session has of the content store: pages of earlier sessions, and the record of its own.
+
+    All but ``close`` and ``name`` may be called beside the loop, by one thread after the other.
+    """
+
+    @property
+    def pages(self) -> StoredPages:
+        """Those that both ends hold."""
 
     def verify(self, ordinal: int, page: bytes) -> None:
         """Check a page that the peer gave instead of one that cannot be read here.
@@ -33,22 +64,37 @@ class SessionPages(StoredPages, Protocol):
             ChunkingError: it is another page.
         """
 
+    def record(self, stream: memoryview, pfns: NDArray[np.uint64], pages: FramePages) -> None:
+        """Keep what a frame brought, for sessions to come; never waits for the disk."""
 
-class Recorder(Protocol):
-    """Keeps what a session's frames brought, for sessions to come; never in their way."""
+    def name(self, vm: str) -> None:
+        """The VM's name is known now."""
 
-    def close(self, *, whole: bool) -> None:
-        """The session is over; without ``whole`` nothing of it is kept."""
+    def close(self, *, keep: bool) -> None:
+        """The session is over; its record is kept, or given up."""
 
 
 class Library(Protocol):
-    """The content store, as sessions see it."""
+    """The content store, as a relay has it. Its methods read the disk."""
 
-    def segments(self, tenant: str) -> Sequence[StoredSegment]:
+    def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
         """What earlier sessions of the tenant left here, the most useful first."""
 
-    def view(self, tenant: str, segments: Sequence[StoredSegment]) -> SessionPages:
-        """The pages of these segments, numbered one segment behind the other; those that are not here have gaps."""
+    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
+        """Of what the peer has, what is here as well."""
+
+    def open(self, tenant: str, session_id: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
+        """A session's part.
+
+        Args:
+            tenant: whose pages.
+            session_id: the name of what the session will leave.
+            segments: both ends hold; their pages are numbered one segment behind the other.
+            slots: of the session's page cache.
+
+        Raises:
+            ChunkingError: one of the segments is not here any more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +106,7 @@ class PagingTerms:
         cache_bytes: page cache of a session; the smaller of both sides counts. 0: pages are not for us.
         chains: contexts a session may compress in.
         tenant: whose stored pages may be used; empty for nobody's.
-        library: where they are.
+        library: where they are; None for no store.
     """
 
     encode: Encode = Encode.AUTO

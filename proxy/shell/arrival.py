@@ -27,6 +27,7 @@ from proxy.control import (
     PagesWanted,
     Resume,
     Resumed,
+    StoredSegment,
 )
 from proxy.endpoints.base import Egress
 from proxy.errors import HypervisorFailed, PeerLost, ProtocolViolation, RelayError
@@ -37,7 +38,7 @@ from proxy.limits import (
     LANE_HELLO_SECONDS_MAX,
     LANES_MAX,
 )
-from proxy.paging import Encode, PagingTerms
+from proxy.paging import Encode, PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
@@ -63,6 +64,8 @@ class DestinationRunner(Runner):
         lanes: how many the source is asked to open.
         random: source of lane tokens.
         paging: what this relay is ready to do about pages.
+        segments: stored ones that both ends hold.
+        stored: its part of the content store.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class DestinationRunner(Runner):
         lanes: int,
         random: RandomBytes = os.urandom,
         paging: PagingTerms | None = None,
+        segments: tuple[StoredSegment, ...] = (),
+        stored: Stored | None = None,
     ) -> None:
         super().__init__(session, report, meeting, resume_seconds, lanes)
         self._meeting = meeting
@@ -89,36 +94,37 @@ class DestinationRunner(Runner):
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
         self._announced_count = 0
         self._finish_asked = False
+        self._segments, self.stored = segments, stored
         self._agree_on_pages(paging or PagingTerms())
 
     def _agree_on_pages(self, paging: PagingTerms) -> None:
         """Pages are encoded if the source offers it and there is a cache for them here."""
         offer = self.offer
-        self._cache_bytes = min(offer.cache_bytes, paging.cache_bytes)
+        self._cache_bytes = agreed_cache_bytes(paging, offer)
         self._chains = min(offer.chains, paging.chains)
-        self.session.paged = paging.wanted and Codec.PAGES in offer.codecs and self._cache_bytes >= PAGE_BYTES
+        self.session.paged = bool(self._cache_bytes)
         self.report.encode = (Encode.PAGES if self.session.paged else Encode.OPAQUE).value
         if self.session.paged:
             self.decoding = DecodingLine(
-                Decoder(self._cache_bytes, stored=None),
+                Decoder(self._cache_bytes, stored=None if self.stored is None else self.stored.pages),
                 self._chains,
+                stored=self.stored,
                 deliver=self.deliver,
                 ask=self._ask,
-                verify=_no_pages,
                 fail=self.fail,
             )
 
     def acceptance(self) -> Accept:
         """The answer to the source's offer."""
-        codec, cache_bytes = (Codec.PAGES, self._cache_bytes) if self.session.paged else (Codec.OPAQUE, 0)
         return Accept(
             suite=int(self.suite),
-            codec=int(codec),
+            codec=int(Codec.PAGES if self.session.paged else Codec.OPAQUE),
             lanes=self.grants(),
             resume_seconds=self.session.resume_seconds,
             route=self._random(LANE_TOKEN_BYTES),
-            cache_bytes=cache_bytes,
+            cache_bytes=self._cache_bytes,
             chains=self._chains,
+            segments=self._segments,
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:
@@ -282,7 +288,7 @@ class DestinationRunner(Runner):
         )
 
 
-def _no_pages(ordinal: int, page: bytes) -> None:
-    """No stored pages were agreed on, so none can have been asked for."""
-    del page
-    raise ProtocolViolation(f"stored page {ordinal}, and there are none")
+def agreed_cache_bytes(paging: PagingTerms, offer: Offer) -> int:
+    """The page cache that both ends can keep; 0 where one of them wants none."""
+    size = min(offer.cache_bytes, paging.cache_bytes) if paging.wanted and Codec.PAGES in offer.codecs else 0
+    return size if size >= PAGE_BYTES else 0

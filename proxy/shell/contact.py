@@ -9,7 +9,17 @@ from chunking.pages import PAGE_BYTES
 from crypto.errors import AuthenticationError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import PROTOCOL_VERSION, Accept, Message, Offer, Refuse, Resume, Resumed, printable
+from proxy.control import (
+    PROTOCOL_VERSION,
+    Accept,
+    Message,
+    Offer,
+    Refuse,
+    Resume,
+    Resumed,
+    StoredSegment,
+    printable,
+)
 from proxy.endpoints.sockets import dial_tcp, explain
 from proxy.errors import (
     EXIT_AUTHENTICATION,
@@ -145,6 +155,9 @@ class Contact:
     async def _offer(self, link: ControlLink, session: Session) -> Accept:
         where, paging = self.where, self.where.paging
         codecs = (int(Codec.OPAQUE), int(Codec.PAGES)) if paging.wanted else (int(Codec.OPAQUE),)
+        segments: tuple[StoredSegment, ...] = ()
+        if paging.library is not None and paging.tenant and paging.wanted:
+            segments = await asyncio.to_thread(paging.library.offered, paging.tenant)
         offer = Offer(
             version=PROTOCOL_VERSION,
             session=session.id,
@@ -157,6 +170,7 @@ class Contact:
             cache_bytes=paging.cache_bytes if paging.wanted else 0,
             chains=paging.chains_offered,
             tenant=paging.tenant,
+            segments=segments,
         )
         await link.send(offer)
         try:
@@ -173,6 +187,9 @@ class Contact:
                     raise ProtocolViolation("ACCEPT wants more memory than was offered")
                 if codec == Codec.PAGES and answer.cache_bytes < PAGE_BYTES:
                     raise ProtocolViolation("ACCEPT wants pages, and no cache for them")
+                pages = {segment.name: segment.pages for segment in segments}
+                if any(segment.pages > pages.pop(segment.name, -1) for segment in answer.segments):
+                    raise ProtocolViolation("ACCEPT names stored pages that were not offered")
                 link.mark_open()
                 return answer
         raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")

@@ -14,19 +14,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from chunking.decoder import Decoder, Rebuilt, Unpressed
-from chunking.errors import FrameMalformed, PagesMissing
+from chunking.errors import ChunkingError, FrameMalformed, PagesMissing
 from chunking.frame import PageKind
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.limits import FRAME_BYTES_MAX
+from proxy.paging import Stored
 from proxy.shell.lane import BufferPool, FrameOwner, Lent, give_back
+from proxy.streams.parser import StreamParser
 from proxy.tally import PageTally
-from proxy.wire import Codec, FrameHeader
+from proxy.wire import ChannelId, Codec, FrameHeader, FrameKind
+
+NO_PFNS: Final = np.empty(0, np.uint64)
 
 
 class Asks(Protocol):
@@ -48,6 +52,7 @@ class Job:
     wanted: set[int] = field(default_factory=set)
     given: dict[int, bytes] = field(default_factory=dict)
     counts: list[int] | None = None
+    rebuilt: Rebuilt | None = None
     seconds: float = 0.0
 
 
@@ -57,6 +62,7 @@ class DecodingLine:
     Args:
         decoder: the page engine's half.
         chains: threads that decompress.
+        stored: the session's part of the content store, if it has one.
         deliver: told of each frame in turn: its header, what owns the stream bytes, and those.
         ask: see ``Asks``.
         fail: told of what cannot be made good.
@@ -67,13 +73,16 @@ class DecodingLine:
         decoder: Decoder,
         chains: int,
         *,
+        stored: Stored | None,
         deliver: Callable[[FrameHeader, FrameOwner, memoryview], None],
         ask: Asks,
-        verify: Callable[[int, bytes], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self._decoder, self._chains = decoder, chains
-        self._deliver, self._ask, self._verify, self._fail = deliver, ask, verify, fail
+        self._deliver, self._ask, self._fail = deliver, ask, fail
+        self._stored = stored
+        self._readers: dict[ChannelId, StreamParser] = {}
+        self._unread: set[ChannelId] = set()
         self._loop = asyncio.get_running_loop()
         self._rebuilder = ThreadPoolExecutor(1, "rebuild")
         self._unpressers = [ThreadPoolExecutor(1, f"unpress {chain}") for chain in range(chains)]
@@ -90,6 +99,12 @@ class DecodingLine:
     def idle(self) -> bool:
         """Whether nothing is in the line."""
         return not self._jobs
+
+    def wants(self, header: FrameHeader) -> bool:
+        """Whether a frame must go through the line: it is encoded, or behind one, or its pages are to be recorded."""
+        if header.codec is not Codec.OPAQUE or self._jobs:
+            return True
+        return self._stored is not None and header.channel not in self._unread
 
     def put(self, half: ReceiveHalf, header: FrameHeader, owner: FrameOwner, body: memoryview) -> None:
         """Take a frame whose turn it is.
@@ -174,7 +189,8 @@ class DecodingLine:
         try:
             owner, stream = self._stream_of(job)
             job.half.verify(job.header, stream)
-        except FrameMalformed as error:
+            self._record(job, stream)
+        except ChunkingError as error:
             self._closed = True
             words = f"{job.half}: frame {job.header.number}: {error}"
             self._on_loop(self._broken, StreamCorrupt(words))
@@ -200,9 +216,29 @@ class DecodingLine:
             except PagesMissing as missing:
                 given = {**given, **self._fetch(job, missing.ordinals)}
         give_back(job.owner)
+        job.rebuilt = rebuilt
         job.counts = np.bincount(rebuilt.kinds, minlength=len(PageKind)).tolist()
         job.seconds += perf_counter() - began
         return lent, stream
+
+    def _record(self, job: Job, stream: memoryview) -> None:
+        """Keep what the frame brought; which page of the guest each is, the stream itself tells here as at the source.
+
+        Every frame of a channel must be read for that, in order, until it is known to have no pages.
+        """
+        stored, channel = self._stored, job.header.channel
+        if stored is None or channel in self._unread or job.header.kind is FrameKind.END:
+            return
+        reader = self._readers.setdefault(channel, StreamParser())
+        spans = reader.feed(stream, final=False, urgent=True)
+        if reader.facts.vm_name:
+            stored.name(reader.facts.vm_name)
+        if job.rebuilt is not None:
+            # A peer may call anything pages; those that nobody else sees in the stream have no place in the guest.
+            pfns = spans.pfns if len(spans.pfns) == len(job.rebuilt.kinds) else NO_PFNS
+            stored.record(stream, pfns, job.rebuilt)
+        if reader.decided and not reader.paged:
+            self._unread.add(channel)
 
     def _fetch(self, job: Job, ordinals: Sequence[int]) -> Mapping[int, bytes]:
         """Have the peer give stored pages; the session's other frames wait."""
@@ -212,5 +248,7 @@ class DecodingLine:
         if answer is None:
             raise PeerLost("the session ended while stored pages were asked for")
         for ordinal, page in answer.items():
-            self._verify(ordinal, page)
+            if self._stored is None:
+                raise ProtocolViolation("stored pages, and there are none")
+            self._stored.verify(ordinal, page)
         return answer

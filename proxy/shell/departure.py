@@ -42,7 +42,7 @@ from proxy.limits import (
     RESUME_PAUSE_SECONDS_MAX,
     RESUME_PAUSE_SECONDS_MIN,
 )
-from proxy.paging import Encode, PagingTerms
+from proxy.paging import Encode, PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
@@ -66,6 +66,7 @@ class SourceRunner(Runner):
         contact: how the peer is reached now; asked anew for each attempt.
         ingress: where further connections of this migration come from.
         first: the connection that began it.
+        stored: its part of the content store.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class SourceRunner(Runner):
         contact: Callable[[], Contact],
         ingress: Ingress,
         first: Connection,
+        stored: Stored | None = None,
     ) -> None:
         super().__init__(session, report, meeting, resume_seconds, len(accept.lanes))
+        self.stored = stored
         self._meeting = meeting
         self._contact, self._ingress, self._first = contact, ingress, first
         self._suite, self._route = Suite(accept.suite), accept.route
@@ -104,9 +107,10 @@ class SourceRunner(Runner):
         self._large = BufferPool(FRAME_HEADER_BYTES + FRAME_BYTES_MAX)
         self.encoding = EncodingLine(
             self.session,
-            Encoder(accept.cache_bytes, accept.chains, stored=None),
+            Encoder(accept.cache_bytes, accept.chains, stored=None if self.stored is None else self.stored.pages),
             Adapter(workers=accept.chains, pin=Pin(paging.encode)),
             accept.chains,
+            stored=self.stored,
             send=self.send_frame,
             fail=self.fail,
             wake=self._wake_pumps,

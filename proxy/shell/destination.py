@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -12,7 +12,7 @@ import structlog
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, printable
+from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, StoredSegment, printable
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
@@ -36,14 +36,15 @@ from proxy.limits import (
     LANE_HELLO_SECONDS_MAX,
     SESSIONS_MAX,
 )
-from proxy.paging import PagingTerms
+from proxy.paging import PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.arrival import DestinationRunner, RandomBytes
+from proxy.shell.arrival import DestinationRunner, RandomBytes, agreed_cache_bytes
 from proxy.shell.greeting import HalfOpen
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Meeting
+from proxy.shell.stored import open_stored
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
@@ -74,6 +75,8 @@ class Terms:
     sessions_max: int = SESSIONS_MAX
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     paging: PagingTerms = field(default_factory=PagingTerms)
+    tenants: Mapping[str, str] = field(default_factory=dict)
+    """Whose stored pages an egress uses; those not named use the terms'."""
     random: RandomBytes = field(default=os.urandom, repr=False)
     admit: Admission = field(default=_anybody, repr=False)
     """Raises PolicyRefused where a peer may not use an egress."""
@@ -353,6 +356,7 @@ class Destination:
         report.peer, report.peer_address = peer.name, address
         report.group, report.cipher = peer.group, suite.label
         resume = min(offer.resume_seconds, self._terms.resume_seconds)
+        paging, segments, stored = await self._paging(offer)
         runner = DestinationRunner(
             session,
             report,
@@ -364,7 +368,9 @@ class Destination:
             egress=self._egresses[offer.egress],
             lanes=max(offer.lanes, self._terms.lanes),
             random=self._terms.random,
-            paging=self._terms.paging,
+            paging=paging,
+            segments=segments,
+            stored=stored,
         )
         self._sessions[session.id] = runner
         try:
@@ -374,6 +380,18 @@ class Destination:
             self._sessions.pop(session.id, None)
             raise
         return runner
+
+    async def _paging(self, offer: Offer) -> tuple[PagingTerms, tuple[StoredSegment, ...], Stored | None]:
+        """What is done about the session's pages: the stored ones are used if source and egress name one tenant."""
+        tenant = self._terms.tenants.get(offer.egress, self._terms.paging.tenant)
+        paging = replace(self._terms.paging, tenant=tenant if tenant == offer.tenant else "")
+        if not agreed_cache_bytes(paging, offer) or not paging.tenant or paging.library is None:
+            return paging, (), None
+        segments = await asyncio.to_thread(paging.library.held, tenant, offer.segments)
+        stored = await asyncio.to_thread(
+            open_stored, paging, offer.session, segments, agreed_cache_bytes(paging, offer)
+        )
+        return paging, segments if stored is not None else (), stored
 
     def _judge(self, peer: PeerInfo, offer: Offer) -> Suite:
         """The suite to use, if the offer can be accepted."""

@@ -23,6 +23,7 @@ from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
 from chunking.regime import Regime
 from proxy.channel import Claim, SendHalf
 from proxy.ordering import Outgoing
+from proxy.paging import Stored
 from proxy.session import Session
 from proxy.shell.lane import Lent
 from proxy.shell.waiting import Signal
@@ -67,6 +68,7 @@ class EncodingLine:
         encoder: the page engine's half.
         adapter: chooses how much work a frame gets.
         chains: threads that compress.
+        stored: where what the frames bring is recorded, if anywhere.
         send: puts a frame on its way.
         fail: told of what cannot be made good.
         wake: called when the line has room again, or has become idle.
@@ -79,12 +81,14 @@ class EncodingLine:
         adapter: Adapter,
         chains: int,
         *,
+        stored: Stored | None,
         send: Callable[[Outgoing], Awaitable[None]],
         fail: Callable[[BaseException], None],
         wake: Callable[[], None],
     ) -> None:
         self._session, self._encoder, self.adapter = session, encoder, adapter
         self._send, self._fail, self._wake = send, fail, wake
+        self._stored = stored
         self._loop = asyncio.get_running_loop()
         self._planner = ThreadPoolExecutor(1, "plan")
         self._pressers = [ThreadPoolExecutor(1, f"press {chain}") for chain in range(chains)]
@@ -211,6 +215,8 @@ class EncodingLine:
             return
         job.plan = self._encoder.plan(raw, job.spans, job.regime)
         job.plan_seconds = perf_counter() - began
+        if self._stored is not None:
+            self._stored.record(raw, job.plan.pfns, job.plan)
         if job.owner is not None:
             job.owner.release()  # the plan has what it needs
             job.owner = None

@@ -22,11 +22,12 @@ from crypto.keys import LaneId
 from crypto.tls import PeerInfo
 from proxy.channel import SendHalf
 from proxy.control import Heartbeat, LaneLost, LaneProgress, Message
-from proxy.errors import PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.errors import EXIT_INTEGRITY, PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
 from proxy.flow import Departure
 from proxy.guest import GuestView
 from proxy.limits import ABORT_SECONDS_MAX, DRAIN_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
 from proxy.ordering import Outgoing
+from proxy.paging import Stored
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
 from proxy.session import Session
@@ -42,7 +43,7 @@ from proxy.shell.threads import ThreadedLane
 from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
 from proxy.tally import PageTally
-from proxy.wire import ChannelId, Codec, FrameHeader, FrameKind
+from proxy.wire import ChannelId, FrameHeader, FrameKind
 
 log = structlog.get_logger("korora.session")
 
@@ -100,6 +101,8 @@ class Runner:
         self._concluded = False
         self.encoding: EncodingLine | None = None
         """Where frames are encoded by pages, if that was agreed on."""
+        self.stored: Stored | None = None
+        """Its part of the content store."""
         self.decoding: DecodingLine | None = None
         self.guest: GuestView | None = None
         """What its streams tell of the guest; None where nobody follows them."""
@@ -159,6 +162,10 @@ class Runner:
             for line in (self.encoding, self.decoding):
                 if line is not None:
                     line.close()
+            if self.stored is not None:
+                # What a lost session brought is as good as any: its next attempt will find it.
+                bad = self._failure is not None and exit_code_of(self._failure) == EXIT_INTEGRITY
+                self.stored.close(keep=not bad)
         if self._failure is not None:
             await self._fail(self._failure)
             if cancelled:
@@ -426,7 +433,7 @@ class Runner:
         if header.channel not in self.channels:
             raise ProtocolViolation(f"a frame for channel {header.channel} before it is open")
         line = self.decoding
-        if line is not None and (header.codec is not Codec.OPAQUE or not line.idle):
+        if line is not None and line.wants(header):
             line.put(half, header, owner, body)
             return
         half.verify(header, body)

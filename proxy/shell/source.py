@@ -11,6 +11,8 @@ from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.departure import SourceRunner
+from proxy.shell.stored import open_stored
+from proxy.wire import Codec
 
 __all__ = ["Peer", "Source", "SourceRunner"]
 
@@ -69,6 +71,10 @@ class Source:
         report.peer, report.group = meeting.peer.name, meeting.peer.group
         report.cipher = Suite(accept.suite).label
         report.handshake_seconds = asyncio.get_running_loop().time() - began
+        paging = self._contact.where.paging
+        stored = None
+        if accept.codec == Codec.PAGES:
+            stored = await asyncio.to_thread(open_stored, paging, session.id, accept.segments, accept.cache_bytes)
         return SourceRunner(
             session,
             report,
@@ -78,4 +84,5 @@ class Source:
             contact=lambda: self._contact,
             ingress=self._ingress,
             first=first,
+            stored=stored,
         )

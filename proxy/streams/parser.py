@@ -116,6 +116,11 @@ class StreamParser:
         self._parser: FormatParser | None = None
 
     @property
+    def decided(self) -> bool:
+        """Whether it is known what the stream is."""
+        return self._parser is not None
+
+    @property
     def paged(self) -> bool:
         """Whether pages are to be expected."""
         return self._parser is not None and self._parser.paged

@@ -1,0 +1,136 @@
+"""The content store as sessions use it: opened in a relay's state folder, under the host's key."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from chunking import kernels
+from chunking.cache import NO_LOCATION
+from chunking.errors import StoreError
+from chunking.frame import PageKind
+from chunking.limits import STORE_BYTES_DEFAULT
+from chunking.stored import StoredPages
+from chunking.store import Agreed, Counters, SegmentWriter, Store, StoreView
+from chunking.store.table import Placement
+from crypto.at_rest import HostKeys
+from crypto.host_key import HOST_KEY_FILE, host_key
+from proxy.control import StoredSegment
+from proxy.limits import SEGMENTS_MAX
+from proxy.paging import FramePages, Stored
+
+STORE_FOLDER: Final = "store"
+_FLUSH_SECONDS_MAX: Final = 60.0  # what is written behind, at a relay's end; longer than a slow disk needs for its queue
+
+log = structlog.get_logger("korora.store")
+
+
+class StoreLibrary:
+    """The content store of one process.
+
+    Args:
+        state: the relay's state folder; made if it is not there.
+        bytes_max: of the store on the disk.
+        clock: seconds since 1970.
+
+    Raises:
+        IdentityError: the host's key cannot be used.
+        StoreUnusable: the folder cannot be used.
+    """
+
+    def __init__(
+        self, state: Path, bytes_max: int = STORE_BYTES_DEFAULT, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.counters = Counters()
+        self._clock = clock
+        self._store = Store(
+            state / STORE_FOLDER,
+            HostKeys(host_key(state / HOST_KEY_FILE)),
+            bytes_max=bytes_max,
+            fingerprint=_fingerprints,
+            counters=self.counters,
+        )
+
+    def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
+        """See ``Library.offered``."""
+        found = self._store.segments(tenant, segments_max=SEGMENTS_MAX)
+        return tuple(StoredSegment(info.name, info.pages) for info in found)
+
+    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
+        """See ``Library.held``."""
+        found = self._store.held(tenant, (Agreed(segment.name, segment.pages) for segment in offered))
+        return tuple(StoredSegment(name, pages) for name, pages in found)
+
+    def open(self, tenant: str, session_id: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
+        """See ``Library.open``."""
+        view = self._store.view(tenant, [Agreed(segment.name, segment.pages) for segment in segments])
+        try:
+            writer = self._store.writer(tenant, session_id, now=self._clock(), slots=slots, view=view)
+        except BaseException:
+            view.close()
+            raise
+        return _SessionStored(view, writer, session_id)
+
+    def close(self) -> None:
+        """Wait until what sessions have left is on the disk."""
+        if not self._store.close(_FLUSH_SECONDS_MAX):
+            log.warning("the content store could not be written in time", seconds_max=_FLUSH_SECONDS_MAX)
+
+
+class _SessionStored:
+    """One session's part."""
+
+    def __init__(self, view: StoreView, writer: SegmentWriter, session_id: bytes) -> None:
+        self._view, self._writer = view, writer
+        self._session = session_id.hex()[:8]
+        self._named = False
+        self._placing = True
+
+    @property
+    def pages(self) -> StoredPages:
+        """See ``Stored.pages``."""
+        return self._view
+
+    def verify(self, ordinal: int, page: bytes) -> None:
+        """See ``Stored.verify``."""
+        self._view.verify(ordinal, page)
+
+    def record(self, stream: memoryview, pfns: NDArray[np.uint64], pages: FramePages) -> None:
+        """See ``Stored.record``."""
+        self._writer.add_from(stream, pages.new.offsets)
+        # Where pages lie is followed for all frames or none: a gap would place later pages wrongly.
+        self._placing = self._placing and len(pfns) == len(pages.kinds)
+        if self._placing:
+            self._writer.place(Placement(pfns, pages.kinds, pages.locations, pages.copied))
+
+    def name(self, vm: str) -> None:
+        """See ``Stored.name``."""
+        if self._named:
+            return
+        self._named = True
+        try:
+            self._writer.name(vm)
+        except ValueError as error:
+            log.warning("the VM's name is not kept", session=self._session, reason=str(error))
+            return
+        self._view.prefer(vm)
+
+    def close(self, *, keep: bool) -> None:
+        """See ``Stored.close``."""
+        if keep:
+            self._writer.finish()
+        else:
+            self._writer.abort()
+        self._view.close()
+
+
+def _fingerprints(pages: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """As the encoder computes them."""
+    flat = np.ascontiguousarray(pages).reshape(-1)
+    prints = np.empty(len(pages), np.uint64)
+    kernels.fingerprints(flat, np.arange(0, len(flat), pages.shape[1], dtype=np.uint32), prints)
+    return prints
