@@ -77,7 +77,8 @@ def forget(
 ) -> None:
     """Shred what is stored of a machine or a tenant.
 
-    The keys go first, so that nothing can be read again, then the files. What is being stored of a machine not known yet goes too. Sessions that run read on until they end.
+    The keys go first, so that nothing can be read again, then the files. What is being stored
+    of a machine not known yet goes too. Sessions that run read on until they end.
     """
     import json
 
