@@ -22,7 +22,8 @@
     │   ├── EpochInvalid               not this epoch and not the next one
     │   ├── ControlForged              the control connection's TLS failed after ACCEPT
     │   ├── LaneReused                 a lane id that was already given out
-    │   └── KeyExhausted               the hard limit of a key is reached
+    │   ├── KeyExhausted               the hard limit of a key is reached
+    │   └── SealBroken                 something sealed at rest does not open: altered, cut short, or another host's
     ├── IdentityError                  our own files are not in order; `remedy` says what to do     exit code 2
     │   ├── IdentityMissing            a directory or file is absent or unreadable
     │   ├── IdentityPermissions        a key can be read by group or others
@@ -35,7 +36,6 @@
     │       ├── CrlMissing
     │       ├── CrlMalformed           not a CRL, or not signed by the CA
     │       └── CrlExpired             not yet or no longer valid
-    ├── SealBroken                     something sealed at rest does not open: altered, cut short, or another host's
     └── PkiError                       the CA directory refuses; `remedy` says what to do           exit code 2
         ├── PkiMissing                 no CA in that directory
         ├── PkiExists                  something is there that would be overwritten
@@ -142,7 +142,7 @@ class KeyExhausted(IntegrityError):
     """A key has reached its hard limit."""
 
 
-class SealBroken(CryptoError, ValueError):
+class SealBroken(IntegrityError, ValueError):
     """Something sealed at rest does not open: altered, cut short, moved, or sealed under another host's key."""
 
 

@@ -13,11 +13,13 @@
     ├── HypervisorFailed              7   the local hypervisor's connection failed or ended too early
     └── PeerAborted               3–7     the peer ended the session and said why
 
-crypto's errors keep their own classes; ``exit_code_of`` knows them too. Everything else is a bug of ours: 70.
+The errors of crypto and chunking keep their own classes; ``exit_code_of`` knows them too. Everything else is a bug of
+ours: 70.
 """
 
 from typing import ClassVar, Final
 
+from chunking.errors import StoreUnusable
 from crypto.errors import AuthenticationError, IdentityError, IntegrityError, PkiError
 
 EXIT_DONE: Final = 0
@@ -135,6 +137,6 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_AUTHENTICATION
     if isinstance(error, IntegrityError):
         return EXIT_INTEGRITY
-    if isinstance(error, IdentityError | PkiError):
+    if isinstance(error, IdentityError | PkiError | StoreUnusable):
         return EXIT_CONFIGURATION
     return EXIT_BUG

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from korora import __version__
-from korora.cli import demo, pki, relay, serve, top
+from korora.cli import demo, pki, relay, serve, store, top
 from korora.cli.options import help_without_command
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command(epilog=serve.SERVE_EPILOG)(serve.serve)
 app.command()(top.top)
 app.add_typer(top.ctl, name="ctl")
 app.add_typer(pki.app, name="pki")
+app.add_typer(store.app, name="store")
 app.command(short_help="Watch a real virtual machine migrate through two relays.")(demo.demo)
 
 

@@ -141,7 +141,7 @@ def test_usage(arguments: list[str], words: str) -> None:
     assert re.search(r"; see korora( \w+)* --help\n", line)
 
 
-@pytest.mark.parametrize("arguments", [[], ["pki"]], ids=["korora", "pki"])
+@pytest.mark.parametrize("arguments", [[], ["pki"], ["store"]], ids=["korora", "pki", "store"])
 def test_a_command_that_is_missing_gives_the_help(arguments: list[str]) -> None:
     ended = korora(*arguments)
     assert (ended.code, ended.out) == (2, "")

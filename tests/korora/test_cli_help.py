@@ -13,11 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("korora", "proxy", "chunking", "crypto")
 PKI = ("init", "issue", "revoke", "crl", "list")
+STORE = ("status", "forget")
 CTL = ("cancel", "limit", "reload", "drain")
 COMMANDS = (
-    *("", "receive", "send", "xl", "serve", "top", "demo", "pki", "ctl"),
+    *("", "receive", "send", "xl", "serve", "top", "demo", "pki", "ctl", "store"),
     *(f"pki {name}" for name in PKI),
     *(f"ctl {name}" for name in CTL),
+    *(f"store {name}" for name in STORE),
 )
 COLUMNS = 80
 

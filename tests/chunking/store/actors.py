@@ -1,4 +1,4 @@
-"""Processes that use one store at once, or die as they do. Run as `python -m tests.chunking.store.actors ROLE FOLDER …`.
+"""Processes that use one store at once, or die as they do: `python -m tests.chunking.store.actors ROLE FOLDER …`.
 
 crash FOLDER HOW        for each step on the disk, in a folder of its own, a process that dies at it; prints how many
 crowd FOLDER SEED       one of several processes that write, offer, read and push each other's segments out

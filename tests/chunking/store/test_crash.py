@@ -134,7 +134,8 @@ def test_a_file_may_not_grow_any_further(tmp_path: Path) -> None:
 def test_processes_share_a_store(tmp_path: Path, actor: Actor) -> None:
     """Three at once write, read each other's, and push each other's out; none reads a wrong page or misses one."""
     processes = [actor("crowd", tmp_path, seed) for seed in (1, 2, 3)]
-    assert all([int(said(process)) > 0 for process in processes])
+    read = [int(said(process)) for process in processes]  # all of them, lest one fail unseen
+    assert min(read) > 0
     with opened(tmp_path, bytes_max=CROWD_BYTES_MAX) as store:
         status = store.status()
         assert 0 < status.bytes <= CROWD_BYTES_MAX

@@ -123,6 +123,7 @@ def test_two_sessions_at_once_write_apart(tmp_path: Path) -> None:
             writers[1].add(other[start : start + 7])
         for writer in writers:
             writer.finish()
-        assert all([writer.wait(SECONDS) for writer in writers])
+        for writer in writers:
+            assert writer.wait(SECONDS)
         with store.view(TENANT, [Agreed(FIRST, 60), Agreed(SECOND, 60)]) as view:
             assert (view.read(ordinals(*range(120))) == np.concatenate([one, other])).all()
