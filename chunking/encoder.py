@@ -25,7 +25,6 @@ from chunking.pfns import PfnMap
 from chunking.regime import Regime
 from chunking.stored import StoredPages
 
-
 # Comparing arrays with members of an enumeration costs as much again as comparing them.
 _REF, _DELTA, _LITERAL = int(PageKind.REF), int(PageKind.DELTA), int(PageKind.LITERAL)
 
