@@ -77,6 +77,20 @@ class CompressStream:
         return stream.compress(data), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK), reset
 
 
+class CompressAlone:
+    """Compresses pieces that stand on nothing before them. Its tables are made once an effort."""
+
+    def __init__(self) -> None:
+        self._effort: Effort | None = None
+        self._compressor: zstandard.ZstdCompressor | None = None
+
+    def compress(self, data: memoryview | bytes, effort: Effort) -> bytes:
+        """A whole zstd frame of these bytes, with their number in its header."""
+        if self._compressor is None or effort != self._effort:
+            self._compressor, self._effort = effort.compressor(content_size=True), effort
+        return self._compressor.compress(data)
+
+
 class _Exhausted(Exception):
     """The decompressor wants bytes that the frame does not have. It stays usable for the next frame."""
 

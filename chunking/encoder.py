@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunking import kernels
-from chunking.cache import PageCache, PageIndex
-from chunking.chains import LITERAL_EFFORTS, META_EFFORTS, CompressStream
+from chunking.cache import NO_LOCATION, PageCache, PageIndex
+from chunking.chains import LITERAL_EFFORTS, META_EFFORTS, CompressAlone, CompressStream
 from chunking.errors import PagesMissing
 from chunking.frame import HEADER, MASK_BYTES, Columns, Flags, Header, PageKind, pack, runs_max
 from chunking.limits import (
@@ -24,6 +24,9 @@ from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
 from chunking.pfns import PfnMap
 from chunking.regime import Regime
 from chunking.stored import StoredPages
+
+# Comparing arrays with members of an enumeration costs as much again as comparing them.
+_REF, _DELTA, _LITERAL = int(PageKind.REF), int(PageKind.DELTA), int(PageKind.LITERAL)
 
 
 class Counts(NamedTuple):
@@ -91,7 +94,7 @@ class Plan:
 
 class _Chain:
     def __init__(self) -> None:
-        self.meta, self.literals = CompressStream(), CompressStream()
+        self.meta, self.literals, self.alone = CompressStream(), CompressStream(), CompressAlone()
 
 
 class Encoder:
@@ -143,14 +146,16 @@ class Encoder:
         work = _Work(data, offsets, spans.pfns)
         self._classify(work, regime)
         borrowed = self._consult_store(work, regime) if self._stored is not None else {}
-        self._pfns.put(work.pfns[work.held], work.here[work.held])
+        here = work.here
+        held = here != NO_LOCATION
+        self._pfns.put(work.pfns[held], here[held])
         columns = _structure(data, spans, work)
         header, meta = pack(columns, self._cache.slots)
         if len(meta) + len(work.literals) > len(raw) + FRAME_BODY_SLACK_BYTES // 2:
             # Many short runs can need more than they describe: then tables are bytes like others.
             header, meta = pack(_structure(data, _without_words(spans), work), self._cache.slots)
         counts = Counts(*np.bincount(work.kinds, minlength=len(PageKind)).tolist())
-        storable = (work.kinds == PageKind.DELTA) | (work.kinds == PageKind.LITERAL)
+        storable = (work.kinds == _DELTA) | (work.kinds == _LITERAL)
         return Plan(
             raw_bytes=len(raw),
             regime=regime,
@@ -160,7 +165,7 @@ class Encoder:
             literal_bytes=len(work.literals),
             pfns=work.pfns,
             kinds=work.kinds,
-            locations=work.here,
+            locations=here,
             copied=work.locations[work.kinds == PageKind.COPY],
             new=NewPages(offsets[storable], work.slots[storable]),
             borrowed=borrowed,
@@ -188,7 +193,7 @@ class Encoder:
         if effort is None or not len(plan.literals):
             parts.append(plan.literals.data)
         elif plan.regime < Regime.BEST and len(plan.literals) >= ALONE_BYTES_MIN:
-            parts.append(effort.compressor(content_size=True).compress(plan.literals.data))
+            parts.append(chain.alone.compress(plan.literals.data, effort))
             flags |= Flags.LITERALS_ZSTD | Flags.LITERALS_ALONE
         else:
             *literals, reset = chain.literals.compress(plan.literals.data, effort)
@@ -271,13 +276,7 @@ class _Work:
     @property
     def here(self) -> NDArray[np.uint32]:
         """Where each page's content is now."""
-        return np.where(self.kinds == PageKind.REF, self.locations, self.slots)
-
-    @property
-    def held(self) -> NDArray[np.bool_]:
-        """Which pages' content is in the cache now."""
-        held: NDArray[np.bool_] = self.kinds != PageKind.ZERO
-        return held
+        return np.where(self.kinds == _REF, self.locations, self.slots)
 
     def add_deltas(self, which: NDArray[np.int64], changed: NDArray[np.uint64]) -> None:
         """Turn literals into deltas, and put what changed in its place between the others, in page order."""

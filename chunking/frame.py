@@ -163,7 +163,8 @@ class Columns(NamedTuple):
     values: NDArray[np.uint64]
 
 
-_LOCATED: Final = (PageKind.REF, PageKind.DELTA, PageKind.COPY)
+_LOCATED: Final = (int(PageKind.REF), int(PageKind.DELTA), int(PageKind.COPY))
+_FIRST_NEW: Final = int(PageKind.DELTA)  # kinds from here on take a slot
 
 
 def pack(columns: Columns, slots_in_cache: int) -> tuple[Header, bytes]:
@@ -176,7 +177,7 @@ def pack(columns: Columns, slots_in_cache: int) -> tuple[Header, bytes]:
     counts = np.bincount(columns.kinds, minlength=len(PageKind)).tolist()
     short = np.minimum(columns.runs, LARGE).astype(np.uint8)
     large = columns.runs.T[columns.runs.T >= LARGE].astype("<u4")
-    slots = columns.slots[columns.kinds >= PageKind.DELTA]
+    slots = columns.slots[columns.kinds >= _FIRST_NEW]
     first = int(slots[0]) if len(slots) else 0
     in_turn = np.array_equal(slots, (first + np.arange(len(slots))) % slots_in_cache)
     flags = Flags.BIG_ENDIAN if columns.big_endian else Flags(0)
@@ -236,9 +237,9 @@ def unpack(header: Header, meta: NDArray[np.uint8], slots_in_cache: int) -> Colu
         locations[kinds == kind] = unshuffled(column(4 * counts[kind]))
     slots = np.full(header.pages, NO_LOCATION, np.uint32)
     if header.flags & Flags.SLOTS:
-        slots[kinds >= PageKind.DELTA] = unshuffled(column(4 * header.new))
+        slots[kinds >= _FIRST_NEW] = unshuffled(column(4 * header.new))
     else:
-        slots[kinds >= PageKind.DELTA] = (header.first_slot + np.arange(header.new)) % slots_in_cache
+        slots[kinds >= _FIRST_NEW] = (header.first_slot + np.arange(header.new)) % slots_in_cache
     masks = column(MASK_BYTES * header.deltas)
     values = np.frombuffer(column(WORD_BYTES * header.changed).tobytes(), "<u8").astype(np.uint64, copy=False)
     if int(np.bitwise_count(masks).sum()) != header.changed:
@@ -248,7 +249,8 @@ def unpack(header: Header, meta: NDArray[np.uint8], slots_in_cache: int) -> Colu
 
 def shuffled(values: NDArray[np.uint32]) -> bytes:
     """Differences modulo 2^32 to the value before, as four planes of bytes: what counts up becomes zeros."""
-    differences = np.diff(values, prepend=np.uint32(0)).astype("<u4", copy=False)
+    differences = values.astype("<u4")
+    differences[1:] -= values[:-1]
     return differences.view(np.uint8).reshape(-1, 4).T.tobytes()
 
 
@@ -262,8 +264,9 @@ def _shuffled_words(columns: Columns) -> bytes:
     if not len(columns.words):
         return b""
     order = ">u8" if columns.big_endian else "<u8"
-    words = columns.words.view(order).astype(np.uint64)
-    differences = np.diff(words, prepend=np.uint64(0)).astype("<u8", copy=False)
+    words = columns.words.view(order)
+    differences = words.astype("<u8")
+    differences[1:] -= words[:-1]
     return differences.view(np.uint8).reshape(-1, WORD_BYTES).T.tobytes()
 
 

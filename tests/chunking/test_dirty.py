@@ -54,7 +54,7 @@ def test_rounds_of_a_live_migration() -> None:
     dirt = tracker.dirt
     assert dirt.distinct == 10_000
     assert dirt.again == 3520
-    # A round shows only when one of its pages was in the round before: the last, of 20 pages, runs into its predecessor.
+    # A round shows only when one of its pages was in the round before: the last, of 20 pages, runs into that.
     assert dirt.rounds == 3
     assert dirt.round_pages[0] == 10_000
 
