@@ -1,7 +1,8 @@
 # Each target does all of its own set-up on a fresh Debian 12 machine with Python 3.11 or newer.
 #
 #   make setup    .venv with locked, hash-checked dependencies and the commands of the project; quick when nothing changed
-#   make system   what lies outside Python: packages by apt, a QEMU that works under TCG, a guest kernel, promtool
+#   make system   what lies outside Python: packages by apt, a QEMU that works under TCG, a guest kernel, promtool,
+#                 Xen's stream verifier
 #   make demo     a real virtual machine migrates through two relays on this machine
 #   make check    format, lint, types, layering
 #   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
@@ -29,6 +30,7 @@ system:
 	@deploy/rig/fetch-qemu
 	@deploy/rig/fetch-kernel
 	@deploy/rig/fetch-promtool
+	@deploy/rig/fetch-verify-stream
 
 demo: setup system
 	$(BIN)/korora demo

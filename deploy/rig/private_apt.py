@@ -1,7 +1,6 @@
 """Packages of a Debian release, beside the machine's own: a private apt that changes nothing outside its folder.
 
-Used by `fetch-qemu`, `fetch-kernel` and `fetch-promtool`; standard library only, so that it runs before any virtual
-environment exists.
+Used by the `fetch-` scripts beside it; standard library only, so that it runs before any virtual environment exists.
 The mirror is the one the machine's own apt uses. Every package is checked by apt against the archive's signature.
 Works as root and as an ordinary user alike.
 """

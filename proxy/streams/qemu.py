@@ -187,7 +187,7 @@ class _Qemu:
             case 0x02 | 0x03:
                 return number in self._is_ram
             case 0x08:
-                return number >> 16 <= _COMMANDS_MAX
+                return 0 < number >> 16 <= _COMMANDS_MAX
         return head[0] == QEMU_SECTION_EOF and head[1] == VMDESCRIPTION
 
     def _text(self) -> Steps[bytes]:
