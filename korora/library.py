@@ -10,21 +10,18 @@ import structlog
 from numpy.typing import NDArray
 
 from chunking import kernels
-from chunking.cache import NO_LOCATION
-from chunking.errors import StoreError
-from chunking.frame import PageKind
+from chunking.errors import ChunkingError
 from chunking.limits import STORE_BYTES_DEFAULT
-from chunking.stored import StoredPages
-from chunking.store import Agreed, Counters, SegmentWriter, Store, StoreView
+from chunking.store import Agreed, Counters, SegmentWriter, StoreView
 from chunking.store.table import Placement
-from crypto.at_rest import HostKeys
-from crypto.host_key import HOST_KEY_FILE, host_key
+from chunking.stored import StoredPages
+from crypto.errors import CryptoError
+from korora.store import open_store
 from proxy.control import StoredSegment
 from proxy.limits import SEGMENTS_MAX
 from proxy.paging import FramePages, Stored
 
-STORE_FOLDER: Final = "store"
-_FLUSH_SECONDS_MAX: Final = 60.0  # what is written behind, at a relay's end; longer than a slow disk needs for its queue
+_FLUSH_SECONDS_MAX: Final = 60.0  # what is written behind, at a relay's end: longer than a slow disk takes
 
 log = structlog.get_logger("korora.store")
 
@@ -47,13 +44,7 @@ class StoreLibrary:
     ) -> None:
         self.counters = Counters()
         self._clock = clock
-        self._store = Store(
-            state / STORE_FOLDER,
-            HostKeys(host_key(state / HOST_KEY_FILE)),
-            bytes_max=bytes_max,
-            fingerprint=_fingerprints,
-            counters=self.counters,
-        )
+        self._store = open_store(state, bytes_max=bytes_max, fingerprint=_fingerprints, counters=self.counters)
 
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
         """See ``Library.offered``."""
@@ -74,6 +65,10 @@ class StoreLibrary:
             view.close()
             raise
         return _SessionStored(view, writer, session_id)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all that sessions have left so far is on the disk, after so long at most."""
+        return self._store.wait(seconds)
 
     def close(self) -> None:
         """Wait until what sessions have left is on the disk."""
@@ -126,6 +121,17 @@ class _SessionStored:
         else:
             self._writer.abort()
         self._view.close()
+
+
+def open_library(state: Path, bytes_max: int = STORE_BYTES_DEFAULT) -> StoreLibrary | None:
+    """The content store in ``state``, or None with a warning where it cannot be used: a relay works without it."""
+    if not bytes_max:
+        return None
+    try:
+        return StoreLibrary(state, bytes_max)
+    except (CryptoError, ChunkingError, OSError) as error:
+        log.warning("the content store is not used", state=str(state), reason=str(error))
+        return None
 
 
 def _fingerprints(pages: NDArray[np.uint8]) -> NDArray[np.uint64]:

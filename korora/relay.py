@@ -5,9 +5,9 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import structlog
 import uvloop
 
+from chunking.limits import STORE_BYTES_DEFAULT
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
+from korora.library import open_library
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
@@ -44,6 +46,10 @@ class Common:
     once: bool
     report: Path | None
     resume_seconds: int
+    state: Path | None = None
+    """What is kept between sessions; None: ``state`` in the identity's folder."""
+    store_bytes: int = STORE_BYTES_DEFAULT
+    """Of the content store; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,18 @@ def _check_streams(endpoint: Egress | Ingress) -> None:
         for name, stream in (("standard input", sys.stdin), ("standard output", sys.stdout)):
             if stream is None:
                 raise ConfigurationError(f"{endpoint.label}: {name} is closed", "give it a pipe, a file or /dev/null")
+
+
+@contextmanager
+def _library(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
+    """The terms with the content store, while it is open."""
+    state = common.state or common.identity / "state"
+    library = open_library(state, common.store_bytes) if paging.wanted and paging.tenant else None
+    try:
+        yield replace(paging, library=library)
+    finally:
+        if library is not None:
+            library.close()
 
 
 def _tls(common: Common, role: TlsRole) -> TlsConfig:
@@ -195,6 +213,10 @@ class _Receiver:
         self._destination: Destination | None = None
 
     async def run(self) -> int:
+        with _library(self._options.common, self._options.paging) as paging:
+            return await self._run(paging)
+
+    async def _run(self, paging: PagingTerms) -> int:
         options, common = self._options, self._options.common
         tls = _tls(common, TlsRole.SERVER)
         reports.check_writable(common.report)
@@ -205,7 +227,7 @@ class _Receiver:
             tls,
             {"default": options.egress},
             listener,
-            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=options.paging),
+            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=paging),
             begin=self._begin,
             failed=self._refused,
         )
@@ -307,12 +329,16 @@ class _Sender:
         self._stopped = False
 
     async def run(self) -> int:
+        with _library(self._options.common, self._options.peer.paging) as paging:
+            return await self._run(replace(self._options.peer, paging=paging))
+
+    async def _run(self, peer: Peer) -> int:
         options, common = self._options, self._options.common
         tls = _tls(common, TlsRole.CLIENT)
         reports.check_writable(common.report)
         _check_streams(options.ingress)
         await options.ingress.open()
-        self._source = Source(tls, options.peer, options.ingress)
+        self._source = Source(tls, peer, options.ingress)
         stopper = _Stopper(self._stop)
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
         try:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from crypto.identity import Identity
 from crypto.pki import Authority
+from crypto.tls import PeerRules, TlsConfig, TlsRole
 
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
@@ -41,3 +43,15 @@ def identity_alpha(ca_dir: Path) -> Path:
 def identity_beta(ca_dir: Path) -> Path:
     """The identity of a host called beta, under the same CA."""
     return Authority.open(ca_dir).issue("beta", now=datetime.now(UTC)).directory
+
+
+@pytest.fixture(scope="session")
+def client_tls(identity_alpha: Path) -> TlsConfig:
+    """The source: alpha."""
+    return TlsConfig(Identity.load(identity_alpha, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules())
+
+
+@pytest.fixture(scope="session")
+def server_tls(identity_beta: Path) -> TlsConfig:
+    """The destination: beta."""
+    return TlsConfig(Identity.load(identity_beta, now=datetime.now(UTC)), TlsRole.SERVER, PeerRules())

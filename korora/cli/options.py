@@ -9,6 +9,7 @@ import typer
 
 from korora.log import LogFormat, LogLevel
 
+TENANT_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 PIN_PATTERN = re.compile(r"^(?:sha256:)?([0-9A-Fa-f]{64})$")
 
 Identity = Annotated[
@@ -74,6 +75,29 @@ PageCache = Annotated[
         min=0,
         metavar="BYTES",
         help="Memory for pages of a session, the smaller of both sides counts; 0: no pages, only opaque bytes.",
+    ),
+]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="What is kept between sessions [default: IDENTITY/state]."),
+]
+Tenant = Annotated[
+    str,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        help="Whose stored pages a session may use, and leaves its own to; the same at both ends, or none are.",
+    ),
+]
+TENANT = "default"
+StoreBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--store-bytes",
+        min=0,
+        metavar="BYTES",
+        help="Disk for pages of earlier sessions; 0: none are kept [default: 20 GiB].",
+        show_default=False,
     ),
 ]
 PAGE_CACHE_BYTES = 512 * 1024 * 1024

@@ -54,6 +54,9 @@ def receive(
     report: opt.Report = None,
     lanes: opt.Lanes = 1,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
+    state: opt.State = None,
+    tenant: opt.Tenant = opt.TENANT,
+    store_bytes: opt.StoreBytes = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
@@ -74,6 +77,8 @@ def receive(
         report=report,
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
+        state=state,
+        store_bytes=store_bytes,
     )
     from proxy.paging import PagingTerms
 
@@ -83,7 +88,7 @@ def receive(
         listen_text=listen,
         egress=egress,
         lanes=lanes,
-        paging=PagingTerms(cache_bytes=page_cache),
+        paging=PagingTerms(cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
     raise typer.Exit(relay.receive(options))
 
@@ -99,6 +104,9 @@ def send(
     lanes: opt.Lanes = 1,
     encode: opt.Encode = opt.Encoding.AUTO,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
+    state: opt.State = None,
+    tenant: opt.Tenant = opt.TENANT,
+    store_bytes: opt.StoreBytes = None,
     rate_limit: opt.RateLimit = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
@@ -121,6 +129,8 @@ def send(
         report=report,
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
+        state=state,
+        store_bytes=store_bytes,
     )
     from proxy.paging import Encode, PagingTerms
 
@@ -130,7 +140,7 @@ def send(
         lanes=lanes,
         resume_seconds=resume_timeout,
         rate_limit=rate_limit,
-        paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache),
+        paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
 
@@ -161,7 +171,10 @@ def xl(
     from proxy.shell.source import Peer
 
     common = _common(identity, name, (), once=True, report=report, resume_seconds=RESUME_SECONDS, allow_classical=False)
-    ingress, where = StdioEndpoint("xl's pipes"), Peer(host, port, xl_flags=flags)
+    from proxy.paging import PagingTerms
+
+    ingress = StdioEndpoint("xl's pipes")
+    where = Peer(host, port, xl_flags=flags, paging=PagingTerms(tenant=opt.TENANT))
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, announce=False)))
 
 
@@ -190,9 +203,30 @@ def _common(
     report: Path | None,
     resume_seconds: int,
     allow_classical: bool,
+    state: Path | None = None,
+    store_bytes: int | None = None,
 ) -> "Common":
+    from chunking.limits import STORE_BYTES_DEFAULT
     from crypto.tls import PeerRules
     from korora.relay import Common
 
-    rules = PeerRules(frozenset(names or ()), frozenset(digests), allow_classical)
-    return Common(identity=identity, rules=rules, once=once, report=report, resume_seconds=resume_seconds)
+    return Common(
+        identity=identity,
+        rules=PeerRules(frozenset(names or ()), frozenset(digests), allow_classical),
+        once=once,
+        report=report,
+        resume_seconds=resume_seconds,
+        state=state,
+        store_bytes=STORE_BYTES_DEFAULT if store_bytes is None else store_bytes,
+    )
+
+
+def _tenant(name: str) -> str:
+    """A tenant's name, as OFFER takes it."""
+    from proxy.errors import ConfigurationError
+
+    if not opt.TENANT_PATTERN.match(name):
+        raise ConfigurationError(
+            f"--tenant {name!r} is no name", "give up to 63 letters, digits, dots, dashes and underscores"
+        )
+    return name

@@ -4,13 +4,10 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from crypto.identity import Identity
-from crypto.tls import PeerRules, TlsConfig, TlsRole
+from crypto.tls import TlsConfig
 from korora import relay
 from proxy.endpoints.sockets import listen_tcp
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -20,18 +17,6 @@ from tests.proxy.support import over_tcp, run
 
 SESSIONS = 5
 LIVE_MAX = 2  # one at either end
-
-
-@pytest.fixture
-def client_tls(identity_alpha: Path) -> TlsConfig:
-    """The source: alpha."""
-    return TlsConfig(Identity.load(identity_alpha, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules())
-
-
-@pytest.fixture
-def server_tls(identity_beta: Path) -> TlsConfig:
-    """The destination: beta."""
-    return TlsConfig(Identity.load(identity_beta, now=datetime.now(UTC)), TlsRole.SERVER, PeerRules())
 
 
 @pytest.fixture
