@@ -1,5 +1,6 @@
 """What a migration's streams tell of the guest: its name, and the rounds over its memory. Sans-IO."""
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -20,9 +21,13 @@ class GuestView:
     """One guest, as all channels of its session show it.
 
     A round is the hypervisor's way once through the memory that has changed: it ends where a page comes that was in it.
+
+    Args:
+        named: told the VM's name once it is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, named: Callable[[str], None] | None = None) -> None:
+        self._named = named
         self.name: str | None = None
         """Of the VM, once a stream has told it; printable and bounded."""
         self._tracker = DirtyTracker()
@@ -36,6 +41,8 @@ class GuestView:
         """
         if self.name is None and name:
             self.name = printable(name)[:VM_NAME_CHARACTERS_MAX]
+            if self._named is not None:
+                self._named(self.name)
         self._follow(spans.pfns)
         self._follow(spans.marked)
 

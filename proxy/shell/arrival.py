@@ -31,6 +31,7 @@ from proxy.control import (
 )
 from proxy.endpoints.base import Egress
 from proxy.errors import HypervisorFailed, PeerLost, ProtocolViolation, RelayError
+from proxy.guest import GuestView
 from proxy.limits import (
     CHANNELS_MAX,
     CONTROL_SECONDS_MAX,
@@ -105,9 +106,11 @@ class DestinationRunner(Runner):
         self.session.paged = bool(self._cache_bytes)
         self.report.encode = (Encode.PAGES if self.session.paged else Encode.OPAQUE).value
         if self.session.paged:
+            self.guest = GuestView(None if self.stored is None else self.stored.name)
             self.decoding = DecodingLine(
                 Decoder(self._cache_bytes, stored=None if self.stored is None else self.stored.pages),
                 self._chains,
+                guest=self.guest,
                 stored=self.stored,
                 deliver=self.deliver,
                 ask=self._ask,

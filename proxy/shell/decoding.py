@@ -21,8 +21,10 @@ import numpy as np
 from chunking.decoder import Decoder, Rebuilt, Unpressed
 from chunking.errors import ChunkingError, FrameMalformed, PagesMissing
 from chunking.frame import PageKind
+from crypto.keys import Direction
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
+from proxy.guest import GuestView
 from proxy.limits import FRAME_BYTES_MAX
 from proxy.paging import Stored
 from proxy.shell.lane import BufferPool, FrameOwner, Lent, give_back
@@ -62,6 +64,7 @@ class DecodingLine:
     Args:
         decoder: the page engine's half.
         chains: threads that decompress.
+        guest: told of all that arrives.
         stored: the session's part of the content store, if it has one.
         deliver: told of each frame in turn: its header, what owns the stream bytes, and those.
         ask: see ``Asks``.
@@ -73,6 +76,7 @@ class DecodingLine:
         decoder: Decoder,
         chains: int,
         *,
+        guest: GuestView,
         stored: Stored | None,
         deliver: Callable[[FrameHeader, FrameOwner, memoryview], None],
         ask: Asks,
@@ -80,7 +84,7 @@ class DecodingLine:
     ) -> None:
         self._decoder, self._chains = decoder, chains
         self._deliver, self._ask, self._fail = deliver, ask, fail
-        self._stored = stored
+        self._guest, self._stored = guest, stored
         self._readers: dict[ChannelId, StreamParser] = {}
         self._unread: set[ChannelId] = set()
         self._loop = asyncio.get_running_loop()
@@ -104,7 +108,7 @@ class DecodingLine:
         """Whether a frame must go through the line: it is encoded, or behind one, or its pages are to be recorded."""
         if header.codec is not Codec.OPAQUE or self._jobs:
             return True
-        return self._stored is not None and header.channel not in self._unread
+        return header.channel not in self._unread and header.direction is Direction.FORWARD
 
     def put(self, half: ReceiveHalf, header: FrameHeader, owner: FrameOwner, body: memoryview) -> None:
         """Take a frame whose turn it is.
@@ -189,7 +193,7 @@ class DecodingLine:
         try:
             owner, stream = self._stream_of(job)
             job.half.verify(job.header, stream)
-            self._record(job, stream)
+            self._read(job, stream)
         except ChunkingError as error:
             self._closed = True
             words = f"{job.half}: frame {job.header.number}: {error}"
@@ -221,22 +225,21 @@ class DecodingLine:
         job.seconds += perf_counter() - began
         return lent, stream
 
-    def _record(self, job: Job, stream: memoryview) -> None:
-        """Keep what the frame brought; which page of the guest each is, the stream itself tells here as at the source.
+    def _read(self, job: Job, stream: memoryview) -> None:
+        """See for ourselves what arrives, as the source does, and keep the pages that a frame brought.
 
-        Every frame of a channel must be read for that, in order, until it is known to have no pages.
+        Every frame of a channel must be read, in order, until it is known to have no pages.
         """
-        stored, channel = self._stored, job.header.channel
-        if stored is None or channel in self._unread or job.header.kind is FrameKind.END:
+        channel = job.header.channel
+        if channel in self._unread or job.header.kind is FrameKind.END:
             return
         reader = self._readers.setdefault(channel, StreamParser())
         spans = reader.feed(stream, final=False, urgent=True)
-        if reader.facts.vm_name:
-            stored.name(reader.facts.vm_name)
-        if job.rebuilt is not None:
+        self._guest.saw(spans, reader.facts.vm_name)
+        if job.rebuilt is not None and self._stored is not None:
             # A peer may call anything pages; those that nobody else sees in the stream have no place in the guest.
             pfns = spans.pfns if len(spans.pfns) == len(job.rebuilt.kinds) else NO_PFNS
-            stored.record(stream, pfns, job.rebuilt)
+            self._stored.record(stream, pfns, job.rebuilt)
         if reader.decided and not reader.paged:
             self._unread.add(channel)
 

@@ -103,7 +103,7 @@ class SourceRunner(Runner):
     def _agree_on_pages(self, paging: PagingTerms, accept: Accept) -> None:
         self.session.paged = True
         self.report.encode = paging.encode.value
-        self.guest = GuestView()
+        self.guest = GuestView(None if self.stored is None else self.stored.name)
         self._large = BufferPool(FRAME_HEADER_BYTES + FRAME_BYTES_MAX)
         self.encoding = EncodingLine(
             self.session,
