@@ -26,6 +26,7 @@ SESSIONS_DEFAULT: Final = 64
 INGRESSES_MAX: Final = 512  # each holds a listening socket and a task
 SECONDS_MAX: Final = 86_400  # a day: whoever waits longer than that waits for ever
 RESUME_SECONDS_MAX: Final = 3600
+TENANT_DEFAULT: Final = "default"  # as of the ad hoc commands
 STORE_BYTES_DEFAULT: Final = 2**34  # 16 GiB: some dozen small guests, or one large one
 STORE_BYTES_MAX: Final = 2**50  # 1 PiB: whoever writes more has mistaken the unit
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
@@ -103,7 +104,7 @@ class Ingress(_Table, frozen=True, rename={"source": "from"}):
     priority: Priority = "normal"
     rate_limit: Rate = None
     encode: Encoding = "auto"
-    tenant: Name | None = None
+    tenant: Name = TENANT_DEFAULT
 
 
 class Egress(_Table, frozen=True):
@@ -112,7 +113,7 @@ class Egress(_Table, frozen=True):
     name: Name
     to: str
     peers: tuple[Name, ...] = ()
-    tenant: Name | None = None
+    tenant: Name = TENANT_DEFAULT
 
 
 class Config(_Table, frozen=True):

@@ -49,6 +49,7 @@ from korora.daemon.messages import (
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
+from korora.library import StoreLibrary
 from korora.log import LogFormat, LogLevel, configure
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
@@ -155,6 +156,7 @@ class Worker:
         self._config: Config | None = None
         self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
+        self._library: StoreLibrary | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
@@ -186,6 +188,8 @@ class Worker:
             ways = [way.task for way in self._ways.values()]
             await asyncio.gather(*services, *ways, return_exceptions=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._library is not None:
+                await asyncio.to_thread(self._library.close)
             self._wire.close()
 
     # ---- the parent's words
@@ -237,6 +241,8 @@ class Worker:
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
+        if self._library is None:
+            self._library = await asyncio.to_thread(build.open_library, config)
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -244,7 +250,8 @@ class Worker:
             resume_seconds=config.limits.resume_timeout,
             lanes=config.listen.lanes,
             sessions_max=message.arriving_max,
-            paging=build.paging_of(config),
+            paging=build.paging_of(config, self._library),
+            tenants=build.tenants(config),
             random=self._random,
             admit=self._admission.admit,
         )
@@ -259,7 +266,8 @@ class Worker:
         for name, way in self._ways.items():
             ingress = config.ingress_named(name)
             if ingress is not None:
-                way.source.reconfigure(credentials.clients[ingress.peer], build.destination_of(config, ingress))
+                where = build.destination_of(config, ingress, self._library)
+                way.source.reconfigure(credentials.clients[ingress.peer], where)
         self._wire.send(Configured(message.generation))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -275,7 +283,7 @@ class Worker:
             self._task(given.close())
             self._wire.send(Left(name))
             return
-        where = build.destination_of(config, ingress)
+        where = build.destination_of(config, ingress, self._library)
         source = Source(
             credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
         )

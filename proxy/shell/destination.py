@@ -378,6 +378,8 @@ class Destination:
             await runner.say(runner.acceptance())
         except BaseException:
             self._sessions.pop(session.id, None)
+            if stored is not None:
+                stored.close(keep=False)
             raise
         return runner
 

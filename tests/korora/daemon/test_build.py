@@ -1,5 +1,7 @@
 """What a configuration says of pages is what sessions are agreed on by."""
 
+from pathlib import Path
+
 import pytest
 
 from korora.daemon import build, config
@@ -35,19 +37,28 @@ def test_an_ingress_says_how_its_sessions_are_encoded(encode: Encode) -> None:
     assert terms.chains_offered == (1 if encode is Encode.BEST else 3)
 
 
-def test_without_a_word_pages_are_encoded_as_it_pays_and_for_nobody() -> None:
+def test_without_a_word_pages_are_encoded_as_it_pays_and_for_one_tenant() -> None:
     wanted = made()
     terms = build.destination_of(wanted, wanted.ingress[0]).paging
-    assert (terms.encode, terms.tenant, terms.library) == (Encode.AUTO, "", None)
+    assert (terms.encode, terms.tenant, terms.library) == (Encode.AUTO, "default", None)
     assert (terms.cache_bytes, terms.chains) == (wanted.pages.cache_bytes, wanted.pages.chains)
     assert terms.wanted
 
 
 def test_an_egress_says_whose_pages_arrive() -> None:
     wanted = made("[pages]\ncache_bytes = 4096\n")
-    assert build.paging_of(wanted, "in").tenant == "blue"
-    assert (build.paging_of(wanted).tenant, build.paging_of(wanted, "gone").tenant) == ("", "")
-    assert build.paging_of(wanted, "in").cache_bytes == 4096
+    assert build.tenants(wanted) == {"in": "blue"}
+    assert (build.paging_of(wanted).tenant, build.paging_of(wanted).cache_bytes) == ("", 4096)
+
+
+def test_a_daemon_has_a_store_in_its_state_folder_unless_it_is_turned_off(tmp_path: Path) -> None:
+    state = f'state = "{tmp_path}/state"\n'
+    library = build.open_library(config.parse((state + TEXT.format(pages="", ingress="")).encode(), "test"))
+    assert library is not None
+    library.close()
+    assert (tmp_path / "state" / "store").is_dir()
+    off = TEXT.format(pages="[pages]\nstore_bytes = 0\n", ingress="")
+    assert build.open_library(config.parse((state + off).encode(), "test")) is None
 
 
 def test_no_cache_is_no_pages() -> None:

@@ -33,8 +33,8 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (made.pages.cache_bytes, made.pages.chains, made.pages.store_bytes) == (512 * 2**20, 2, 16 * 2**30)
     (ingress,), (egress,), (peer,) = made.ingress, made.egress, made.peer
     assert (ingress.egress, ingress.lanes, ingress.priority, ingress.rate_limit) == ("default", 1, "normal", None)
-    assert (ingress.encode, ingress.tenant) == ("auto", None)
-    assert (egress.peers, egress.tenant, peer.pins) == ((), None, ())
+    assert (ingress.encode, ingress.tenant) == ("auto", "default")
+    assert (egress.peers, egress.tenant, peer.pins) == ((), "default", ())
     assert made.peer_named("host-b") is peer
     assert (made.ingress_named("vm1"), made.ingress_named("vm2")) == (ingress, None)
     assert (made.egress_named("vm1"), made.egress_named("vm2")) == (egress, None)
