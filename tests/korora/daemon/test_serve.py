@@ -70,6 +70,8 @@ def test_check_as_json_has_every_key(alpha: Host) -> None:
             "lanes": 1,
             "priority": "high",
             "rate_limit": "5 MiB/s",
+            "encode": "auto",
+            "tenant": "default",
         }
     ]
     assert [peer["pins"] for peer in said["peer"]] == [[], []]
