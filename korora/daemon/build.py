@@ -11,7 +11,7 @@ from korora.daemon.config import Config, Ingress, bytes_per_second
 from korora.daemon.rates import least
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress
-from proxy.paging import Encode, PagingTerms
+from proxy.paging import Encode, Library, PagingTerms
 from proxy.shell import source
 
 REPORTS = "reports"
@@ -54,8 +54,8 @@ class Credentials:
         return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
 
 
-def destination_of(config: Config, ingress: Ingress) -> source.Peer:
-    """Where the migrations of an ingress go."""
+def destination_of(config: Config, ingress: Ingress, library: Library | None = None) -> source.Peer:
+    """Where the migrations of an ingress go, and how; ``library`` has the pages of earlier ones."""
     address = config.peer_named(ingress.peer).address or ""
     host, port = parse_address(address, "the address")
     return source.Peer(
@@ -66,7 +66,7 @@ def destination_of(config: Config, ingress: Ingress) -> source.Peer:
         egress=ingress.egress,
         # To begin with; the parent's word on its part of the total follows at once.
         rate_limit=least(session_limit(config, ingress.name), bytes_per_second(config.limits.rate_limit)),
-        paging=_paging(config, Encode(ingress.encode), ingress.tenant),
+        paging=_paging(config, Encode(ingress.encode), ingress.tenant, library),
     )
 
 
@@ -75,15 +75,16 @@ def egresses(config: Config) -> dict[str, Egress]:
     return {egress.name: parse_egress(egress.to) for egress in config.egress}
 
 
-def paging_of(config: Config, egress: str = "") -> PagingTerms:
+def paging_of(config: Config, egress: str = "", library: Library | None = None) -> PagingTerms:
     """What is done about pages of an arriving session.
 
     Args:
         config: says how much is remembered.
         egress: where the session goes, by which its tenant is known; empty for what holds for all of them.
+        library: has the pages of earlier sessions.
     """
     entry = config.egress_named(egress)
-    return _paging(config, Encode.AUTO, None if entry is None else entry.tenant)
+    return _paging(config, Encode.AUTO, None if entry is None else entry.tenant, library)
 
 
 def session_limit(config: Config, ingress: str) -> float | None:
@@ -93,9 +94,11 @@ def session_limit(config: Config, ingress: str) -> float | None:
     return least(own, bytes_per_second(config.limits.session_rate_limit))
 
 
-def _paging(config: Config, encode: Encode, tenant: str | None) -> PagingTerms:
+def _paging(config: Config, encode: Encode, tenant: str | None, library: Library | None) -> PagingTerms:
     pages = config.pages
-    return PagingTerms(encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant or "")
+    return PagingTerms(
+        encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant or "", library=library
+    )
 
 
 def _digests(pins: tuple[str, ...]) -> frozenset[bytes]:
