@@ -56,10 +56,11 @@ def test_a_page_that_is_sent_a_million_times_holds_nobody_up() -> None:
 
 
 def test_the_name_is_the_first_that_is_told() -> None:
-    view = GuestView()
+    heard: list[str] = []
+    view = GuestView(heard.append)
     for told in (None, "", "web-1", "other", None):
         saw(view, NOTHING, name=told)
-    assert view.name == "web-1"
+    assert (view.name, heard) == ("web-1", ["web-1"])
 
 
 @pytest.mark.parametrize(("told", "shown"), [("a\x1b[31mb", "a?[31mb"), ("a\nb", "a?b"), ("x" * 9999, "x" * 255)])
