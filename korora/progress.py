@@ -56,7 +56,28 @@ class Progress:
             if self._terminal:
                 self._shown = True
                 line = f"{moved / _MIB:,.1f} MiB  {rate / _MIB:,.1f} MiB/s  {len(runner.channels)} channel(s)"
-                sys.stderr.write(f"\r\x1b[K{runner.report.role} ⇄ {runner.peer.name}: {line}")
+                sys.stderr.write(f"\r\x1b[K{runner.report.role} ⇄ {runner.peer.name}: {line}{_of_pages(runner)}")
                 sys.stderr.flush()
             else:
-                log.info("progress", mib=round(moved / _MIB, 1), mib_per_second=round(rate / _MIB, 1))
+                facts = _facts(runner)
+                log.info("progress", mib=round(moved / _MIB, 1), mib_per_second=round(rate / _MIB, 1), **facts)
+
+
+def _of_pages(runner: Runner) -> str:
+    """What became of the guest's pages, and which round is under way; empty where that is unknown."""
+    words, tally, guest = "", runner.pages, runner.guest
+    if tally is not None and tally.pages.total:
+        words = f"  {tally.pages.total:,} pages, {tally.saved_bytes / _MIB:,.1f} MiB saved"
+    if guest is not None and guest.rounds > 1:
+        words += f"  round {guest.rounds}"
+    return words
+
+
+def _facts(runner: Runner) -> dict[str, float]:
+    """The same for a log."""
+    facts: dict[str, float] = {}
+    if runner.pages is not None:
+        facts |= {"pages": runner.pages.pages.total, "mib_saved": round(runner.pages.saved_bytes / _MIB, 1)}
+    if runner.guest is not None:
+        facts["rounds"] = runner.guest.rounds
+    return facts

@@ -3,18 +3,12 @@
 from collections.abc import Callable
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from chunking.dirty import DirtyTracker
 from chunking.pages import Spans
 from proxy.control import printable
 from proxy.limits import VM_NAME_CHARACTERS_MAX
 
 ROUNDS_TOLD: Final = 2  # that have ended: how they compare says whether a migration comes to an end
-ROUNDS_EASY_MAX: Final = 1024  # of one migration before it is asked whether they are rounds at all
-ROUND_PAGES_MIN: Final = 256  # on average from then on: shorter ones would have ended the migration
-_STEP_PAGES: Final = 1024  # looked at in one go
 
 
 class GuestView:
@@ -43,16 +37,8 @@ class GuestView:
             self.name = printable(name)[:VM_NAME_CHARACTERS_MAX]
             if self._named is not None:
                 self._named(self.name)
-        self._follow(spans.pfns)
-        self._follow(spans.marked)
-
-    def _follow(self, pfns: NDArray[np.uint64]) -> None:
-        """Count pages, a few at a time: many rounds in one piece are no guest's, and would hold everybody else up."""
-        for start in range(0, len(pfns), _STEP_PAGES):
-            dirt = self._tracker.dirt
-            if dirt.rounds > ROUNDS_EASY_MAX + dirt.pages // ROUND_PAGES_MIN:
-                return
-            self._tracker.take(pfns[start : start + _STEP_PAGES])
+        self._tracker.take(spans.pfns)
+        self._tracker.take(spans.marked)
 
     @property
     def guest_pages(self) -> int:

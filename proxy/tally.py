@@ -27,6 +27,11 @@ class PageCounts:
         for kind, count in zip(self.__slots__, counts, strict=True):
             setattr(self, kind, getattr(self, kind) + count)
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.zero + self.duplicate + self.delta + self.literal + self.copy
+
 
 @dataclass(slots=True)
 class PageTally:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import msgspec
 from msgspec import Meta, Struct
 
-from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX
+from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX, STORE_BYTES_DEFAULT
 from chunking.pages import PAGE_BYTES
 from crypto.files import read_bounded
 from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress
@@ -27,7 +27,6 @@ INGRESSES_MAX: Final = 512  # each holds a listening socket and a task
 SECONDS_MAX: Final = 86_400  # a day: whoever waits longer than that waits for ever
 RESUME_SECONDS_MAX: Final = 3600
 TENANT_DEFAULT: Final = "default"  # as of the ad hoc commands
-STORE_BYTES_DEFAULT: Final = 2**34  # 16 GiB: some dozen small guests, or one large one
 STORE_BYTES_MAX: Final = 2**50  # 1 PiB: whoever writes more has mistaken the unit
 UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
 

@@ -41,7 +41,7 @@ class Live:
     limited: bool = False
     """Whether an operator has said anything about it."""
     pages_per_second: float = 0.0
-    """The guest's pages, at the source."""
+    """Pages of the guest, those sent again counted each time."""
     rate: float | None = None
     """What it was last told."""
     settling: int = 0

@@ -270,25 +270,25 @@ SESSIONS_BY_REGIME: Final = Family(
 ROUNDS: Final = Family(
     "korora_rounds_total",
     Kind.COUNTER,
-    "Rounds of hypervisors over their guests' memory that began; known to sources only",
+    "Rounds of hypervisors over their guests' memory that began",
     (ROLE,),
 )
 GUEST_PAGES: Final = Family(
     "korora_guest_pages_total",
     Kind.COUNTER,
-    "Pages that streams brought or spoke of, each time one was; known to sources only",
+    "Pages that streams brought or spoke of, each time one was",
     (ROLE,),
 )
 DIRTY_PAGES: Final = Family(
     "korora_dirty_pages_total",
     Kind.COUNTER,
-    "Of these, pages that came again because the guest had changed them; known to sources only",
+    "Of these, pages that came again because the guest had changed them",
     (ROLE,),
 )
 ROUND_PAGES: Final = Family(
     "korora_round_pages",
     Kind.GAUGE,
-    "Pages so far in the rounds under way, all sessions; known to sources only",
+    "Pages so far in the rounds under way, all sessions",
     (ROLE,),
 )
 PAGES_MISSING: Final = Family(

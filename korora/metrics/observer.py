@@ -225,7 +225,7 @@ class Observer:
         self._record_refused(error)
 
     def _record_refused(self, error: BaseException | None) -> None:
-        if isinstance(error, crypto.IntegrityError):
+        if isinstance(error, crypto.IntegrityError) and not isinstance(error, crypto.SealBroken):
             self._in.counter(f.RECORD_REFUSALS, _closest(REFUSALS, error, "other")).inc()
 
     def _count(self, key: tuple[str, str], counts: dict[str, float]) -> _Seen:

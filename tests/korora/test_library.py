@@ -139,9 +139,10 @@ def test_pages_that_cannot_be_read_at_the_destination_are_asked_for(
         return stored
 
     monkeypatch.setattr(hosts.there, "open", forgetful)
-    second, _ = hosts.migrate(stream)
+    second, other = hosts.migrate(stream)
     assert second.pages["copy"] == first.pages["literal"]
     assert len(asked) > PAGES / 20
+    assert (second.pages_missing, other.pages_missing) == (0, len(asked))
 
 
 def test_a_peer_that_gives_another_page_ends_the_session(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import structlog
 
 from korora import progress
 from korora.progress import Progress
+from proxy.tally import PageCounts, PageTally
 
 MIB = 1024 * 1024
+SAVED = PageTally(pages=PageCounts(zero=1000, literal=536), raw_bytes=6 * MIB, body_bytes=2 * MIB)
 
 
 class Terminal(io.StringIO):
@@ -21,7 +23,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def runner(forward: int, backward: int = 0) -> Any:
+def runner(forward: int, backward: int = 0, pages: PageTally | None = None, rounds: int = 0) -> Any:
     """As much of a session as progress looks at."""
     halves = {0: SimpleNamespace(offset=forward)}, {0: SimpleNamespace(offset=backward)}
     return SimpleNamespace(
@@ -29,6 +31,8 @@ def runner(forward: int, backward: int = 0) -> Any:
         channels={0: None},
         report=SimpleNamespace(role="source"),
         peer=SimpleNamespace(name="beta"),
+        pages=pages,
+        guest=SimpleNamespace(rounds=rounds) if rounds else None,
     )
 
 
@@ -73,6 +77,40 @@ async def test_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logs[0]["mib_per_second"] > 0
     assert logs[1]["mib_per_second"] == 0
     assert plain.getvalue() == ""
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("pages", "rounds", "shown"),
+    [
+        (None, 0, "1 channel(s)"),
+        (PageTally(), 1, "1 channel(s)"),
+        (SAVED, 1, "1 channel(s)  1,536 pages, 4.0 MiB saved"),
+        (SAVED, 3, "1 channel(s)  1,536 pages, 4.0 MiB saved  round 3"),
+    ],
+)
+async def test_what_became_of_pages(
+    pages: PageTally | None, rounds: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(lambda: runner(MIB, 0, pages, rounds)):
+        await until(terminal.getvalue)
+    assert terminal.getvalue().split("\r\x1b[K")[1].endswith(shown)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_became_of_pages_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with structlog.testing.capture_logs() as logs:
+        monkeypatch.setattr(progress, "log", structlog.get_logger())
+        with Progress(lambda: runner(MIB, 0, SAVED, 2)):
+            await until(lambda: logs)
+    assert {key: logs[0][key] for key in ("pages", "mib_saved", "rounds")} == {
+        "pages": 1536,
+        "mib_saved": 4.0,
+        "rounds": 2,
+    }
 
 
 @pytest.mark.usefixtures("quick")

@@ -30,7 +30,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (made.workers, made.sessions_max, made.allow_classical) == (0, 64, False)
     assert made.limits == config.Limits()
     assert made.metrics.address == "127.0.0.1:9464"
-    assert (made.pages.cache_bytes, made.pages.chains, made.pages.store_bytes) == (512 * 2**20, 2, 16 * 2**30)
+    assert (made.pages.cache_bytes, made.pages.chains, made.pages.store_bytes) == (512 * 2**20, 2, 20 * 2**30)
     (ingress,), (egress,), (peer,) = made.ingress, made.egress, made.peer
     assert (ingress.egress, ingress.lanes, ingress.priority, ingress.rate_limit) == ("default", 1, "normal", None)
     assert (ingress.encode, ingress.tenant) == ("auto", "default")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
-from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed
+from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed, SealBroken
 from crypto.identity import Identity
 from korora.metrics import families as f
 from korora.metrics.families import Family, Kind, Side
@@ -286,6 +286,7 @@ def test_refused_replays_and_other_integrity_failures() -> None:
     for number, error in enumerate(errors):
         observer.session_ended(report(number, code=5), None, error)
     observer.session_ended(report(99, code=6), None, PeerAborted(6, "lost"))
+    observer.session_ended(report(98, code=7), None, SealBroken("what is stored here is no record of a peer's"))
     by_cause = {cause: value(registry, f.INTEGRITY_FAILURES, "source", cause) for cause in f.CAUSES}
     assert by_cause == {"record": 2, "stream": 1, "protocol": 1, "peer": 1, "unknown": 1}
     by_kind = {kind: value(registry, f.RECORD_REFUSALS, kind) for kind in f.REFUSALS}
