@@ -41,11 +41,13 @@ class Rebuilt(NamedTuple):
     Args:
         kinds: uint8, ``PageKind``, one a page.
         locations: uint32, one a page: where its content is now (a slot), NO_LOCATION for zero pages.
+        copied: uint32, one a COPY: the location of the stored page it equals.
         new: pages that a store may keep.
     """
 
     kinds: NDArray[np.uint8]
     locations: NDArray[np.uint32]
+    copied: NDArray[np.uint32]
     new: NewPages
 
 
@@ -147,7 +149,8 @@ class Decoder:
             raise FrameMalformed(str(error)) from error
         storable = (columns.kinds == PageKind.DELTA) | (columns.kinds == PageKind.LITERAL)
         here = np.where(columns.kinds == PageKind.REF, columns.locations, columns.slots)
-        return Rebuilt(columns.kinds, here, NewPages(offsets[storable], columns.slots[storable]))
+        copied = columns.locations[columns.kinds == PageKind.COPY]
+        return Rebuilt(columns.kinds, here, copied, NewPages(offsets[storable], columns.slots[storable]))
 
     def _borrow(self, columns: Columns, given: Mapping[int, bytes]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """The stored pages that a frame refers to, and for each of its pages the row among them or NO_LOCATION."""
