@@ -130,7 +130,7 @@ class Pair:
         self.encoder = Encoder(slots * PAGE_BYTES, chains, stored=store)
         self.decoder = Decoder(slots * PAGE_BYTES, stored=store)
 
-    def carry(self, raw: bytes, spans: Spans, regime: Regime) -> tuple[Plan, memoryview | None]:
+    def carry(self, raw: bytes | memoryview, spans: Spans, regime: Regime) -> tuple[Plan, memoryview | None]:
         """One frame from end to end."""
         plan = self.encoder.plan(memoryview(raw), spans, regime)
         body = self.encoder.press(plan)
