@@ -22,7 +22,7 @@ from chunking.limits import (
     KIB,
     LOCATIONS_MAX,
 )
-from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
+from chunking.pages import NO_PFN, PAGE_BYTES, WORD_BYTES, Spans
 from chunking.pfns import PfnMap
 from chunking.regime import Regime
 from chunking.stored import StoredPages
@@ -254,7 +254,7 @@ class Encoder:
         work.kinds[which[equal]] = PageKind.COPY
         work.locations[which[equal]] = (self._cache.slots + found[equal]).astype(np.uint32)
         borrowed.update(zip(found[equal].tolist(), map(bytes, pages[equal]), strict=True))
-        left = np.flatnonzero(~equal)
+        left = np.flatnonzero(~equal & (work.pfns[which] != NO_PFN))
         if regime >= Regime.DELTA and len(left):
             ordinals = stored.bases(work.pfns[which[left]])
             left, ordinals = left[ordinals >= 0], ordinals[ordinals >= 0]

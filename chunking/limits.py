@@ -31,3 +31,6 @@ META_WINDOW_LOG: Final = 20  # columns of several frames resemble each other; 1 
 # ---- dirty tracking
 DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond count as untracked
 ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors make fewer than 32
+
+# ---- streams of which nothing is known
+CHUNK_BYTES_AVERAGE: Final = 16 * KIB  # of content-defined chunks; each ends in a page that is never found again
