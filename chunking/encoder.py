@@ -1,7 +1,8 @@
 """The source's half of the page engine: what each page of a piece is, and the frame that says so. Sans-IO."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,20 @@ from chunking.limits import (
     FRAME_BODY_SLACK_BYTES,
     FRAME_PAGES_MAX,
     FRAME_RAW_BYTES_MAX,
+    KIB,
     LOCATIONS_MAX,
 )
-from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
+from chunking.pages import NO_PFN, PAGE_BYTES, WORD_BYTES, Spans
 from chunking.pfns import PfnMap
 from chunking.regime import Regime
 from chunking.stored import StoredPages
 
 # Comparing arrays with members of an enumeration costs as much again as comparing them.
 _REF, _DELTA, _LITERAL = int(PageKind.REF), int(PageKind.DELTA), int(PageKind.LITERAL)
+
+
+HEADROOM_BYTES: Final = 64 * KIB  # before literals: prefix, header and columns of nearly every frame fit there
+INCOMPRESSIBLE_RATIO: Final = 0.98  # literals that shrink less go as they are, which costs the destination nothing
 
 
 class Counts(NamedTuple):
@@ -85,6 +91,7 @@ class Plan:
     header: Header = field(repr=False)
     meta: bytes = field(repr=False)
     literals: NDArray[np.uint8] = field(repr=False)
+    room: NDArray[np.uint8] | None = field(repr=False)
 
     @property
     def kept(self) -> bool:
@@ -172,35 +179,38 @@ class Encoder:
             header=header,
             meta=meta,
             literals=work.literals,
+            room=work.room,
         )
 
-    def press(self, plan: Plan) -> bytes | None:
-        """Compress a planned frame. Parallel between chains; in the order of the plans within one.
+    def press(self, plan: Plan, *, prefix: int = 0) -> memoryview | None:
+        """Compress a planned frame, once. Parallel between chains; in the order of the plans within one.
+
+        Args:
+            plan: the frame.
+            prefix: bytes to leave free before the body, for a header of the caller's.
 
         Returns:
-            The body, at most ``plan.raw_bytes + FRAME_BODY_SLACK_BYTES``. None if the frame has no pages and the
-            body would be no shorter than the stream's bytes: then these are to be sent as they are.
+            The prefix and the body, writable; the body has at most ``plan.raw_bytes + FRAME_BODY_SLACK_BYTES``. None if
+            the frame has no pages and the body would be no shorter than the stream's bytes: then these are to be sent.
         """
         if not plan.kept and plan.raw_bytes <= HEADER.size:
             return None
         chain, flags = self._chains[plan.chain], plan.header.flags
-        parts: list[bytes | memoryview] = [b""]
         *meta, reset = chain.meta.compress(plan.meta, META_EFFORTS[plan.regime])
         flags |= Flags.META_RESET if reset else 0
+        literals, how = _press_literals(chain, plan)
         meta_bytes = sum(map(len, meta))
-        parts += meta
-        effort = LITERAL_EFFORTS.get(plan.regime)
-        if effort is None or not len(plan.literals):
-            parts.append(plan.literals.data)
-        elif plan.regime < Regime.BEST and len(plan.literals) >= ALONE_BYTES_MIN:
-            parts.append(chain.alone.compress(plan.literals.data, effort))
-            flags |= Flags.LITERALS_ZSTD | Flags.LITERALS_ALONE
+        header = plan.header._replace(chain=plan.chain, flags=flags | how, meta_bytes=meta_bytes)
+        before = [bytes(prefix), header.pack(), *meta]
+        size = prefix + HEADER.size + meta_bytes
+        if plan.room is not None and not how and size <= HEADROOM_BYTES:
+            # Literals that go as they are lie in their place already.
+            whole = plan.room.data[HEADROOM_BYTES - size : HEADROOM_BYTES + len(plan.literals)]
+            _lay(whole, before)
         else:
-            *literals, reset = chain.literals.compress(plan.literals.data, effort)
-            flags |= Flags.LITERALS_ZSTD | (Flags.LITERALS_RESET if reset else 0)
-            parts += literals
-        parts[0] = plan.header._replace(chain=plan.chain, flags=flags, meta_bytes=meta_bytes).pack()
-        return b"".join(parts)
+            whole = np.empty(size + sum(map(len, literals)), np.uint8).data
+            _lay(whole, [*before, *literals])
+        return whole
 
     def _next_chain(self, regime: Regime) -> int:
         if regime == Regime.BEST:
@@ -244,7 +254,7 @@ class Encoder:
         work.kinds[which[equal]] = PageKind.COPY
         work.locations[which[equal]] = (self._cache.slots + found[equal]).astype(np.uint32)
         borrowed.update(zip(found[equal].tolist(), map(bytes, pages[equal]), strict=True))
-        left = np.flatnonzero(~equal)
+        left = np.flatnonzero(~equal & (work.pfns[which] != NO_PFN))
         if regime >= Regime.DELTA and len(left):
             ordinals = stored.bases(work.pfns[which[left]])
             left, ordinals = left[ordinals >= 0], ordinals[ordinals >= 0]
@@ -256,8 +266,30 @@ class Encoder:
             borrowed.update(zip(ordinals.tolist(), map(bytes, bases[close]), strict=True))
             work.locations[which[left]] = (self._cache.slots + ordinals).astype(np.uint32)
             work.add_deltas(which[left], changed)
-        work.literals = pages[work.kinds[which] == PageKind.LITERAL].reshape(-1)
+        work.literals, work.room = pages[work.kinds[which] == PageKind.LITERAL].reshape(-1), None
         return borrowed
+
+
+def _press_literals(chain: _Chain, plan: Plan) -> tuple[Sequence[bytes | memoryview], Flags]:
+    """The literals of a frame as they are sent, and the flags that say how."""
+    effort, plain = LITERAL_EFFORTS.get(plan.regime), plan.literals.data
+    if effort is None or not plain:
+        return [plain], Flags(0)
+    if plan.regime < Regime.BEST and len(plain) >= ALONE_BYTES_MIN:
+        pressed = chain.alone.compress(plain, effort)
+        if len(pressed) > len(plain) * INCOMPRESSIBLE_RATIO:
+            return [plain], Flags(0)
+        return [pressed], Flags.LITERALS_ZSTD | Flags.LITERALS_ALONE
+    *parts, reset = chain.literals.compress(plain, effort)
+    return parts, Flags.LITERALS_ZSTD | (Flags.LITERALS_RESET if reset else Flags(0))
+
+
+def _lay(buffer: memoryview, parts: Sequence[bytes | memoryview]) -> None:
+    """Write the parts one after the other."""
+    at = 0
+    for part in parts:
+        buffer[at : at + len(part)] = part
+        at += len(part)
 
 
 class _Work:
@@ -271,7 +303,8 @@ class _Work:
         self.prints = np.empty(n, np.uint64)
         self.masks = np.empty(MASK_BYTES * (n + 1), np.uint8)
         self.values = np.empty(DELTA_WORDS_MAX * (n + 1), np.uint64)
-        self.literals = np.empty(PAGE_BYTES * n, np.uint8)
+        self.room: NDArray[np.uint8] | None = np.empty(HEADROOM_BYTES + PAGE_BYTES * n, np.uint8)
+        self.literals = self.room[HEADROOM_BYTES:]
 
     @property
     def here(self) -> NDArray[np.uint32]:

@@ -51,3 +51,5 @@ VIEW_BLOCKS_MAX: Final = 64  # opened blocks that a session keeps: 4 MiB
 VIEW_ID_CHUNKS_MAX: Final = 64  # opened pieces of id tables that a session keeps: 1 MiB
 TABLE_CHUNKS_FREE: Final = 64  # pieces of a page table that any guest may have: 2 MiB
 TABLE_PLACES_PER_CHUNK: Final = 512  # each further one wants that many pages placed: scattered PFNs cost no memory
+# ---- streams of which nothing is known
+CHUNK_BYTES_AVERAGE: Final = 16 * KIB  # of content-defined chunks; each ends in a page that is never found again

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 PAGE_BYTES: Final = 4096  # guest memory moves in these, whatever the guest's own page size (Xen, QEMU on x86)
 WORD_BYTES: Final = 8  # entries of page tables in a stream: Xen's PFN lists, QEMU's page headers
+NO_PFN: Final = 2**64 - 1  # of a page that lies nowhere in a guest: a chunk of a disk, or of an unknown stream
 
 
 class Spans(NamedTuple):

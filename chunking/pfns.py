@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from chunking.cache import NO_LOCATION
 from chunking.limits import PFN_CHUNKS_MAX
+from chunking.pages import NO_PFN
 
 CHUNK_BITS: Final = 16
 
@@ -43,7 +44,7 @@ class PfnMap:
 
 def _by_chunk(pfns: NDArray[np.uint64]) -> list[tuple[int, NDArray[np.bool_] | slice, NDArray[np.uint64]]]:
     """For each chunk touched: its number, which of ``pfns`` lie in it, and where within it."""
-    if not len(pfns):
+    if not len(pfns) or pfns[0] == NO_PFN:  # a stream without a guest has no other ones
         return []
     numbers, within = pfns >> np.uint64(CHUNK_BITS), pfns & np.uint64((1 << CHUNK_BITS) - 1)
     if numbers.min() == numbers.max():

@@ -130,7 +130,7 @@ class Pair:
         self.encoder = Encoder(slots * PAGE_BYTES, chains, stored=store)
         self.decoder = Decoder(slots * PAGE_BYTES, stored=store)
 
-    def carry(self, raw: bytes, spans: Spans, regime: Regime) -> tuple[Plan, bytes | None]:
+    def carry(self, raw: bytes | memoryview, spans: Spans, regime: Regime) -> tuple[Plan, memoryview | None]:
         """One frame from end to end."""
         plan = self.encoder.plan(memoryview(raw), spans, regime)
         body = self.encoder.press(plan)
@@ -141,11 +141,11 @@ class Pair:
         assert self.take(body, len(raw)) == raw
         return plan, body
 
-    def take(self, body: bytes, raw_bytes: int) -> bytearray:
+    def take(self, body: memoryview, raw_bytes: int) -> bytearray:
         """A body at the decoder."""
         out = bytearray(raw_bytes)
         self.decoder.chain_of(body)
-        self.decoder.rebuild(self.decoder.unpress(memoryview(body), raw_bytes), memoryview(out))
+        self.decoder.rebuild(self.decoder.unpress(body, raw_bytes), memoryview(out))
         return out
 
 

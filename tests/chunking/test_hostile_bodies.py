@@ -31,7 +31,7 @@ def frames(seed: int, regime: Regime, store: MemoryStore | None = None) -> list[
     for raw, spans in pieces(seed, 3):
         body = encoder.press(encoder.plan(memoryview(raw), spans, regime))
         if body is not None:
-            bodies.append((body, len(raw)))
+            bodies.append((bytes(body), len(raw)))
     return bodies
 
 

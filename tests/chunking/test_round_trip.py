@@ -109,6 +109,19 @@ def test_a_short_frame_without_pages_goes_as_it_is() -> None:
     assert pair.carry(b"ready" * 1000, pages.plain(5000), Regime.LIGHT)[1] is not None
 
 
+@pytest.mark.parametrize("regime", ENGINE, ids=lambda regime: regime.name)
+@pytest.mark.parametrize("store", [None, MemoryStore([b"s" * PAGE_BYTES])], ids=["no store", "store"])
+def test_room_for_a_header_before_the_body(regime: Regime, store: MemoryStore | None) -> None:
+    """The caller's header lies before the body in one piece, whether literals had to be moved or not."""
+    pair, rng = Pair(4096, 1, store), random.Random(9)
+    for count in (1, 300, 3):
+        raw, spans = of_pages([*(rng.randbytes(PAGE_BYTES) for _ in range(count)), b"s" * PAGE_BYTES])
+        whole = pair.encoder.press(pair.encoder.plan(memoryview(raw), spans, regime), prefix=64)
+        assert whole is not None
+        whole[:64] = b"H" * 64
+        assert pair.take(whole[64:], len(raw)) == raw
+
+
 @pytest.mark.parametrize("regime", COMPRESSING, ids=lambda regime: regime.name)
 def test_frames_stand_on_what_came_before(regime: Regime) -> None:
     """Small frames share a chain's context; large ones may be compressed alone, and the chain's stream goes on."""
