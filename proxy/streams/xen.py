@@ -77,6 +77,7 @@ PAGE_TYPE_BROKEN: Final = 0xD  # this and the two above it carry no page
 PAGE_TYPE_XALLOC: Final = 0xE
 PAGE_TYPE_XTAB: Final = 0xF
 
+_LENGTH_BYTES: Final = 4  # before xl's configuration
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -94,7 +95,7 @@ def xl_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
         raise Surprise("byte_order")
     if mandatory & ~XL_MANDATORY_FLAG_ALL:
         raise Surprise("mandatory_flags")
-    if mandatory & XL_MANDATORY_FLAG_JSON and WORD_BYTES <= size <= XL_CONFIG_BYTES_MAX:
+    if mandatory & XL_MANDATORY_FLAG_JSON and _LENGTH_BYTES <= size <= XL_CONFIG_BYTES_MAX:
         config = yield from reader.take(size)
         _identify(config, order, facts)
     else:
@@ -112,7 +113,9 @@ def xl_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
 def _identify(config: bytes, order: str, facts: StreamFacts) -> None:
     """Name and UUID from the domain's configuration; what is ambiguous or no name is left out."""
     size = struct.unpack_from(f"{order}I", config)[0]
-    text = config[4 : 4 + size].split(b"\0", 1)[0]  # xl reads it as a C string
+    if size > len(config) - _LENGTH_BYTES:
+        return
+    text = config[_LENGTH_BYTES:][:size].split(b"\0", 1)[0]  # xl reads it as a C string
     try:
         found = json.loads(text.decode(), object_pairs_hook=_unambiguous, parse_int=_number, parse_float=_number)
     except (ValueError, RecursionError):

@@ -278,11 +278,12 @@ def qemu_streams(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def multifd_streams(draw: st.DrawFn) -> bytes:
-    offsets = st.lists(st.integers(0, 2**20).map(lambda number: number * PAGE), max_size=4)
+    offset = st.integers(0, 2**20).map(lambda number: number * PAGE)
+    offsets, some = st.lists(offset, max_size=4), st.lists(offset, min_size=1, max_size=4)
     packets = st.one_of(
         st.builds(multifd_packet, offsets, offsets),
         st.builds(multifd_packet, flags=st.just(1), allocated=st.sampled_from([0, 128])),
-        st.builds(multifd_packet, offsets, compressed=st.binary(max_size=50), flags=st.sampled_from([2, 4, 8])),
+        st.builds(multifd_packet, some, compressed=st.binary(max_size=50), flags=st.sampled_from([2, 4, 8])),
         st.builds(multifd_device, st.binary(max_size=50)),
     )
     return multifd_init() + b"".join(draw(st.lists(packets, max_size=3)))

@@ -1,8 +1,8 @@
 """What Xen's own verifier accepts is followed to its end, and what is changed in a record's head is judged alike.
 
-verify-stream-v2 is run as the external program that it is; deploy/rig/fetch-verify-stream gets it. In some things it is
-stricter by design: padding and reserved fields, which a restore must ignore, and lengths of bodies that are not looked
-into here; and it knows neither big-endian streams nor optional records. Those are left alone.
+verify-stream-v2 is run as the external program that it is; deploy/rig/fetch-verify-stream gets it. It differs by design
+where nothing is asked here: it refuses padding and reserved fields that are not zero, which a restore must ignore, looks
+into bodies, knows neither big-endian streams nor optional records, and stops at the first END whatever comes behind it.
 """
 
 import os

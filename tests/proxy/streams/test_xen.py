@@ -232,6 +232,14 @@ def test_a_name_and_a_uuid_are_each_taken_for_themselves() -> None:
     assert seen(xl_header(config(name="Kororā"))).facts.vm_name == "Kororā"
 
 
+def test_a_configuration_that_claims_more_than_there_is_gives_none() -> None:
+    sized = struct.pack("<I", len(config()) + 1) + config()
+    head = b"Xen saved domain, xl format\n \0 \r" + struct.pack("<4I", 0x01020304, 3, 0, len(sized))
+    said = seen(head + sized + libxl(libxc(ONE)))
+    assert said.facts.vm_name is None
+    assert len(said.pages) == 1
+
+
 def test_a_configuration_longer_than_any_is_passed_unread() -> None:
     long = config().replace(b"{", b"{" + b" " * XL_CONFIG_BYTES_MAX, 1)
     said = seen(xl_header(long) + libxl(libxc(ONE)))
