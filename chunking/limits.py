@@ -47,6 +47,7 @@ OFFER_KEPT_MIN: Final = (
 )
 VIEW_SEGMENTS_MAX: Final = 16  # of one session: each holds two files open
 VIEW_PAGES_MAX: Final = 1 << 23  # of one session: at the source 12 bytes of memory each, and the page tables
+VIEW_SIEVE_BITS_MAX: Final = 24  # a sieve of 16 MiB before the search of fingerprints
 VIEW_BLOCKS_MAX: Final = 64  # opened blocks that a session keeps: 4 MiB
 VIEW_ID_CHUNKS_MAX: Final = 64  # opened pieces of id tables that a session keeps: 1 MiB
 TABLE_CHUNKS_FREE: Final = 64  # pieces of a page table that any guest may have: 2 MiB

@@ -159,6 +159,17 @@ class Segment:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """Of all kept pages, ascending.
+
+        Raises:
+            SegmentDamaged: they do not open.
+        """
+        if not self.summary.kept:
+            return np.empty(0, np.uint64)
+        known: NDArray[np.uint64] = self._column(COLUMN_FINGERPRINTS)
+        return known
+
     def propose(self, fingerprints: NDArray[np.uint64]) -> Ordinals:
         """Ordinals of pages with these fingerprints, or -1.
 
@@ -168,7 +179,7 @@ class Segment:
         kept = self.summary.kept
         if not kept:
             return np.full(len(fingerprints), ABSENT, np.int64)
-        known: NDArray[np.uint64] = self._column(COLUMN_FINGERPRINTS)
+        known = self.fingerprints()
         at = np.minimum(np.searchsorted(known, fingerprints), kept - 1)
         order: NDArray[np.uint32] = self._column(COLUMN_ORDER)
         return np.where(known[at] == fingerprints, self._ordinals(order[at]), ABSENT)

@@ -4,21 +4,23 @@ import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from threading import Lock
-from typing import NamedTuple, Self, TypeVar
+from threading import RLock
+from typing import Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from chunking.errors import FrameMalformed, PageForged, PagesMissing, SegmentDamaged, SegmentUnknown
-from chunking.limits import VIEW_BLOCKS_MAX, VIEW_ID_CHUNKS_MAX
+from chunking.limits import VIEW_BLOCKS_MAX, VIEW_ID_CHUNKS_MAX, VIEW_SIEVE_BITS_MAX
 from chunking.pages import PAGE_BYTES
 from chunking.store import layout
 from chunking.store.counters import Counters
 from chunking.store.disk import Disk
 from chunking.store.layout import ID_BYTES, ID_CHUNK_PAGES
 from chunking.store.segment import ABSENT, Bytes, Ordinals, Segment
+
+_SIEVE_BITS_MORE: Final = 1  # two to four places a page: a page that is not stored passes once in three times or less
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -58,7 +60,9 @@ class StoreView:
         self._disk = disk
         self._counters = counters
         self._damaged: set[int] = set()
-        self._lock = Lock()
+        self._lock = RLock()
+        self._sieve_bits = min(VIEW_SIEVE_BITS_MAX, self.count.bit_length() + _SIEVE_BITS_MORE)
+        self._sieve_table: NDArray[np.bool_] | None = None
         self._blocks: _Recent[tuple[int, int], Bytes] = _Recent(VIEW_BLOCKS_MAX)
         self._id_chunks: _Recent[tuple[int, int], Bytes] = _Recent(VIEW_ID_CHUNKS_MAX)
         self.prefer(vm)
@@ -107,8 +111,10 @@ class StoreView:
         """
         found = np.full(len(fingerprints), ABSENT, np.int64)
         ids: dict[int, bytes] = {}
+        likely = np.flatnonzero(self._sieve()[_sieved(fingerprints, self._sieve_bits)])
+        likely = likely[np.argsort(fingerprints[likely])]  # searching in order keeps what it reads in the cache
         for position, segment in enumerate(self._segments):
-            open_ = np.flatnonzero(found == ABSENT)
+            open_ = likely[found[likely] == ABSENT]
             if not len(open_):
                 break
             with self._noting_damage(position):
@@ -116,12 +122,14 @@ class StoreView:
                 ordinals[ordinals >= self._starts[position + 1] - self._starts[position]] = ABSENT
                 proposed = np.flatnonzero(ordinals != ABSENT)
                 stored = self._ids(position, segment.places(ordinals[proposed]))
-                for at, ordinal, stored_id in zip(open_[proposed], ordinals[proposed], stored, strict=True):
-                    page_id = ids.get(at)
-                    if page_id is None:
+                for at, ordinal, stored_id in zip(
+                    open_[proposed].tolist(), ordinals[proposed].tolist(), stored, strict=True
+                ):
+                    own = ids.get(at)
+                    if own is None:
                         offset = int(offsets[at])
-                        page_id = ids[at] = self._id(raw[offset : offset + PAGE_BYTES])
-                    if page_id == stored_id:
+                        own = ids[at] = self._id(raw[offset : offset + PAGE_BYTES])
+                    if own == stored_id:
                         found[at] = self._starts[position] + ordinal
         hits = int(np.count_nonzero(found != ABSENT))
         self._counters.add(hits=hits, misses=len(found) - hits)
@@ -182,6 +190,17 @@ class StoreView:
             stored = self._ids(position, places[places != ABSENT])
         if stored and stored[0] != self._id(page):
             raise PageForged(f"what was given in place of stored page {ordinal} is another page")
+
+    def _sieve(self) -> NDArray[np.bool_]:
+        """Which beginnings of fingerprints occur at all: most pages of a guest not seen before go no further."""
+        with self._lock:
+            if self._sieve_table is None:
+                table = np.zeros(1 << self._sieve_bits, np.bool_)
+                for position, segment in enumerate(self._segments):
+                    with self._noting_damage(position):
+                        table[_sieved(segment.fingerprints(), self._sieve_bits)] = True
+                self._sieve_table = table
+            return self._sieve_table
 
     def _resolved(self, position: int, segments: NDArray[np.int64], ordinals: Ordinals) -> Ordinals:
         """The session's ordinals of what a segment's page table says; -1 where that is not at hand."""
@@ -272,6 +291,10 @@ class StoreView:
 def page_id(page_key: bytes, page: bytes | memoryview) -> bytes:
     """The id of a page within its tenant's store: keyed BLAKE3, 16 bytes. It never leaves the host."""
     return blake3(page, key=page_key).digest(length=ID_BYTES)
+
+
+def _sieved(fingerprints: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
+    return (fingerprints >> np.uint64(64 - bits)).astype(np.int64)
 
 
 class _NotingDamage:

@@ -27,7 +27,6 @@ from chunking.store.view import StoreView, page_id
 
 Fingerprints = NDArray[np.uint64]
 Fingerprinter = Callable[[Bytes], Fingerprints]
-NOTHING_AGREED: Final = np.zeros(1, np.int64)
 INDEX_BYTES_BASE: Final = 2048  # of an index without a page
 INDEX_BYTES_PER_PAGE: Final = 64  # what a page adds at most: fingerprint, place, a run of its own, its id counted twice
 
@@ -95,7 +94,7 @@ class SegmentWriter:
         self._done = Event()
         self._lock = Lock()
         agreed = view.agreed if view is not None else []
-        starts = np.cumsum([0, *(segment.pages for segment in agreed)], dtype=np.int64) if agreed else NOTHING_AGREED
+        starts = np.cumsum([0, *(segment.pages for segment in agreed)], dtype=np.int64)
         self._file = _SegmentFile(disk, counters, PageTable(slots, starts), tuple(segment.name for segment in agreed))
         behind.must(self._guarded(lambda: self._file.begin(found())))
 
