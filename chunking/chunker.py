@@ -82,11 +82,15 @@ class OpaqueChunker:
 
     Blocks and files are padded with zeros, so that the first bytes after such padding show how the content is aligned.
     A stream that shows nothing gets fixed chunks, which cost nothing.
+
+    Args:
+        offset: bytes of the stream before the first piece.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int = 0) -> None:
         self._content = ContentChunker()
-        self._offset = self._begun = self._aligned = 0
+        self._offset = offset
+        self._begun = self._aligned = 0
 
     @property
     def content_defined(self) -> bool:

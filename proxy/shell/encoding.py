@@ -226,12 +226,10 @@ class EncodingLine:
         began = perf_counter()
         if job.plan is None:
             raise RuntimeError("a frame was pressed before it was planned")
-        body = self._encoder.press(job.plan)
-        if body is None:
+        frame = self._encoder.press(job.plan, prefix=FRAME_HEADER_BYTES)
+        if frame is None:
             raise RuntimeError("a frame without pages went into the line to be encoded")
-        frame = bytearray(FRAME_HEADER_BYTES + len(body))
-        job.half.head_into(memoryview(frame), job.claim, Codec.PAGES, len(body), job.digest)
-        frame[FRAME_HEADER_BYTES:] = body
-        job.frame = memoryview(frame)
+        job.half.head_into(frame, job.claim, Codec.PAGES, len(frame) - FRAME_HEADER_BYTES, job.digest)
+        job.frame = frame
         job.press_seconds = perf_counter() - began
         self._on_loop(self._done, job)

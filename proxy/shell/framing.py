@@ -3,6 +3,7 @@
 import asyncio
 from typing import Protocol
 
+from chunking.chunker import OpaqueChunker
 from chunking.pages import Spans
 from chunking.regime import Regime
 from proxy.channel import SendHalf
@@ -19,7 +20,7 @@ from proxy.ordering import Outgoing
 from proxy.session import Session
 from proxy.shell.encoding import EncodingLine, Job
 from proxy.shell.lane import BufferPool, Lent
-from proxy.streams.facts import StreamFacts
+from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES
 
 
@@ -32,21 +33,6 @@ class Sender(Protocol):
 
     async def send_frame(self, frame: Outgoing) -> None:
         """Send a frame to the peer, as soon as a lane is free. Its buffer comes back to the pool by itself."""
-
-
-class Reader(Protocol):
-    """What says where pages lie; proxy/streams has them."""
-
-    @property
-    def facts(self) -> StreamFacts:
-        """What has been learnt of the stream so far."""
-
-    @property
-    def paged(self) -> bool:
-        """Whether pages are to be expected: not in a format that has none, nor in one that is no longer understood."""
-
-    def feed(self, piece: memoryview, *, final: bool, urgent: bool) -> Spans:
-        """Describe the stream's next bytes."""
 
 
 class Framing:
@@ -137,7 +123,7 @@ class PagedFraming(Framing):
         carrier: Sender,
         half: SendHalf,
         line: EncodingLine,
-        reader: Reader,
+        reader: StreamParser,
         large: BufferPool,
         *,
         guest: GuestView,
@@ -146,6 +132,7 @@ class PagedFraming(Framing):
         self._line, self._reader, self._large, self._guest = line, reader, large, guest
         self._regime = Regime.RAW
         """Of the last frame, and so what the next one is likely to be."""
+        self._chunker: OpaqueChunker | None = None
 
     @property
     def room(self) -> int:
@@ -167,17 +154,26 @@ class PagedFraming(Framing):
         eager = filled >= FRAME_EAGER_BYTES and self._line.idle
         return filled >= room or (drained and (eager or not self._half.in_flight))
 
+    def _describe(self, filled: int, *, final: bool) -> Spans:
+        """Where pages lie in the bytes read; where nobody knows any more, where chunks do that take their place."""
+        piece = self.stream[:filled]
+        known = self._chunker is None
+        describe = self._reader.feed if self._chunker is None else self._chunker.feed
+        spans = describe(piece, final=final, urgent=final)
+        if not spans.used:
+            spans = describe(piece, final=final, urgent=True)
+        if known:
+            self._guest.saw(spans, self._reader.facts.vm_name)
+            if self._reader.decided and not self._reader.paged:
+                self._chunker = OpaqueChunker(self._half.offset + spans.used)
+        return spans
+
     async def send(self, filled: int, *, final: bool) -> int:
         """See ``Framing.send``; the beginning of a page is left for the next frame, unless there is nothing else."""
-        spans = self._reader.feed(self.stream[:filled], final=final, urgent=final)
-        if not spans.used:
-            spans = self._reader.feed(self.stream[:filled], final=final, urgent=True)
-        self._guest.saw(spans, self._reader.facts.vm_name)
+        spans = self._describe(filled, final=final)
         used = spans.used
         rest = bytes(self.stream[used:filled])
-        # The piece that ends a stream may hold pages although no more are to be expected.
-        regime = self._line.adapter.choose(used) if len(spans.pfns) or self._reader.paged else Regime.RAW
-        self._regime = regime if self._reader.paged else Regime.RAW
+        self._regime = regime = self._line.adapter.choose(used)
         if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
             await self._send_plain(used)
         else:

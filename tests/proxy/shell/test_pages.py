@@ -137,11 +137,18 @@ def test_channels_of_several_formats_share_a_session(client_tls: TlsConfig, serv
     assert source.digest_blake3 == destination.digest_blake3
 
 
-def test_a_stream_without_pages_goes_as_it_is(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
-    source, _ = migrate(
-        client_tls, server_tls, random.Random(8).randbytes(5 * MIB), source=PagingTerms(encode=Encode.PAGES)
-    )
-    assert not any(source.pages.values())
+@pytest.mark.parametrize("blocks", [True, False], ids=["in blocks", "one behind the other"])
+def test_a_stream_of_which_nothing_is_known_sends_each_chunk_once(
+    blocks: bool, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    """Files that come twice: in the blocks of a disk, or of an archive, where the second time they lie anywhere."""
+    dice = random.Random(8)
+    contents = [dice.randbytes(dice.randrange(3000, 12_000)) for _ in range(600)]
+    files = b"".join(data + bytes(-len(data) % 4096 if blocks else 600) for data in contents)
+    stream = b"disk" * 1024 + files + bytes(4096 if blocks else 1000) + files
+    source, destination = migrate(client_tls, server_tls, stream, source=PagingTerms(encode=Encode.PAGES))
+    assert source.pages == destination.pages
+    assert source.bytes_wire["forward"] < 0.75 * len(stream)
 
 
 def test_words_of_both_sides_alternate_without_delay(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
