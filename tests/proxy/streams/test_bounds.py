@@ -131,12 +131,16 @@ def test_nothing_of_a_piece_is_kept() -> None:
 
 
 def test_nothing_of_a_piece_is_kept_by_a_parser_that_goes_on() -> None:
+    """However far it has come: within a table, within pages, between records."""
     for stream in (
-        QEMU_START + QEMU_PART,
+        QEMU_START + QEMU_PART + word(0x28) + bytes(PAGE) + word(0x28) + bytes(99),
         table(300, 8 + 300 * 8 + 300 * PAGE) + bytes(1000),
-        multifd_init() + bytes(9),
+        table(300, 8 + 300 * 8 + 300 * PAGE) + bytes(2400 + 2 * PAGE + 9),
+        multifd_init() + multifd_packet([PAGE] * 9)[:600],
+        multifd_init() + multifd_packet([PAGE] * 9)[:-100],
+        multifd_init() + multifd_packet([PAGE] * 9),
     ):
         parser = StreamParser()
         buffer = bytearray(stream)
         parser.feed(memoryview(buffer), final=False)
-        buffer.clear()
+        buffer.clear()  # raises BufferError while anything views it
