@@ -23,9 +23,9 @@ from tests.proxy.streams.made import (
     word,
 )
 
-PIECE_BYTES = 4 * MIB
+PIECE_BYTES = MIB
 MEMORY_BYTES_MAX = 10 * PIECE_BYTES  # while a piece is described; kept between pieces it is far less
-KEPT_BYTES_MAX = MIB
+KEPT_BYTES_MAX = MIB // 2
 QEMU_START = qemu_header() + section(1, 2, b"ram", block_list({b"pc.ram": 1 << 40}) + EOS)
 QEMU_PART = b"\x02" + struct.pack(">I", 2) + word(0x02) + text(b"pc.ram") + b"\0"
 
