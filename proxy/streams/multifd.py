@@ -1,6 +1,6 @@
 """QEMU's multifd channels: packets of up to 128 pages beside the main stream. Sans-IO.
 
-Follows migration/multifd.h of QEMU 4.0 to 10.1 (MultiFDInit_t, MultiFDPacket_t, MultiFDPacketDeviceState_t).
+Follows migration/multifd.h of QEMU (MultiFDInit_t, MultiFDPacket_t, MultiFDPacketDeviceState_t).
 """
 
 import struct

@@ -199,7 +199,11 @@ class Reader:
         self.at = at
 
     def find(self, mark: bytes, behind: int) -> Steps[bytes]:
-        """Pass bytes up to the next ``mark`` and the ``behind`` bytes that follow it, and return the latter."""
+        """Pass bytes up to the next ``mark`` and the ``behind`` bytes that follow it, and return the latter.
+
+        What was unread before is searched too; it must be shorter than both.
+        """
+        self._spend()
         whole = len(mark) + behind
         held = self._ahead
         self._ahead = b""
@@ -209,10 +213,7 @@ class Reader:
             found = block.find(mark, 0, max(0, len(block) - behind))
             if found >= 0:
                 stop = found + whole
-                if stop >= known:
-                    self._pass_other(stop - known)
-                else:
-                    self._ahead = held[stop:]
+                self._pass_other(stop - known)
                 return block[stop - behind : stop]
             self._pass_other(len(block) - known)
             held = block[-(whole - 1) :]

@@ -1,8 +1,8 @@
 """What Xen's own verifier accepts is followed to its end, and what is changed in a record's head is judged alike.
 
 verify-stream-v2 is run as the external program that it is; deploy/rig/fetch-verify-stream gets it. It differs by design
-where nothing is asked here: it refuses padding and reserved fields that are not zero, which a restore must ignore; it
-looks into bodies, knows neither big-endian streams nor optional records, and stops at the first END whatever follows.
+where nothing is asked here: it refuses padding and reserved fields that are not zero, which a restore must ignore, it
+looks into bodies, it knows neither big-endian streams nor optional records, and it stops at the first END.
 """
 
 import os
