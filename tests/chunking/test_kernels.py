@@ -1,14 +1,7 @@
 """One suite for both implementations of the kernels: compiled and numpy must give the same bytes."""
 
-import importlib.util
-import os
 import random
-import shutil
-import subprocess
-import sys
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,23 +18,6 @@ from chunking.limits import DELTA_WORDS_MAX
 from chunking.pages import PAGE_BYTES, Spans
 from chunking.pfns import PfnMap
 from tests.chunking.support import pieces
-
-CAN_COMPILE = shutil.which("cc") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
-
-
-def test_compiled_wherever_that_is_possible() -> None:
-    """Without this the rest of the file would be skipped, and nobody would know."""
-    assert not CAN_COMPILE or importlib.util.find_spec("chunking._kernels") is not None
-
-
-@pytest.mark.parametrize("wanted", ["python", ""])
-def test_the_choice_of_kernels(wanted: str) -> None:
-    told = "from chunking import kernels; print(kernels.COMPILED)"
-    environment = {**os.environ, "KORORA_KERNELS": wanted, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
-    available = importlib.util.find_spec("chunking._kernels") is not None
-    assert run.stdout.strip() == str(available and not wanted)
-
 
 compiled = pytest.importorskip("chunking._kernels", reason="no compiled kernels here (gcc and Python.h are needed)")
 BOTH: list[Any] = [compiled, fallback]
