@@ -11,7 +11,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from chunking.errors import FrameMalformed
-from chunking.limits import META_WINDOW_LOG, ZSTD_WINDOW_LOG_MAX
+from chunking.limits import META_WINDOW_LOG, META_WINDOW_LOG_MAX, ZSTD_WINDOW_LOG_MAX
 from chunking.regime import Regime
 
 
@@ -46,7 +46,7 @@ META_EFFORTS: Final = {
     Regime.FAST: _QUICK_META,
     Regime.LIGHT: _QUICK_META,
     Regime.FIRM: Effort(3, META_WINDOW_LOG),
-    Regime.BEST: Effort(12, 23),
+    Regime.BEST: Effort(12, META_WINDOW_LOG_MAX),
 }
 LITERAL_EFFORTS: Final = {
     Regime.FAST: Effort(-10, 19),  # 1 GiB of guest memory a second with all that is done besides (ADR 10)
@@ -107,9 +107,14 @@ class _Feed:
 
 
 class DecompressStream:
-    """One zstd stream at the destination. Output never exceeds what the caller's counts allow."""
+    """One zstd stream at the destination. Output never exceeds what the caller's counts allow.
 
-    def __init__(self) -> None:
+    Args:
+        window_log: the largest window it grants the peer, as a power of two of bytes.
+    """
+
+    def __init__(self, window_log: int = ZSTD_WINDOW_LOG_MAX) -> None:
+        self._window_bytes = 1 << window_log
         self._feed = _Feed()
         self._reader: zstandard.ZstdDecompressionReader | None = None
 
@@ -122,11 +127,11 @@ class DecompressStream:
             reset: the stream starts anew.
 
         Raises:
-            FrameMalformed: no zstd, another size, or a window over 2^``ZSTD_WINDOW_LOG_MAX`` bytes.
+            FrameMalformed: no zstd, another size, or too large a window.
         """
         if reset:
             self._feed = _Feed()
-            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW_LOG_MAX)
+            decompressor = zstandard.ZstdDecompressor(max_window_size=self._window_bytes)
             self._reader = decompressor.stream_reader(self._feed, read_across_frames=False)  # type: ignore[arg-type]
         if self._reader is None:
             raise FrameMalformed("a chain's stream goes on that never started")

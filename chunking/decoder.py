@@ -16,7 +16,13 @@ from chunking.chains import DecompressStream
 from chunking.encoder import NewPages, page_offsets
 from chunking.errors import FrameMalformed, PagesMissing
 from chunking.frame import HEADER, Columns, Flags, Header, PageKind, unpack
-from chunking.limits import CHAINS_MAX, FRAME_RAW_BYTES_MAX, LOCATIONS_MAX
+from chunking.limits import (
+    CHAINS_MAX,
+    FRAME_RAW_BYTES_MAX,
+    LOCATIONS_MAX,
+    META_WINDOW_LOG_MAX,
+    ZSTD_WINDOW_LOG_MAX,
+)
 from chunking.pages import PAGE_BYTES
 from chunking.stored import StoredPages
 
@@ -57,18 +63,23 @@ class Decoder:
     Args:
         cache_bytes: of the page cache, the same at the encoder.
         stored: pages of earlier sessions that both sides hold, the same ones in the same order.
+        chains: context chains that the encoder has, at most. Each may take 40 MiB of windows.
 
     Raises:
         ValueError: sizes out of range.
     """
 
-    def __init__(self, cache_bytes: int, *, stored: StoredPages | None = None) -> None:
+    def __init__(self, cache_bytes: int, *, stored: StoredPages | None = None, chains: int = CHAINS_MAX) -> None:
+        if not 1 <= chains <= CHAINS_MAX:
+            raise ValueError(f"{chains} context chains")
         self._cache = PageCache(cache_bytes // PAGE_BYTES)
         self._stored = stored
         self._stored_count = 0 if stored is None else stored.count
         if self._cache.slots + self._stored_count > LOCATIONS_MAX:
             raise ValueError(f"{self._stored_count} stored pages beside {self._cache.slots} slots")
-        self._chains: dict[int, tuple[DecompressStream, DecompressStream]] = {}
+        self._chains = [
+            (DecompressStream(META_WINDOW_LOG_MAX), DecompressStream(ZSTD_WINDOW_LOG_MAX)) for _ in range(chains)
+        ]
 
     def chain_of(self, body: memoryview | bytes) -> int:
         """The context chain a body belongs to: bodies of one chain are unpressed in order.
@@ -76,14 +87,12 @@ class Decoder:
         Raises:
             FrameMalformed: there is no such chain.
         """
-        if len(body) < HEADER.size or body[1] >= CHAINS_MAX:
+        if len(body) < HEADER.size or body[1] >= len(self._chains):
             raise FrameMalformed("a body without a context chain")
-        # Here and not in unpress, which may run in several threads.
-        self._chains.setdefault(body[1], (DecompressStream(), DecompressStream()))
         return body[1]
 
     def unpress(self, body: memoryview | bytes, raw_bytes: int) -> Unpressed:
-        """Decompress a frame. Parallel between chains, in order within one; ``chain_of`` comes before it.
+        """Decompress a frame. Parallel between chains, in order within one.
 
         Args:
             body: the frame's body; must live until the frame is rebuilt.

@@ -1,4 +1,4 @@
-"""The body of a PAGES frame: its header and the columns before its literals. docs/wire-format.md draws it. Sans-IO.
+"""The body of a PAGES frame: its header and the columns before its literals. docs/frames.md draws it. Sans-IO.
 
 Header (big-endian), then ``meta_bytes`` of the chain's meta stream, then the literals: as they are, or the next block
 of the chain's literal stream, or a zstd stream of their own. A chain's two streams are zstd, flushed at the end of each

@@ -16,7 +16,7 @@ from chunking.decoder import Decoder
 from chunking.encoder import Encoder
 from chunking.errors import FrameMalformed, PagesMissing
 from chunking.frame import HEADER, Flags, Header
-from chunking.limits import CHAINS_MAX, FRAME_RAW_BYTES_MAX, ZSTD_WINDOW_LOG_MAX
+from chunking.limits import CHAINS_MAX, FRAME_RAW_BYTES_MAX, META_WINDOW_LOG_MAX, ZSTD_WINDOW_LOG_MAX
 from chunking.pages import PAGE_BYTES
 from chunking.regime import Regime
 from tests.chunking.support import ENGINE, MemoryStore, Pair, of_pages, pieces
@@ -193,12 +193,20 @@ def test_a_header_that_promises_a_gibibyte_allocates_nothing() -> None:
         tracemalloc.stop()
 
 
-def test_a_window_over_the_limit_is_refused() -> None:
-    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=ZSTD_WINDOW_LOG_MAX + 1)
+@pytest.mark.parametrize("limit", [ZSTD_WINDOW_LOG_MAX, META_WINDOW_LOG_MAX])
+def test_a_window_over_the_limit_is_refused(limit: int) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=limit + 1)
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     packed = stream.compress(b"x" * 100) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     with pytest.raises(FrameMalformed, match="zstd"):
-        DecompressStream().decompress(memoryview(packed), 100, reset=True)
+        DecompressStream(limit).decompress(memoryview(packed), 100, reset=True)
+
+
+def test_only_the_chains_agreed_on() -> None:
+    body = forge(ONE_LITERAL._replace(chain=2), ONE_PAGE, bytes(PAGE_BYTES))
+    assert swallow(Decoder(SLOTS * PAGE_BYTES, chains=3), body, PAGE_BYTES) == bytes(PAGE_BYTES)
+    with pytest.raises(FrameMalformed):
+        swallow(Decoder(SLOTS * PAGE_BYTES, chains=2), body, PAGE_BYTES)
 
 
 def test_a_stream_gives_exactly_what_is_asked() -> None:

@@ -1,6 +1,7 @@
 """What the encoder takes, the decoder gives back: made guests in every regime, small caches that wrap, real streams."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chunking import pages
+from chunking.decoder import Decoder
 from chunking.encoder import Encoder
 from chunking.frame import PageKind
 from chunking.limits import DELTA_WORDS_MAX, FRAME_BODY_SLACK_BYTES, FRAME_RAW_BYTES_MAX
@@ -195,3 +197,34 @@ def test_a_source_that_cannot_read_its_own_store_sends_literals() -> None:
     encoder = Encoder(1 << 20, 1, stored=store)
     raw, spans = of_pages([b"x" + page[1:] for page in old])
     assert encoder.plan(memoryview(raw), spans, Regime.DELTA).counts == (0, 0, 2, 1, 0)
+
+
+def test_chains_in_parallel() -> None:
+    """Plans and rebuilding in order, compression in as many threads as chains: the same bytes as in one thread."""
+    stream = list(pieces(77, 40, pages_max=20))
+
+    def bodies(threads: int) -> list[bytes]:
+        encoder = Encoder(64 * PAGE_BYTES, 4)
+        lines = [ThreadPoolExecutor(1) for _ in range(threads)]
+        pressed = []
+        for raw, spans in stream:
+            plan = encoder.plan(memoryview(raw), spans, Regime.LIGHT)
+            pressed.append(lines[plan.chain % threads].submit(encoder.press, plan))
+        for line in lines:
+            line.shutdown()
+        return [bytes(future.result() or b"") for future in pressed]
+
+    at_once = bodies(4)
+    assert at_once == bodies(1)
+    decoder = Decoder(64 * PAGE_BYTES, chains=4)
+    lines = [ThreadPoolExecutor(1) for _ in range(4)]
+    waiting = [
+        lines[decoder.chain_of(body)].submit(decoder.unpress, body, len(raw))
+        for body, (raw, _) in zip(at_once, stream, strict=True)
+    ]
+    for future, (raw, _) in zip(waiting, stream, strict=True):
+        out = bytearray(len(raw))
+        decoder.rebuild(future.result(), memoryview(out))
+        assert out == raw
+    for line in lines:
+        line.shutdown()
