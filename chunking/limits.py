@@ -36,6 +36,7 @@ ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors ma
 
 # The content store.
 STORE_BYTES_DEFAULT: Final = 20 * GIB  # on disk, all tenants: a few guests of middling size
+STORE_FREE_BYTES_MIN: Final = GIB  # left on the disk for everybody else: a store must not be what fills a host
 STORE_QUEUE_BYTES_MAX: Final = 32 * MIB  # pages waiting for the disk, in all of a process: then pages are dropped
 STORE_JOBS_MAX: Final = 4096  # notes wait there too, and weigh little
 STORE_LEASE_BYTES: Final = 64 * MIB  # a writer asks for room in these, so that a store never outgrows its limit

@@ -66,6 +66,11 @@ class Disk:
         except OSError:
             return
 
+    def free(self, path: Path) -> int:
+        """Bytes that can still be written where ``path`` is."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
     def shred(self, path: Path) -> None:
         """Overwrite a small file where it lies, and remove it: what it was the key of is lost with it."""
         try:

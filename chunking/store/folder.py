@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from chunking.errors import SegmentDamaged, SegmentTaken, SegmentUnknown, StoreError, StoreUnusable
 from chunking.limits import STORE_LEASE_BYTES, STORE_LEASES_MIN, STORE_SEGMENTS_MAX
@@ -23,6 +23,19 @@ from chunking.store.segment import read_note
 
 LOCK: Final = "lock"
 _WHOLE: Final = frozenset({KEY, DATA, INDEX})
+_STAT_BLOCK_BYTES: Final = 512  # the unit of st_blocks
+
+
+class Bounds(NamedTuple):
+    """How much a store may take.
+
+    Args:
+        bytes_max: of all its files.
+        free_bytes_min: that it leaves on the disk.
+    """
+
+    bytes_max: int
+    free_bytes_min: int
 
 
 @dataclass(slots=True)
@@ -128,27 +141,34 @@ class StoreFolder:
                 if layout.is_folder(entry.name):
                     self._disk.remove_folder(self.path / entry.name)
 
-    def make_room(self, size: int, bytes_max: int, *, besides: Path) -> bool:
+    def make_room(self, size: int, bounds: Bounds, *, besides: int) -> bool:
         """Under the lock: remove segments, least recently used first, until a file of ``size`` bytes fits; says if so.
 
         Args:
             size: bytes that the file ``besides`` is to have.
-            bytes_max: of the whole store.
-            besides: the file, whose present size does not count.
+            bounds: of the store.
+            besides: the file, open; its present size does not count.
         """
-        if size > bytes_max:
+        status = os.fstat(besides)
+        growth = size - status.st_blocks * _STAT_BLOCK_BYTES
+        if size > bounds.bytes_max:
             return False
         groups = list(self.groups())
-        total = sum(group.bytes for group in groups) - (besides.stat().st_size if besides.exists() else 0)
+        total = sum(group.bytes for group in groups) - (status.st_size if status.st_nlink else 0)
         many = len(groups)
+
+        def fits() -> bool:
+            left = self._disk.free(self.path) - growth >= bounds.free_bytes_min
+            return left and total + size <= bounds.bytes_max and many <= STORE_SEGMENTS_MAX
+
         for group in sorted(groups, key=lambda group: (group.whole, group.used)):
-            if total + size <= bytes_max and many <= STORE_SEGMENTS_MAX:
+            if fits():
                 return True
             if self._remove_unused(group):
                 total -= group.bytes
                 many -= 1
                 self._counters.add(segments_evicted=1)
-        return total + size <= bytes_max and many <= STORE_SEGMENTS_MAX
+        return fits()
 
     def shred(self, group: Group) -> None:
         """Under the lock: the key first, so that nothing of it can be read again whatever happens next."""
@@ -208,7 +228,7 @@ class Founding:
         disk: the steps on the disk.
         note: for the key file.
         name: the segment's.
-        bytes_max: of the whole store.
+        bounds: of the store.
 
     Raises:
         SegmentTaken: there is one of that name.
@@ -216,16 +236,16 @@ class Founding:
     """
 
     def __init__(
-        self, store: StoreFolder, keys: StoreKeys, disk: Disk, *, note: Note, name: bytes, bytes_max: int
+        self, store: StoreFolder, keys: StoreKeys, disk: Disk, *, note: Note, name: bytes, bounds: Bounds
     ) -> None:
         self.folder = store.path / keys.folder(note.tenant)
         self.page_key = keys.page_key(self.folder.name)
-        self.lease_bytes = min(STORE_LEASE_BYTES, bytes_max // STORE_LEASES_MIN)
+        self.lease_bytes = min(STORE_LEASE_BYTES, bounds.bytes_max // STORE_LEASES_MIN)
         self.sealer: Sealer
         self.data = self.index = -1
         self._store = store
         self._disk = disk
-        self._bytes_max = bytes_max
+        self._bounds = bounds
         self._group = Group(self.folder, name)
         with store.locked():
             disk.make_folder(self.folder)
@@ -242,7 +262,7 @@ class Founding:
     def lease(self, size: int) -> bool:
         """Have room for a data file of ``size`` bytes; the file is lengthened, so that other processes count it."""
         with self._store.locked():
-            room = self._store.make_room(size, self._bytes_max, besides=self._group.path(DATA))
+            room = self._store.make_room(size, self._bounds, besides=self.data)
             if room:
                 self._disk.resize(self.data, size)
         return room

@@ -9,12 +9,18 @@ from typing import NamedTuple, Self
 from weakref import WeakSet
 
 from chunking.errors import SegmentDamaged, SegmentUnknown
-from chunking.limits import OFFER_KEPT_MIN, STORE_BYTES_DEFAULT, VIEW_PAGES_MAX, VIEW_SEGMENTS_MAX
+from chunking.limits import (
+    OFFER_KEPT_MIN,
+    STORE_BYTES_DEFAULT,
+    STORE_FREE_BYTES_MIN,
+    VIEW_PAGES_MAX,
+    VIEW_SEGMENTS_MAX,
+)
 from chunking.store import layout
 from chunking.store.behind import WriteBehind
 from chunking.store.counters import Counters
 from chunking.store.disk import Disk
-from chunking.store.folder import Founding, Group, StoreFolder
+from chunking.store.folder import Bounds, Founding, Group, StoreFolder
 from chunking.store.keys import StoreKeys
 from chunking.store.layout import DAMAGED, KEY, SEGMENT_NAME_BYTES, Note
 from chunking.store.segment import Segment, read_note
@@ -78,6 +84,7 @@ class Store:
         directory: the folder; made if it is not there.
         keys: of this host.
         bytes_max: of all its files together; least recently used segments go first.
+        free_bytes_min: that it leaves on the disk; to that end segments go too.
         fingerprint: of pages (n, 4096), the same function that the encoder uses; None if sessions always give them.
         disk: the steps on the disk.
         counters: to count in.
@@ -92,13 +99,14 @@ class Store:
         keys: StoreKeys,
         *,
         bytes_max: int = STORE_BYTES_DEFAULT,
+        free_bytes_min: int = STORE_FREE_BYTES_MIN,
         fingerprint: Fingerprinter | None = None,
         disk: Disk | None = None,
         counters: Counters | None = None,
     ) -> None:
         self.counters = counters if counters is not None else Counters()
         self._keys = keys
-        self._bytes_max = bytes_max
+        self._bounds = Bounds(bytes_max, free_bytes_min)
         self._fingerprint = fingerprint
         self._disk = disk if disk is not None else Disk()
         self._folder = StoreFolder(directory, self._disk, self.counters)
@@ -226,7 +234,7 @@ class Store:
         note = Note(now, tenant, vm)
         layout.pack_note(note)
         writer = SegmentWriter(
-            lambda: Founding(self._folder, self._keys, self._disk, note=note, name=segment, bytes_max=self._bytes_max),
+            lambda: Founding(self._folder, self._keys, self._disk, note=note, name=segment, bounds=self._bounds),
             behind=self._behind,
             counters=self.counters,
             disk=self._disk,

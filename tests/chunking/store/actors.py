@@ -146,7 +146,7 @@ class FullDisk(CountingDisk):
 
 def life(folder: Path, disk: Disk) -> None:
     """All that changes the disk: a segment finished, one aborted, one pushed out, one forgotten."""
-    store = Store(folder / "store", KEYS, bytes_max=500_000, fingerprint=fingerprint, disk=disk)
+    store = Store(folder / "store", KEYS, bytes_max=500_000, fingerprint=fingerprint, free_bytes_min=0, disk=disk)
     written(store, pages_of(1, 40))
     writer = store.writer(TENANT, SECOND, VM, now=2.0, slots=SLOTS)
     writer.add(pages_of(2, 40))
@@ -179,7 +179,7 @@ def crash(folder: Path, how: str) -> None:
 
 def crowd(folder: Path, seed: int) -> None:
     choice = random.Random(seed)
-    store = Store(folder / "store", KEYS, bytes_max=CROWD_BYTES_MAX, fingerprint=fingerprint)
+    store = Store(folder / "store", KEYS, bytes_max=CROWD_BYTES_MAX, fingerprint=fingerprint, free_bytes_min=0)
     read = 0
     for number in range(CROWD_ROUNDS):
         # The name is the seed of the pages, so that any process knows what another's segment must hold.
@@ -218,7 +218,7 @@ def crowd(folder: Path, seed: int) -> None:
 
 
 def hold(folder: Path) -> None:
-    store = Store(folder / "store", KEYS, fingerprint=fingerprint)
+    store = Store(folder / "store", KEYS, fingerprint=fingerprint, free_bytes_min=0)
     with store.view(TENANT, [Agreed(FIRST, 10)]) as view:
         print("open", flush=True)
         sys.stdin.readline()

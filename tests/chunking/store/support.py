@@ -35,7 +35,8 @@ def pages_of(seed: int, count: int) -> NDArray[np.uint8]:
 
 def opened(folder: Path, **options: object) -> Store:
     """A store of this host in ``folder``."""
-    return Store(folder / "store", KEYS, **{"fingerprint": fingerprint, **options})  # type: ignore[arg-type]
+    defaults = {"fingerprint": fingerprint, "free_bytes_min": 0}
+    return Store(folder / "store", KEYS, **{**defaults, **options})  # type: ignore[arg-type]
 
 
 def literals(pfns: Sequence[int], slots: Sequence[int] | None = None) -> Placement:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chunking import limits
-from chunking.store import Agreed
+from chunking.store import Agreed, Disk
 from tests.chunking.store.support import (
     FIRST,
     SECOND,
@@ -64,6 +64,35 @@ def test_a_segment_larger_than_the_store_pushes_nothing_out(tmp_path: Path) -> N
         assert writer.wait(SECONDS)
         assert not writer.stored
         assert [info.name for info in store.segments(TENANT)] == [FIRST]
+
+
+class CrowdedDisk(Disk):
+    """A disk of little room, most of which the store itself takes."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        self.size = size
+
+    def free(self, path: Path) -> int:
+        return self.size - sum(file.stat().st_blocks * 512 for file in files_in(self.folder))
+
+
+def test_others_are_left_room_on_the_disk(tmp_path: Path) -> None:
+    """Older segments go to that end, and a segment that could not leave it ends where it must."""
+    with opened(tmp_path, disk=CrowdedDisk(tmp_path, 1_000_000), free_bytes_min=600_000) as store:
+        written(store, pages_of(1, 40), FIRST)
+        written(store, pages_of(2, 40), SECOND, now=2.0)
+        assert [info.name for info in store.segments(TENANT)] == [SECOND]
+        with store.view(TENANT, [Agreed(SECOND, 40)]):
+            writer = store.writer(TENANT, THIRD, VM, now=3.0, slots=SLOTS)
+            for start in range(0, 80, 10):
+                writer.add(pages_of(3, 80)[start : start + 10])
+            writer.finish()
+            assert writer.wait(SECONDS)
+            (newest, second) = store.segments(TENANT)
+            assert (newest.name, second.name) == (THIRD, SECOND)
+            assert 20 <= newest.pages <= 50
+        assert store._disk.free(tmp_path) >= 600_000
 
 
 def test_segments_are_bounded_in_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
