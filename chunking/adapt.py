@@ -5,18 +5,21 @@ costs the encoder time (the serial part, and the parallel part over the workers)
 link's rate); the regime whose slower half is quickest is chosen. RAW costs no encoder time, so on a link faster than
 the encoder nothing is encoded, and no migration becomes slower than one that is sent plainly by more than what finding
 out costs. Where regimes are as good as equal DELTA, or the nearest to it, is preferred: it costs little and remembers
-pages, which RAW does not, and pages that come again pay for that.
+pages, which RAW does not, and pages that come again pay for that. On links so slow that even FAST costs next to
+nothing it is FAST, which sees at once when content begins to compress.
 """
 
 from enum import StrEnum, unique
 from typing import Final
 
-from chunking.costs import Cost, Encoded, EncoderCosts
+from chunking.costs import Encoded, EncoderCosts
 from chunking.link import Departure, LinkRate
 from chunking.regime import Regime
 
-START: Final = Regime.FAST  # before anything is known: its first frame tells of all others
+FIRST: Final = Regime.FAST  # of the first frame: it tells of all others
+START: Final = Regime.DELTA  # from then on, until the link is known
 _EQUAL: Final = 1.01  # times so near one another are as good as equal
+_WATCHFUL: Final = 0.5  # of the time a byte takes: FAST is preferred where its encoder needs no more
 _GAIN: Final = 1.04  # a change must promise so much
 _STEADY_FRAMES: Final = 3  # ... for so many frames
 _GAIN_CLEAR: Final = 1.5  # ... or so much, at once
@@ -25,9 +28,16 @@ _SMALL_BYTES: Final = 64 * 1024  # smaller frames tell nothing, and are not wort
 PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
 _PROBE_FRAMES_MAX: Final = 512  # after probes that changed nothing
 _PROBE_BYTES_MIN: Final = 1024 * 1024  # a frame to be judged by
-_PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into probes
-_PROBE_CREDIT_SECONDS_MAX: Final = 1.0
+_PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into finding out
+_CREDIT_SECONDS: Final = 0.5  # for that at the start: the link is not known
+_CREDIT_SECONDS_MAX: Final = 4.0  # saved up for that
 _PROBE_HOPE: Final = 0.85  # a probe must be able to save so much, if its regime is better than it seems
+_LINK_BYTES_PER_SECOND_MIN: Final = 12.5e6  # 100 Mb/s: links that carry migrations are hardly slower
+_LINK_HOPE: Final = 2.0  # an idle link may be so many times faster than it seems
+_LINK_HOPE_UNKNOWN: Final = 4.0  # the same before it was ever the bottleneck
+_TRIAL_FRAMES_MIN: Final = 4  # that go at once where a link may be faster; their cost must have been saved up
+_TRIAL_FRAMES_MAX: Final = 32
+_TRIAL_SAMPLES: Final = 2  # of the link, that settle it
 
 
 @unique
@@ -70,16 +80,35 @@ class Adapter:
         self._better_frames = 0
         self._probes: set[Regime] = set()
         self._probe_interval = PROBE_FRAMES_MIN
-        self._since_probe = 0
-        self._probe_credit_seconds = 0.0
+        self._since_probe = PROBE_FRAMES_MIN  # the first may come at once
+        self._credit_seconds = _CREDIT_SECONDS
+        self._trial_frames = 0
+        self._trial_samples = 0
+        self._trial_cost = 0.0
+        self._begun = False
 
     def choose(self, raw_bytes: int) -> Regime:
         """The regime of the next frame, of ``raw_bytes`` of the stream."""
-        if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES or not self.link.bytes_per_second:
+        if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES:
             return self.regime
-        seconds = {regime: self._seconds_per_byte(self.costs.cost(regime), regime) for regime in self._allowed}
+        if not self._begun:
+            self._begun = True
+            return FIRST
+        if not self.link.samples:
+            return self.regime
+        seconds = self._seconds(self.link.bytes_per_second)
+        saved = self._credit_seconds + _PROBE_TIME_SHARE * seconds[self.regime] * raw_bytes
+        self._credit_seconds = min(saved, _CREDIT_SECONDS_MAX)
+        self._since_probe += 1
+        if self._on_trial(raw_bytes):
+            return self.regime
         self._settle(seconds)
-        return self._probe(seconds, raw_bytes) or self.regime
+        if self._try_lighter(seconds, raw_bytes):
+            return self.regime
+        probe = self._probe_link(seconds, raw_bytes)
+        if probe is None:
+            probe = self._probe(seconds, raw_bytes)
+        return self.regime if probe is None else probe
 
     def encoded(self, frame: Encoded) -> None:
         """A frame was encoded; those of RAW need not be reported."""
@@ -99,19 +128,24 @@ class Adapter:
         """Encoded frames wait for the window or a lane from now on, or do no longer."""
         self.link.waiting(waits, now)
 
-    def _seconds_per_byte(self, cost: Cost, regime: Regime) -> float:
-        return max(self._encoder_seconds(cost, regime), cost.wire / self.link.bytes_per_second)
+    def _seconds(self, link_bytes_per_second: float) -> dict[Regime, float]:
+        """The time a byte of the stream takes in each regime."""
+        return {
+            regime: max(self._encoder_seconds(regime), self.costs.cost(regime).wire / link_bytes_per_second)
+            for regime in self._allowed
+        }
 
-    def _encoder_seconds(self, cost: Cost, regime: Regime) -> float:
+    def _encoder_seconds(self, regime: Regime) -> float:
+        cost = self.costs.cost(regime)
         workers = 1 if regime is Regime.BEST else self._workers  # one context chain
         together = (cost.plan_seconds + cost.press_seconds) / self._workers
         return max(cost.plan_seconds, cost.press_seconds / workers, together)
 
     def _settle(self, seconds: dict[Regime, float]) -> None:
         """Change to a better regime once it promised to be one for long enough."""
-        least = min(seconds.values())
-        equals = [regime for regime in self._allowed if seconds[regime] <= least * _EQUAL]
-        best = min(equals, key=lambda regime: (abs(regime - Regime.DELTA), -regime))
+        best = self._best(seconds)
+        if best > self.regime and not self.link.bottleneck:
+            best = self.regime  # the encoder is: more work gains nothing, whatever the link seems to be
         gain = seconds[self.regime] / seconds[best]
         if best is self.regime or (gain < _GAIN and best > self.regime):
             self._better, self._better_frames = None, 0
@@ -124,26 +158,70 @@ class Adapter:
             self.regime, self._better, self._better_frames = best, None, 0
             self._probe_interval = PROBE_FRAMES_MIN
 
+    def _best(self, seconds: dict[Regime, float]) -> Regime:
+        least = min(seconds.values())
+        equals = [regime for regime in self._allowed if seconds[regime] <= least * _EQUAL]
+        watchful = Regime.FAST in equals and self._encoder_seconds(Regime.FAST) <= least * _WATCHFUL
+        favourite = Regime.FAST if watchful else Regime.DELTA
+        return min(equals, key=lambda regime: (abs(regime - favourite), -regime))
+
+    def _try_lighter(self, seconds: dict[Regime, float], raw_bytes: int) -> bool:
+        """Give an idle link more to carry, where that gains if it is faster than it seems, and costs little if not."""
+        if self.link.bottleneck or self.regime is self._allowed[0] or raw_bytes < _PROBE_BYTES_MIN:
+            return False
+        hope = _LINK_HOPE if self.link.measured else _LINK_HOPE_UNKNOWN
+        hoped = self._seconds(self.link.bytes_per_second * hope)
+        best = self._best(hoped)
+        if best >= self.regime or hoped[self.regime] < hoped[best] * _GAIN:
+            return False
+        cost = (seconds[best] - seconds[self.regime]) * raw_bytes
+        if self.link.measured and cost * _TRIAL_FRAMES_MIN > self._credit_seconds:
+            return False
+        self.regime = best
+        self._better, self._better_frames = None, 0
+        self._trial_frames, self._trial_samples = _TRIAL_FRAMES_MAX, self.link.samples + _TRIAL_SAMPLES
+        self._trial_cost = max(0.0, cost) / raw_bytes
+        return True
+
+    def _probe_link(self, seconds: dict[Regime, float], raw_bytes: int) -> Regime | None:
+        """One frame that gives an idle link much to carry, for what is sent otherwise is too little to tell its rate."""
+        lightest = self._allowed[0]
+        if self.link.bottleneck or self.regime is lightest or self._since_probe < self._probe_interval:
+            return None
+        link = max(self.link.bytes_per_second, _LINK_BYTES_PER_SECOND_MIN)
+        excess = (self.costs.cost(lightest).wire / link - seconds[self.regime]) * raw_bytes
+        return lightest if self._afford(excess, raw_bytes) else None
+
+    def _afford(self, excess_seconds: float, raw_bytes: int) -> bool:
+        """Whether a probe may cost so much more than the frame would; if so it is one."""
+        if excess_seconds > self._credit_seconds or raw_bytes < _PROBE_BYTES_MIN:
+            return False
+        self._credit_seconds -= max(0.0, excess_seconds)
+        self._since_probe = 0
+        self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
+        return True
+
+    def _on_trial(self, raw_bytes: int) -> bool:
+        if self._trial_frames <= 0:
+            return False
+        self._trial_frames -= 1
+        self._credit_seconds -= self._trial_cost * raw_bytes
+        if self.link.samples >= self._trial_samples:
+            self._trial_frames = 0
+        return self._trial_frames > 0
+
     def _probe(self, seconds: dict[Regime, float], raw_bytes: int) -> Regime | None:
         """Another regime for this one frame, where it may turn out to be better and its cost has been saved up."""
-        current = seconds[self.regime]
-        self._since_probe += 1
-        saved = self._probe_credit_seconds + _PROBE_TIME_SHARE * current * raw_bytes
-        self._probe_credit_seconds = min(saved, _PROBE_CREDIT_SECONDS_MAX)
-        if self._since_probe < self._probe_interval or raw_bytes < _PROBE_BYTES_MIN:
+        if self._since_probe < self._probe_interval:
             return None
         hopes = self._hopes(seconds)
         if not hopes:
             return None
         regime = min(hopes, key=lambda candidate: hopes[candidate])
         cost = self.costs.cost(regime)
-        busy = cost.plan_seconds + cost.press_seconds
-        excess = (max(busy, cost.wire / self.link.bytes_per_second) - current) * raw_bytes
-        if excess > self._probe_credit_seconds:
+        busy = max(cost.plan_seconds + cost.press_seconds, cost.wire / self.link.bytes_per_second)
+        if not self._afford((busy - seconds[self.regime]) * raw_bytes, raw_bytes):
             return None
-        self._probe_credit_seconds -= max(0.0, excess)
-        self._since_probe = 0
-        self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
         self._probes.add(regime)
         return regime
 
