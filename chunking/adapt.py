@@ -23,7 +23,7 @@ _WATCHFUL: Final = 0.5  # of the time a byte takes: FAST is preferred where its 
 _GAIN: Final = 1.04  # a change must promise so much
 _STEADY_FRAMES: Final = 3  # ... for so many frames
 _GAIN_CLEAR: Final = 1.5  # ... or so much, at once
-_IDLE_WORK_FRAMES: Final = 16  # for so many frames work that gains nothing is done before it is dropped
+_DRIFT_FRAMES: Final = 16  # ... or, towards what is preferred among equals, for so many
 _SMALL_BYTES: Final = 64 * 1024  # smaller frames tell nothing, and are not worth a change
 PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
 _PROBE_FRAMES_MAX: Final = 512  # after probes that changed nothing
@@ -147,13 +147,13 @@ class Adapter:
         if best > self.regime and not self.link.bottleneck:
             best = self.regime  # the encoder is: more work gains nothing, whatever the link seems to be
         gain = seconds[self.regime] / seconds[best]
-        if best is self.regime or (gain < _GAIN and best > self.regime):
+        if best is self.regime or (gain < _GAIN and best > max(self.regime, Regime.FAST)):
             self._better, self._better_frames = None, 0
             return
         if best is not self._better:
             self._better, self._better_frames = best, 0
         self._better_frames += 1
-        wanted = 1 if gain >= _GAIN_CLEAR else _STEADY_FRAMES if gain >= _GAIN else _IDLE_WORK_FRAMES
+        wanted = 1 if gain >= _GAIN_CLEAR else _STEADY_FRAMES if gain >= _GAIN else _DRIFT_FRAMES
         if self._better_frames >= wanted:
             self.regime, self._better, self._better_frames = best, None, 0
             self._probe_interval = PROBE_FRAMES_MIN
