@@ -26,7 +26,7 @@ _GAIN_CLEAR: Final = 1.5  # ... or so much, at once
 _DRIFT_FRAMES: Final = 16  # ... or, towards what is preferred among equals, for so many
 _SMALL_BYTES: Final = 64 * 1024  # smaller frames tell nothing, and are not worth a change
 PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
-_PROBE_FRAMES_MAX: Final = 512  # after probes that changed nothing
+_PROBE_FRAMES_MAX: Final = 512  # after probes that cost time and changed nothing
 _PROBE_BYTES_MIN: Final = 1024 * 1024  # a frame to be judged by
 _PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into finding out
 _CREDIT_SECONDS: Final = 0.5  # for that at the start: the link is not known
@@ -196,9 +196,10 @@ class Adapter:
         """Whether a probe may cost so much more than the frame would; if so it is one."""
         if excess_seconds > self._credit_seconds or raw_bytes < _PROBE_BYTES_MIN:
             return False
-        self._credit_seconds -= max(0.0, excess_seconds)
         self._since_probe = 0
-        self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
+        if excess_seconds > 0:
+            self._credit_seconds -= excess_seconds
+            self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
         return True
 
     def _on_trial(self, raw_bytes: int) -> bool:

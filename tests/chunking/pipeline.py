@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from chunking.adapt import Adapter, Pin
+from chunking.adapt import Adapter
 from chunking.costs import Encoded
+from chunking.link import Departure
 from chunking.regime import Regime
 
 FRAME_BYTES = 4 << 20
@@ -158,17 +159,8 @@ def migrate(
     return Run(end, wire, regimes)
 
 
-def _acknowledge(adapter: Adapter, departure: object) -> Callable[[float], None]:
-    return lambda now: adapter.acknowledged(departure, now)  # type: ignore[arg-type]
-
-
-def fixed_runs(
-    contents: list[Content], link: Callable[[float], float], seed: int, cores: int, delay_seconds: float
-) -> dict[Regime, Run]:
-    return {
-        regime: migrate(contents, link, Machine(seed, cores), fixed=regime, delay_seconds=delay_seconds)
-        for regime in Regime
-    }
+def _acknowledge(adapter: Adapter, departure: Departure) -> Callable[[float], None]:
+    return lambda now: adapter.acknowledged(departure, now)
 
 
 def mixed(seed: int, frames: int, kinds: tuple[Content, ...], run_max: int) -> Iterator[Content]:
@@ -179,15 +171,3 @@ def mixed(seed: int, frames: int, kinds: tuple[Content, ...], run_max: int) -> I
         run = min(left, dice.randint(1, run_max))
         yield from [dice.choice(kinds)] * run
         left -= run
-
-
-def adapted(
-    contents: list[Content],
-    link: Callable[[float], float],
-    seed: int,
-    cores: int,
-    delay_seconds: float,
-    pin: Pin = Pin.AUTO,
-) -> Run:
-    adapter = Adapter(workers=cores, pin=pin)
-    return migrate(contents, link, Machine(seed, cores), adapter=adapter, delay_seconds=delay_seconds)
