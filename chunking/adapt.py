@@ -38,6 +38,9 @@ _LINK_HOPE_UNKNOWN: Final = 4.0  # the same before it was ever the bottleneck
 _TRIAL_FRAMES_MIN: Final = 4  # that go at once where a link may be faster; their cost must have been saved up
 _TRIAL_FRAMES_MAX: Final = 32
 _TRIAL_SAMPLES: Final = 2  # of the link, that settle it
+_TRIAL_INTERVAL_MIN: Final = 128  # frames from one trial of a measured link to the next
+_TRIAL_INTERVAL_MAX: Final = 1024  # the same after trials that were in vain
+_TRIAL_SUCCESS: Final = 1.2  # the link proved so many times faster
 
 
 @unique
@@ -85,6 +88,9 @@ class Adapter:
         self._trial_frames = 0
         self._trial_samples = 0
         self._trial_cost = 0.0
+        self._trial_interval = _TRIAL_INTERVAL_MIN
+        self._trial_link = 0.0
+        self._since_trial = _TRIAL_INTERVAL_MIN
         self._begun = False
 
     def choose(self, raw_bytes: int) -> Regime:
@@ -100,6 +106,7 @@ class Adapter:
         saved = self._credit_seconds + _PROBE_TIME_SHARE * seconds[self.regime] * raw_bytes
         self._credit_seconds = min(saved, _CREDIT_SECONDS_MAX)
         self._since_probe += 1
+        self._since_trial += 1
         if self._on_trial(raw_bytes):
             return self.regime
         self._settle(seconds)
@@ -175,8 +182,13 @@ class Adapter:
         if best >= self.regime or hoped[self.regime] < hoped[best] * _GAIN:
             return False
         cost = (seconds[best] - seconds[self.regime]) * raw_bytes
-        if self.link.measured and cost * _TRIAL_FRAMES_MIN > self._credit_seconds:
-            return False
+        if self.link.measured:
+            if self._since_trial < self._trial_interval or cost * _TRIAL_FRAMES_MIN > self._credit_seconds:
+                return False
+            self._since_trial = 0
+            proved = self.link.bytes_per_second > _TRIAL_SUCCESS * self._trial_link
+            self._trial_interval = _TRIAL_INTERVAL_MIN if proved else min(2 * self._trial_interval, _TRIAL_INTERVAL_MAX)
+            self._trial_link = self.link.bytes_per_second
         self.regime = best
         self._better, self._better_frames = None, 0
         self._trial_frames, self._trial_samples = _TRIAL_FRAMES_MAX, self.link.samples + _TRIAL_SAMPLES
@@ -184,7 +196,7 @@ class Adapter:
         return True
 
     def _probe_link(self, seconds: dict[Regime, float], raw_bytes: int) -> Regime | None:
-        """One frame that gives an idle link much to carry, for what is sent otherwise is too little to tell its rate."""
+        """One frame that gives an idle link much to carry; what is sent otherwise is too little to tell its rate."""
         lightest = self._allowed[0]
         if self.link.bottleneck or self.regime is lightest or self._since_probe < self._probe_interval:
             return None
@@ -215,32 +227,18 @@ class Adapter:
         """Another regime for this one frame, where it may turn out to be better and its cost has been saved up."""
         if self._since_probe < self._probe_interval:
             return None
-        hopes = self._hopes(seconds)
-        if not hopes:
-            return None
-        regime = min(hopes, key=lambda candidate: hopes[candidate])
-        cost = self.costs.cost(regime)
-        busy = max(cost.plan_seconds + cost.press_seconds, cost.wire / self.link.bytes_per_second)
-        if not self._afford((busy - seconds[self.regime]) * raw_bytes, raw_bytes):
-            return None
-        self._probes.add(regime)
-        return regime
+        for regime in self._hopes(seconds):
+            if self._afford((seconds[regime] - seconds[self.regime]) * raw_bytes, raw_bytes):
+                self._probes.add(regime)
+                return regime
+        return None
 
-    def _hopes(self, seconds: dict[Regime, float]) -> dict[Regime, float]:
-        """Regimes worth a probe, and the time a byte could take there at best."""
+    def _hopes(self, seconds: dict[Regime, float]) -> list[Regime]:
+        """Regimes worth a probe, the best first."""
         current = seconds[self.regime]
-        hopes: dict[Regime, float] = {}
-        for regime in self._allowed:
-            if regime in {self.regime, Regime.RAW}:
-                continue
-            cost = self.costs.cost(regime)
-            if self.regime < Regime.FAST and regime <= Regime.FAST:
-                # What is not looked at may have become anything: as good as all zeros.
-                hope = cost.plan_seconds
-            elif abs(regime - self.regime) == 1:
-                hope = seconds[regime] * _PROBE_HOPE
-            else:
-                continue
-            if hope < current * _PROBE_HOPE or (regime > self.regime and hope < current):
-                hopes[regime] = hope
-        return hopes
+        if self.regime < Regime.FAST:
+            # What is not looked at may have become anything, as good as all zeros. FAST tells most; DEDUP costs less.
+            looks = (Regime.FAST, Regime.DEDUP) if self.regime is Regime.RAW else (Regime.FAST,)
+            return [regime for regime in looks if self.costs.cost(regime).plan_seconds < current]
+        near = [regime for regime in self._allowed if regime >= Regime.FAST and abs(regime - self.regime) == 1]
+        return sorted((r for r in near if seconds[r] * _PROBE_HOPE < current), key=seconds.__getitem__)
