@@ -12,3 +12,19 @@ FRAME_RUNS_MAX: Final = FRAME_RAW_BYTES_MAX // 8  # each run describes at least 
 ZSTD_WINDOW_LOG_MAX: Final = 25  # 32 MiB: a decoder refuses more, for its memory is the peer's choice otherwise
 CHAINS_MAX: Final = 16  # context chains of one session: each may hold a window
 CACHE_BYTES_DEFAULT: Final = 512 * MIB  # page cache of one session, the smaller of both sides
+
+# ---- the page cache and its index
+CACHE_SLOTS_MAX: Final = 1 << 26  # 256 GiB; locations are 32 bits, and stored pages are numbered above the slots
+LOCATIONS_MAX: Final = (1 << 32) - 2  # slots and stored pages together; the last number means "none"
+RING_SKIPS_MAX: Final = 64  # slots that an insertion may pass over because they were used: bounds its time
+BUCKET_WAYS: Final = 4  # slots that share a bucket of the index: one 16-byte look
+
+# ---- frames of pages
+DELTA_WORDS_MAX: Final = 256  # of 512: beyond half a page, what changed compresses no better than the page itself
+FRAME_BODY_SLACK_BYTES: Final = 64 * KIB  # a frame of pages may be this much longer than its stream bytes, never more
+PFN_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond have no base
+META_WINDOW_LOG: Final = 20  # columns of several frames resemble each other; 1 MiB holds them
+
+# ---- dirty tracking
+DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each, a bit a page: 8 KiB each, 32 MiB at most
+ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors make fewer than 32

@@ -1,0 +1,130 @@
+"""Context chains: zstd streams that live through many frames, flushed at the end of each, mirrored at the decoder.
+
+A frame belongs to one chain. Within a chain frames are compressed, and decompressed, one after the other; chains know
+nothing of each other, so that they may run in parallel. Each has two streams, one of columns and one of literals.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from chunking.errors import FrameMalformed
+from chunking.limits import META_WINDOW_LOG, ZSTD_WINDOW_LOG_MAX
+from chunking.regime import Regime
+
+
+class Effort(NamedTuple):
+    """How hard zstd tries.
+
+    Args:
+        level: zstd's compression level; negative ones are quicker.
+        window_log: of how many bytes back it may find repetitions, as a power of two.
+    """
+
+    level: int
+    window_log: int
+
+
+_QUICK_META: Final = Effort(1, META_WINDOW_LOG)
+META_EFFORTS: Final = {
+    Regime.DEDUP: _QUICK_META,
+    Regime.DELTA: _QUICK_META,
+    Regime.FAST: _QUICK_META,
+    Regime.LIGHT: _QUICK_META,
+    Regime.FIRM: _QUICK_META,
+    Regime.BEST: Effort(12, 23),
+}
+LITERAL_EFFORTS: Final = {
+    Regime.FAST: Effort(-3, 19),
+    Regime.LIGHT: Effort(1, 19),
+    Regime.FIRM: Effort(3, 21),
+    Regime.BEST: Effort(9, ZSTD_WINDOW_LOG_MAX),
+}
+
+
+class CompressStream:
+    """One zstd stream at the source. Another effort starts it anew."""
+
+    def __init__(self) -> None:
+        self._effort: Effort | None = None
+        self._stream: zstandard.ZstdCompressionObj | None = None
+
+    def compress(self, data: memoryview | bytes, effort: Effort) -> tuple[bytes, bytes, bool]:
+        """The next block of the stream: two pieces that belong together, and whether the stream started anew."""
+        reset = self._stream is None or effort != self._effort
+        if reset:
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                effort.level, window_log=effort.window_log, write_content_size=0
+            )
+            self._stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+            self._effort = effort
+        stream = self._stream
+        if stream is None:
+            raise RuntimeError("a stream that has not started")
+        return stream.compress(data), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK), reset
+
+
+class _Exhausted(Exception):
+    """The decompressor wants bytes that the frame does not have. It stays usable for the next frame."""
+
+
+class _Feed:
+    """The decompressor's source: each frame's piece once, then ``_Exhausted``; an end of file would be final to it."""
+
+    def __init__(self) -> None:
+        self.piece: memoryview | bytes | None = None
+
+    def read(self, _size: int) -> memoryview | bytes:
+        piece, self.piece = self.piece, None
+        if not piece:
+            raise _Exhausted
+        return piece
+
+
+class DecompressStream:
+    """One zstd stream at the destination. Output never exceeds what the caller's counts allow."""
+
+    def __init__(self) -> None:
+        self._feed = _Feed()
+        self._reader: zstandard.ZstdDecompressionReader | None = None
+
+    def decompress(self, piece: memoryview, size: int, *, reset: bool) -> NDArray[np.uint8]:
+        """Decompress one frame's piece of the stream.
+
+        Args:
+            piece: all compressed bytes of the frame's part.
+            size: bytes that it must decompress to, neither more nor fewer.
+            reset: the stream starts anew.
+
+        Raises:
+            FrameMalformed: no zstd, another size, or a window over 2^``ZSTD_WINDOW_LOG_MAX`` bytes.
+        """
+        if reset:
+            self._feed = _Feed()
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW_LOG_MAX)
+            self._reader = decompressor.stream_reader(self._feed, read_across_frames=False)  # type: ignore[arg-type]
+        if self._reader is None:
+            raise FrameMalformed("a chain's stream goes on that never started")
+        self._feed.piece = piece
+        out = np.empty(size, np.uint8)
+        try:
+            if size and self._reader.readinto(out) != size:
+                raise FrameMalformed(f"fewer than {size} bytes")
+            self._demand_end()
+        except zstandard.ZstdError as error:
+            raise FrameMalformed(f"no zstd stream: {error}") from error
+        except _Exhausted as error:
+            raise FrameMalformed(f"fewer than {size} bytes") from error
+        return out
+
+    def _demand_end(self) -> None:
+        """What is left of the piece must hold nothing, and be taken up whole."""
+        if self._reader is None:
+            return
+        try:
+            more = self._reader.read(1)
+        except _Exhausted:
+            return
+        raise FrameMalformed("more bytes than the frame says" if more else "a stream that ends within a chain")
