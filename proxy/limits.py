@@ -34,6 +34,18 @@ HALF_OPEN_MAX: Final = 128  # connections that have not authenticated yet, in al
 HALF_OPEN_PER_ADDRESS_MAX: Final = 64  # the same from one address
 LISTEN_BACKLOG: Final = 512  # connections the kernel keeps while the loop is busy
 
+# ---- what parsers of streams believe (beyond it the rest of a stream is carried as it is)
+XL_CONFIG_BYTES_MAX: Final = MIB  # xl's JSON of one domain; real ones take a few KiB
+XEN_RECORD_BYTES_MAX: Final = 128 * MIB  # body of one libxc record, by Xen's own REC_LENGTH_MAX
+VM_NAME_CHARACTERS_MAX: Final = 255  # longer ones are no names
+QEMU_BLOCKS_MAX: Final = 1024  # RAM blocks of one guest: real ones have about ten
+QEMU_SECTIONS_MAX: Final = 0xFFFF  # numbers of a stream's sections: real ones stay below a thousand
+QEMU_MACHINE_BYTES_MAX: Final = 256  # name of the machine type
+QEMU_CAPABILITIES_MAX: Final = 64  # told in the configuration: QEMU knows about 25
+QEMU_COMPRESSED_BYTES_MAX: Final = 8 * KIB  # one page under zlib is never longer than about 4120
+QEMU_FOOTERS_TRIED_MAX: Final = 4096  # look-alikes of a section's footer in one stream: each costs a microsecond
+MULTIFD_PAGES_MAX: Final = 12_800  # offsets in one packet: 128 in fact, and receivers before QEMU 9 take a hundredfold
+
 # ---- control connection
 CONTROL_MESSAGE_BYTES_MAX: Final = 64 * KIB
 REASON_CHARACTERS_MAX: Final = 512  # a peer's words in our log

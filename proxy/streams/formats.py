@@ -36,7 +36,7 @@ class StreamFormat(Enum):
     QEMU_MULTIFD = "qemu-multifd"
 
 
-_MAGICS: Final = (
+MAGICS: Final = (
     (XL_MAGIC, StreamFormat.XL),
     (LIBXL_MAGIC, StreamFormat.LIBXL),
     (LIBXC_MAGIC, StreamFormat.LIBXC),
@@ -47,7 +47,7 @@ _MAGICS: Final = (
 
 def recognise(head: bytes) -> StreamFormat:
     """The format of a stream that begins with ``head`` (``HEAD_BYTES`` bytes, or all there are)."""
-    for magic, kind in _MAGICS:
+    for magic, kind in MAGICS:
         if head.startswith(magic):
             return kind
     return StreamFormat.OPAQUE
