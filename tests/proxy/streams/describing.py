@@ -58,7 +58,7 @@ def describe(pieces: Iterable[memoryview], parser: Parser | None = None) -> Desc
     described = Described(parser.facts)
     left = memoryview(b"")
     for piece, final in _with_last(pieces):
-        given = memoryview(bytes(left) + bytes(piece)) if len(left) else piece
+        given = memoryview(bytes(left) + bytes(piece)) if left else piece
         spans = parser.feed(given, final=final)
         check(spans, given, final=final)
         _note(described, spans, given)
