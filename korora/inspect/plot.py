@@ -10,11 +10,13 @@ from korora.inspect.inspection import Inspection, text
 from korora.inspect.limits import MIB
 from korora.inspect.timeline import KINDS
 from proxy.errors import ConfigurationError
+from proxy.streams.multifd import BLOCK_SHIFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS: Final = {"zero": "#cfd8dc", "duplicate": "#90caf9", "delta": "#ffb74d", "literal": "#c62828"}
+_ROWS_MAX: Final = 16_384  # of the heat map: beyond, holes in memory are left out
 
 
 def require() -> None:
@@ -67,7 +69,7 @@ def _pages(axes: "Axes", found: Inspection) -> None:
         axes.stairs(top, edges, baseline=base, fill=True, color=_COLOURS[name], label=name)
         base = top
     axes.set_ylabel(f"pages a {found.timeline.pieces_per_bin * 4} MiB")
-    axes.legend(loc="upper left", ncols=len(KINDS), fontsize="small")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=len(KINDS), fontsize="small")
     axes.set_title("Pages by kind", loc="left", fontsize="medium")
 
 
@@ -75,19 +77,31 @@ def _heat(axes: "Axes", found: Inspection) -> None:
     edges, timeline = _edges(found), found.timeline
     axes.set_title("Pages sent again", loc="left", fontsize="medium")
     axes.set_xlabel("stream, MiB")
-    heat = timeline.heat()
-    if not len(heat):
+    heat, regions = timeline.heat(), np.array(timeline.regions, np.int64)
+    if not len(regions):
         axes.set_ylabel("none")
         return
+    # A QEMU guest has several blocks, far apart in these numbers: the one that changes most is drawn.
+    block_bits = BLOCK_SHIFT - timeline.region_bits
+    blocks = regions >> block_bits
+    block = max(set(blocks.tolist()), key=lambda number: heat[blocks == number].sum())
+    here = blocks == block
+    left_out = int(heat[~here].sum())
+    if block in found.facts.blocks:
+        others = f"; {left_out:,} in other blocks are not drawn" if left_out else ""
+        axes.set_title(
+            f"Pages of {text(found.facts.blocks[block].name)} sent again{others}", loc="left", fontsize="medium"
+        )
+    regions = regions[here] - (block << block_bits)
+    first, last = int(regions[0]), int(regions[-1])
     region_mib = (1 << timeline.region_bits) * PAGE_BYTES / MIB
-    regions = np.array(timeline.regions)
-    if regions[-1] - regions[0] < 4 * len(regions) + 64:
-        rows = np.arange(regions[0], regions[-1] + 2)
-        full = np.zeros((len(rows) - 1, heat.shape[1]))
-        full[regions - regions[0]] = heat
-        mesh = axes.pcolormesh(edges, rows * region_mib, np.ma.masked_equal(full, 0), cmap="inferno_r")
+    if last - first < _ROWS_MAX:
+        rows = np.zeros((last - first + 1, heat.shape[1]))
+        rows[regions - first] = heat[here]
+        scale = np.arange(first, last + 2) * region_mib
         axes.set_ylabel("guest memory, MiB")
-    else:  # blocks that lie far apart: only what was touched, in order
-        mesh = axes.pcolormesh(edges, np.arange(len(regions) + 1), np.ma.masked_equal(heat, 0), cmap="inferno_r")
-        axes.set_ylabel(f"touched regions of {region_mib:g} MiB")
+    else:
+        rows, scale = heat[here], np.arange(len(regions) + 1)
+        axes.set_ylabel(f"regions of {region_mib:g} MiB that changed")
+    mesh = axes.pcolormesh(edges, scale, np.ma.masked_equal(rows, 0), cmap="inferno_r")
     axes.figure.colorbar(mesh, ax=axes, label="pages")

@@ -146,9 +146,8 @@ def _rounds(found: Inspection) -> Table:
 
 
 def _techniques(found: Inspection) -> Table:
-    table = _table(
-        "\nOn the wire", "", "technique", "bytes", "of the stream", "MiB/s a core", name="", words="technique"
-    )
+    columns = ("", "technique", "bytes", "of the stream", "MiB/s a core")
+    table = _table("\nOn the wire", *columns, words=columns[:2])
     size = found.facts.stream_bytes
     for each in found.techniques:
         speed = f"{size / MIB / each.cpu_seconds:,.0f}" if each.cpu_seconds else ""
