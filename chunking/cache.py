@@ -1,5 +1,6 @@
 """The page cache that both relays hold in step: an arena of slots, and the source's index over it."""
 
+import contextlib
 import mmap
 from typing import Final
 
@@ -30,6 +31,8 @@ class PageCache:
         self.slots = slots
         # Anonymous and private: pages never written cost nothing, and nothing of it is ever in a file.
         self._memory = mmap.mmap(-1, slots * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_HUGEPAGE)  # a fault a page costs more than all else that is done with it
         self.arena: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
         """All slots, one after the other."""
         self.pages: NDArray[np.uint8] = self.arena.reshape(slots, PAGE_BYTES)

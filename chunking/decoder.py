@@ -100,7 +100,9 @@ class Decoder:
         columns = unpack(header, meta, self._cache.slots)
         size = header.literals * PAGE_BYTES
         if Flags.LITERALS_ZSTD in header.flags:
-            literals = literal_stream.decompress(packed, size, reset=Flags.LITERALS_RESET in header.flags)
+            alone = Flags.LITERALS_ALONE in header.flags
+            stream = DecompressStream() if alone else literal_stream
+            literals = stream.decompress(packed, size, reset=alone or Flags.LITERALS_RESET in header.flags)
         elif len(packed) == size:
             literals = np.frombuffer(packed, np.uint8)
         else:

@@ -12,6 +12,7 @@ from chunking.chains import LITERAL_EFFORTS, META_EFFORTS, CompressStream
 from chunking.errors import PagesMissing
 from chunking.frame import HEADER, MASK_BYTES, Columns, Flags, Header, PageKind, pack, runs_max
 from chunking.limits import (
+    ALONE_BYTES_MIN,
     CHAINS_MAX,
     DELTA_WORDS_MAX,
     FRAME_BODY_SLACK_BYTES,
@@ -183,6 +184,9 @@ class Encoder:
         effort = LITERAL_EFFORTS.get(plan.regime)
         if effort is None or not len(plan.literals):
             parts.append(plan.literals.data)
+        elif plan.regime < Regime.BEST and len(plan.literals) >= ALONE_BYTES_MIN:
+            parts.append(effort.compressor(content_size=True).compress(plan.literals.data))
+            flags |= Flags.LITERALS_ZSTD | Flags.LITERALS_ALONE
         else:
             *literals, reset = chain.literals.compress(plan.literals.data, effort)
             flags |= Flags.LITERALS_ZSTD | (Flags.LITERALS_RESET if reset else 0)

@@ -1,8 +1,10 @@
 """The body of a PAGES frame: its header and the columns before its literals. docs/wire-format.md draws it. Sans-IO.
 
-Header (big-endian), then ``meta_bytes`` of the chain's meta stream, then the literals, as they are or as the next
-block of the chain's literal stream. Both streams are zstd, flushed at the end of each frame; a reset flag starts the
-stream anew. The meta stream's bytes of one frame are the columns below, little-endian, in the order of ``Columns``.
+Header (big-endian), then ``meta_bytes`` of the chain's meta stream, then the literals: as they are, or the next block
+of the chain's literal stream, or a zstd stream of their own. A chain's two streams are zstd, flushed at the end of each
+frame; a reset flag starts one anew. The meta stream's bytes of one frame are the columns below, little-endian:
+lengths of runs (three columns of bytes, then those of ``LARGE`` and more), other bytes, table words, kinds, locations
+of references, of deltas and of copies, slots unless they follow each other, masks, changed words.
 """
 
 import struct
@@ -42,7 +44,8 @@ class Flags(IntFlag):
     META_RESET = 4  # the chain's meta stream starts anew
     LITERALS_ZSTD = 8
     LITERALS_RESET = 16  # the chain's literal stream starts anew
-    ALL = 31
+    LITERALS_ALONE = 32  # they are a zstd stream of their own; the chain's is left as it is
+    ALL = 63
 
 
 class Header(NamedTuple):
@@ -114,7 +117,7 @@ class Header(NamedTuple):
             raise FrameMalformed(f"a body of {len(body)} bytes, its header has {HEADER.size}")
         layout, chain, flags, *counts = HEADER.unpack_from(body)
         header = cls(chain, Flags(flags & Flags.ALL), *counts)
-        if layout != LAYOUT or chain >= CHAINS_MAX or flags & ~Flags.ALL:
+        if layout != LAYOUT or chain >= CHAINS_MAX or flags > Flags.ALL:
             raise FrameMalformed(f"layout {layout}, chain {chain}, flags {flags:#x}")
         if header.other + WORD_BYTES * header.words + PAGE_BYTES * header.pages != raw_bytes:
             raise FrameMalformed(

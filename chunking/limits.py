@@ -23,8 +23,11 @@ BUCKET_WAYS: Final = 4  # slots that share a bucket of the index: one 16-byte lo
 DELTA_WORDS_MAX: Final = 256  # of 512: beyond half a page, what changed compresses no better than the page itself
 FRAME_BODY_SLACK_BYTES: Final = 64 * KIB  # a frame of pages may be this much longer than its stream bytes, never more
 PFN_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond have no base
+ALONE_BYTES_MIN: Final = (
+    MIB  # literals that need no context of earlier frames; compressing them alone is a fifth quicker
+)
 META_WINDOW_LOG: Final = 20  # columns of several frames resemble each other; 1 MiB holds them
 
 # ---- dirty tracking
-DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each, a bit a page: 8 KiB each, 32 MiB at most
+DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond count as untracked
 ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors make fewer than 32
