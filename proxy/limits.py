@@ -35,7 +35,8 @@ HALF_OPEN_PER_ADDRESS_MAX: Final = 64  # the same from one address
 LISTEN_BACKLOG: Final = 512  # connections the kernel keeps while the loop is busy
 
 # ---- what parsers of streams believe (beyond it the rest of a stream is carried as it is)
-XL_CONFIG_BYTES_MAX: Final = MIB  # xl's JSON of one domain; real ones take a few KiB
+PARSER_STEPS_MAX: Final = 1 << 17  # structures in one piece of a stream: a parser spends about a microsecond on each
+XL_CONFIG_BYTES_MAX: Final = 256 * KIB  # xl's JSON of one domain; real ones take a few KiB
 XEN_RECORD_BYTES_MAX: Final = 128 * MIB  # body of one libxc record, by Xen's own REC_LENGTH_MAX
 VM_NAME_CHARACTERS_MAX: Final = 255  # longer ones are no names
 QEMU_BLOCKS_MAX: Final = 1024  # RAM blocks of one guest: real ones have about ten

@@ -41,7 +41,7 @@ _SECTIONS: Final = {
 }
 
 MIG_CMD_POSTCOPY_ADVISE: Final = 3
-MIG_CMD_PACKAGED: Final = 8
+MIG_CMD_PACKAGED: Final = 7
 _COMMANDS_MAX: Final = 64  # QEMU knows about a dozen
 
 RAM_ID: Final = b"ram"
@@ -96,7 +96,7 @@ class _Qemu:
     def __init__(self, reader: Reader, facts: StreamFacts) -> None:
         self._reader = reader
         self._facts = facts
-        self._names: dict[int, bytes] = {}  # sections begun, by number
+        self._is_ram: dict[int, bool] = {}  # sections begun, by number
         self._block = 0  # number of the block that CONTINUE means, in its place within a PFN
         self._block_bytes = 0  # its size; 0: there is none yet
         self._sizes: dict[bytes, int] = {}
@@ -148,12 +148,12 @@ class _Qemu:
             _, version = struct.unpack(">II", (yield from reader.take(8)))
             if number > QEMU_SECTIONS_MAX:
                 raise Surprise("section_number")
-            self._names[number] = name
+            self._is_ram[number] = name == RAM_ID
             if name == RAM_ID and (kind != SECTION_START or version != RAM_VERSION):
                 raise Surprise("ram_version")
-        elif number not in self._names:
+        elif number not in self._is_ram:
             raise Surprise("section_number")
-        if self._names[number] != RAM_ID:
+        if not self._is_ram[number]:
             return (yield from self._device(number))
         yield from self._ram()
         mark = yield from reader.take(1)
@@ -183,9 +183,9 @@ class _Qemu:
         number: int = _U32.unpack_from(head, 1)[0]
         match head[0]:
             case 0x01 | 0x04:
-                return number <= QEMU_SECTIONS_MAX and number not in self._names
+                return number <= QEMU_SECTIONS_MAX and number not in self._is_ram
             case 0x02 | 0x03:
-                return number in self._names
+                return number in self._is_ram
             case 0x08:
                 return number >> 16 <= _COMMANDS_MAX
         return head[0] == QEMU_SECTION_EOF and head[1] == VMDESCRIPTION

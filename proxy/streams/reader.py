@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunking.pages import PAGE_BYTES, WORD_BYTES, Spans
+from proxy.limits import PARSER_STEPS_MAX
 
 _T = TypeVar("_T")
 Steps: TypeAlias = Generator[None, None, _T]
@@ -45,6 +46,7 @@ class Reader:
         self.big_endian = False
         self.pages_read = 0
         self._ahead = b""
+        self._steps_left = PARSER_STEPS_MAX
         self._reset()
 
     def _reset(self) -> None:
@@ -59,6 +61,7 @@ class Reader:
     def begin(self, piece: memoryview) -> None:
         """The next piece, which starts where the last Spans ended."""
         self.piece, self.at, self.end = piece, 0, len(piece)
+        self._steps_left = PARSER_STEPS_MAX
 
     def rest(self) -> int:
         """Take all that is left of the piece as other bytes, and say how many there were."""
@@ -94,17 +97,24 @@ class Reader:
 
     def take(self, size: int) -> Steps[bytes]:
         """The next ``size`` bytes of structure, which are other bytes."""
-        held, self._ahead = self._ahead[:size], self._ahead[size:]
+        self._spend()
+        if not self._ahead and self.end - self.at >= size:
+            start = self.at
+            self._pass_other(size)
+            return bytes(self.piece[start : start + size])
+        held = bytearray(self._ahead[:size])
+        self._ahead = self._ahead[size:]
         while len(held) < size:
             while self.at == self.end:
                 yield
-            part = bytes(self.piece[self.at : self.at + size - len(held)])
-            self._pass_other(len(part))
-            held = held + part if held else part
-        return held
+            step = min(size - len(held), self.end - self.at)
+            held += self.piece[self.at : self.at + step]
+            self._pass_other(step)
+        return bytes(held)
 
     def skip(self, size: int) -> Steps[None]:
         """Pass ``size`` bytes that are other bytes."""
+        self._spend()
         left = size - len(self._ahead)
         self._ahead = self._ahead[size:]
         while left > 0:
@@ -119,6 +129,7 @@ class Reader:
 
         The array lies in the piece: it is not kept beyond the next step.
         """
+        self._spend()
         while not self._ahead and self.at == self.end:
             yield
         whole = min(count, (self.end - self.at) // WORD_BYTES)
@@ -130,6 +141,7 @@ class Reader:
 
     def word(self) -> Steps[bytes]:
         """The next 8 bytes: a table word, or other bytes when the piece cuts them."""
+        self._spend()
         while not self._ahead and self.at == self.end:
             yield
         if self._ahead or self.end - self.at < WORD_BYTES:
@@ -198,6 +210,12 @@ class Reader:
             held = block[-(whole - 1) :]
             while self.at == self.end:
                 yield
+
+    def _spend(self) -> None:
+        """Bound the time that one piece may take: real streams read a structure every few KiB."""
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise Surprise("too_fine")
 
     # ------------------------------------------------------------------ runs
 

@@ -112,9 +112,9 @@ def xl_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
 def _identify(config: bytes, order: str, facts: StreamFacts) -> None:
     """Name and UUID from the domain's configuration; what is ambiguous or no name is left out."""
     size = struct.unpack_from(f"{order}I", config)[0]
-    text = config[4 : 4 + size].removesuffix(b"\0")
+    text = config[4 : 4 + size].split(b"\0", 1)[0]  # xl reads it as a C string
     try:
-        found = json.loads(text, object_pairs_hook=_unambiguous, parse_int=str, parse_float=str)
+        found = json.loads(text.decode(), object_pairs_hook=_unambiguous, parse_int=_number, parse_float=_number)
     except (ValueError, RecursionError):
         return
     info = found.get("c_info") if isinstance(found, dict) else None
@@ -125,6 +125,10 @@ def _identify(config: bytes, order: str, facts: StreamFacts) -> None:
         facts.vm_name = name
     if isinstance(uuid, str) and _UUID.fullmatch(uuid.lower()):
         facts.vm_uuid = uuid.lower()
+
+
+def _number(_: str) -> None:
+    """Numbers are not looked at, however long they are."""
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
