@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from korora.inspect.limits import PIECE_BYTES, TEXT_CHARACTERS_MAX
 from korora.inspect.source import Source
 from korora.inspect.techniques import Technique, Techniques
 from korora.inspect.timeline import Timeline
-from korora.inspect.versions import Round, Versions
+from korora.inspect.versions import Pages, Round, Versions
 from proxy.streams.facts import StreamFacts
 from proxy.streams.formats import EndWatch, StreamFormat
 from proxy.streams.parser import StreamParser
@@ -124,7 +124,7 @@ def inspect(
     parser, watch, versions, timeline = StreamParser(), EndWatch(), Versions(), Timeline()
     kinds = np.zeros(len(PageKind), np.int64)
     with Techniques(cache_bytes, best=best, workers=os.cpu_count() or 1) as techniques:
-        rest, final = b"", False
+        rest, final, told = b"", False, _Told(0, 0)
         while not final:
             data = source.read(PIECE_BYTES - len(rest))
             final = len(rest) + len(data) < PIECE_BYTES
@@ -138,10 +138,11 @@ def inspect(
             piece, rest = memoryview(whole)[: spans.used], whole[spans.used :]
             found = techniques.add(piece, spans)
             kinds += found
-            again = _follow(versions, piece, spans)
+            before, told = told, _Told.of(parser.facts)
+            zeros, changes = told.zeros - before.zeros, told.changes - before.changes
+            again = _follow(versions, piece, spans, zeros_only=not changes)
             shown = found[[PageKind.ZERO, PageKind.REF, PageKind.DELTA, PageKind.LITERAL]]
-            shown[0] += len(spans.marked)
-            timeline.add(spans.used, shown, again)
+            timeline.add(spans.used, shown + [zeros, 0, changes, 0], again)
             if progress is not None:
                 progress(source, parser.facts.stream_bytes)
         techniques.finish()
@@ -162,13 +163,31 @@ _ZERO_PRINT: Final = np.empty(1, np.uint64)
 kernels.fingerprints(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1, np.uint32), _ZERO_PRINT)
 
 
-def _follow(versions: Versions, piece: memoryview, spans: Spans) -> NDArray[np.uint64]:
-    """Tell ``versions`` of the piece's pages; returns the PFNs of those that were sent before."""
+class _Told(NamedTuple):
+    """Pages so far that the stream tells of without their bytes: zero ones, and changed or compressed ones."""
+
+    zeros: int
+    changes: int
+
+    @classmethod
+    def of(cls, facts: StreamFacts) -> Self:
+        return cls(facts.pages_zero_marked, facts.pages_xbzrle + facts.pages_compressed)
+
+
+def _follow(versions: Versions, piece: memoryview, spans: Spans, *, zeros_only: bool) -> NDArray[np.uint64]:
+    """Tell ``versions`` of the piece's pages; returns the PFNs of those that were sent before.
+
+    Args:
+        zeros_only: pages without bytes are zero. Otherwise which are is not known, and all are taken for changed.
+    """
     offsets = page_offsets(spans.runs)
     prints = np.empty(len(offsets), np.uint64)
     kernels.fingerprints(np.frombuffer(piece, np.uint8), offsets, prints)
-    parts = [(spans.pfns, prints), (spans.marked, np.full(len(spans.marked), _ZERO_PRINT[0], np.uint64))]
-    return np.concatenate([pfns[versions.add(pfns, each)] for pfns, each in parts])
+    without = np.full(len(spans.marked), _ZERO_PRINT[0], np.uint64)
+    if not zeros_only:
+        without = np.arange(len(without), dtype=np.uint64) + np.uint64(1 + sum(each.pages for each in versions.rounds))
+    again = versions.add(Pages(spans.pfns, prints), Pages(spans.marked, without))
+    return np.concatenate([spans.pfns[again[0]], spans.marked[again[1]]])
 
 
 def _notes(source: Source, facts: StreamFacts, watch: EndWatch, versions: Versions) -> list[str]:

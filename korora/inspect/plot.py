@@ -98,10 +98,10 @@ def _heat(axes: "Axes", found: Inspection) -> None:
     if last - first < _ROWS_MAX:
         rows = np.zeros((last - first + 1, heat.shape[1]))
         rows[regions - first] = heat[here]
-        scale = np.arange(first, last + 2) * region_mib
+        scale = np.arange(first, last + 2.0) * region_mib
         axes.set_ylabel("guest memory, MiB")
     else:
-        rows, scale = heat[here], np.arange(len(regions) + 1)
+        rows, scale = heat[here], np.arange(len(regions) + 1.0)
         axes.set_ylabel(f"regions of {region_mib:g} MiB that changed")
     mesh = axes.pcolormesh(edges, scale, np.ma.masked_equal(rows, 0), cmap="inferno_r")
     axes.figure.colorbar(mesh, ax=axes, label="pages")

@@ -25,6 +25,18 @@ class Round:
     unchanged: int = 0
 
 
+class Pages(NamedTuple):
+    """Pages of a piece.
+
+    Args:
+        pfns: uint64, where in the guest each lies.
+        prints: uint64, fingerprints of their content, never 0.
+    """
+
+    pfns: NDArray[np.uint64]
+    prints: NDArray[np.uint64]
+
+
 class _Chunk(NamedTuple):
     prints: NDArray[np.uint64]  # of the last content, 0: not sent yet
     rounds: NDArray[np.uint32]  # that sent it last, counted from 1
@@ -41,29 +53,28 @@ class Versions:
         """Pages beyond the memory this keeps."""
         self._chunks: dict[int, _Chunk] = {}
 
-    def add(self, pfns: NDArray[np.uint64], prints: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """The next pages of the stream, in order.
+    def add(self, *parts: Pages) -> list[NDArray[np.bool_]]:
+        """The next pages of the stream.
 
         Args:
-            pfns: where in the guest they lie.
-            prints: fingerprints of their content, never 0.
+            parts: pages, each part in the stream's order. How parts lie among each other is not known: none has
+                a page of the next round while another still has one of this.
 
         Returns:
-            Which of them were sent before.
+            For each part, which of its pages were sent before.
         """
-        again = np.zeros(len(pfns), bool)
-        start = 0
-        for part in range(ROUNDS_PIECE_MAX + 1):
-            rest = pfns[start:]
-            if not len(rest):
+        again = [np.zeros(len(part.pfns), bool) for part in parts]
+        starts = [0] * len(parts)
+        for begun in range(ROUNDS_PIECE_MAX + 1):
+            for number, part in enumerate(parts):
+                start, rest = starts[number], part.pfns[starts[number] :]
+                length = self._until_repeat(rest) if begun < ROUNDS_PIECE_MAX and len(rest) else len(rest)
+                if length:
+                    end = starts[number] = start + length
+                    again[number][start:end] = self._take(part.pfns[start:end], part.prints[start:end])
+            if all(start == len(part.pfns) for start, part in zip(starts, parts, strict=True)):
                 break
-            length = len(rest) if part == ROUNDS_PIECE_MAX else self._until_repeat(rest)
-            if length:
-                end = start + length
-                again[start:end] = self._take(pfns[start:end], prints[start:end])
-                start = end
-            if start < len(pfns) and len(self.rounds) < ROUNDS_MAX:
-                self.rounds.append(Round())
+            self.rounds.append(Round())
         return again
 
     def _until_repeat(self, pfns: NDArray[np.uint64]) -> int:
