@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 INSPECT_EPILOG = "Exit codes: 0 described, however far the stream goes; 2 it cannot be read, or an option is wrong."
+SHORT = "Say what a captured or saved stream holds."
 _CACHE_MIB_MAX = 65536
 
 

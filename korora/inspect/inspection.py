@@ -142,7 +142,7 @@ def inspect(
             zeros, changes = told.zeros - before.zeros, told.changes - before.changes
             again = _follow(versions, piece, spans, zeros_only=not changes)
             shown = found[[PageKind.ZERO, PageKind.REF, PageKind.DELTA, PageKind.LITERAL]]
-            timeline.add(spans.used, shown + [zeros, 0, changes, 0], again)
+            timeline.add(spans.used, shown + np.array([zeros, 0, changes, 0], np.int64), again)
             if progress is not None:
                 progress(source, parser.facts.stream_bytes)
         techniques.finish()

@@ -26,10 +26,10 @@ _COMPRESSING: Final = (Regime.DELTA, Regime.FAST, Regime.LIGHT, Regime.FIRM, Reg
 _WORDS: Final = {
     Regime.DEDUP: "and duplicates by reference",
     Regime.DELTA: "and changed words of pages sent again",
-    Regime.FAST: "and zstd at a negative level",
-    Regime.LIGHT: "and zstd at level 1",
-    Regime.FIRM: "and zstd at level 3",
-    Regime.BEST: "and zstd at a high level over one long window",
+    Regime.FAST: "and zstd, as quick as it gets",
+    Regime.LIGHT: "and zstd, quick",
+    Regime.FIRM: "and zstd, moderate",
+    Regime.BEST: "and zstd, thorough, one long window",
 }
 
 
