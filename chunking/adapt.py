@@ -31,7 +31,7 @@ _PROBE_BYTES_MIN: Final = 1024 * 1024  # a frame to be judged by
 _PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into finding out
 _CREDIT_SECONDS: Final = 0.5  # for that at the start: the link is not known
 _CREDIT_SECONDS_MAX: Final = 4.0  # saved up for that
-_PROBE_HOPE: Final = 0.85  # a probe must be able to save so much, if its regime is better than it seems
+_PROBE_HOPE: Final = 0.7  # a regime may take so much of the time it seems to; it is probed if it would be best then
 _LINK_BYTES_PER_SECOND_MIN: Final = 12.5e6  # 100 Mb/s: links that carry migrations are hardly slower
 _LINK_HOPE: Final = 2.0  # an idle link may be so many times faster than it seems
 _LINK_HOPE_UNKNOWN: Final = 4.0  # the same before it was ever the bottleneck
@@ -82,6 +82,8 @@ class Adapter:
         self._better: Regime | None = None
         self._better_frames = 0
         self._probes: set[Regime] = set()
+        self._frames = 0
+        self._seen_at = dict.fromkeys(Regime, 0)
         self._probe_interval = PROBE_FRAMES_MIN
         self._since_probe = PROBE_FRAMES_MIN  # the first may come at once
         self._credit_seconds = _CREDIT_SECONDS
@@ -119,6 +121,8 @@ class Adapter:
 
     def encoded(self, frame: Encoded) -> None:
         """A frame was encoded; those of RAW need not be reported."""
+        self._frames += 1
+        self._seen_at[frame.regime] = self._frames
         rare = frame.regime is not self.regime and frame.regime in self._probes
         self._probes.discard(frame.regime)
         self.costs.observe(frame, rare=rare)
@@ -234,11 +238,11 @@ class Adapter:
         return None
 
     def _hopes(self, seconds: dict[Regime, float]) -> list[Regime]:
-        """Regimes worth a probe, the best first."""
+        """Regimes worth a probe, the one not seen for longest first."""
         current = seconds[self.regime]
         if self.regime < Regime.FAST:
             # What is not looked at may have become anything, as good as all zeros. FAST tells most; DEDUP costs less.
             looks = (Regime.FAST, Regime.DEDUP) if self.regime is Regime.RAW else (Regime.FAST,)
             return [regime for regime in looks if self.costs.cost(regime).plan_seconds < current]
         near = [regime for regime in self._allowed if regime >= Regime.FAST and abs(regime - self.regime) == 1]
-        return sorted((r for r in near if seconds[r] * _PROBE_HOPE < current), key=seconds.__getitem__)
+        return sorted((r for r in near if seconds[r] * _PROBE_HOPE < current), key=self._seen_at.__getitem__)

@@ -13,16 +13,16 @@ from typing import Final, NamedTuple
 from chunking.regime import Regime
 
 # Measured over real streams on one core; only a start, and all relative to one another.
-PLAN_SECONDS_PER_BYTE: Final = {Regime.DEDUP: 0.35e-9, Regime.DELTA: 0.45e-9}  # of the stream
+PLAN_SECONDS_PER_BYTE: Final = {Regime.DEDUP: 0.5e-9, Regime.DELTA: 0.6e-9}  # of the stream
 PRESS_SECONDS_PER_BYTE: Final = {  # of what is left to compress
-    Regime.FAST: 1.8e-9,
-    Regime.LIGHT: 2.4e-9,
-    Regime.FIRM: 4.2e-9,
-    Regime.BEST: 18e-9,
+    Regime.FAST: 1.4e-9,
+    Regime.LIGHT: 2.3e-9,
+    Regime.FIRM: 3.6e-9,
+    Regime.BEST: 32e-9,
 }
-_COPY_SECONDS_PER_BYTE: Final = 0.1e-9  # regimes that compress nothing copy it
+_COPY_SECONDS_PER_BYTE: Final = 0.2e-9  # regimes that compress nothing copy it
 # Compressed size over size is (that of FAST) to the power of: what does not shrink at all shrinks in no regime.
-DEPTH: Final = {Regime.FAST: 1.0, Regime.LIGHT: 1.3, Regime.FIRM: 1.42, Regime.BEST: 1.55}
+DEPTH: Final = {Regime.FAST: 1.0, Regime.LIGHT: 1.7, Regime.FIRM: 1.85, Regime.BEST: 1.97}
 _PACK_RATIO: Final = 0.5  # of FAST, before anything was seen
 _TABLES_RATIO: Final = 0.002  # of the stream: kinds, slots and references
 

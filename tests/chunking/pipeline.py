@@ -23,16 +23,16 @@ QUEUE_FRAMES = 4  # encoded ahead of the link
 WINDOW_BYTES_MIN = 4 << 20
 MBIT = 1e6 / 8
 
-PLAN = {Regime.DEDUP: 0.35e-9, **dict.fromkeys(list(Regime)[2:], 0.45e-9)}
+PLAN = {Regime.DEDUP: 0.53e-9, **dict.fromkeys(list(Regime)[2:], 0.58e-9)}
 PRESS = {
-    Regime.DEDUP: 0.1e-9,
-    Regime.DELTA: 0.1e-9,
-    Regime.FAST: 1.77e-9,
-    Regime.LIGHT: 2.38e-9,
-    Regime.FIRM: 4.19e-9,
-    Regime.BEST: 15.1e-9,
+    Regime.DEDUP: 0.2e-9,
+    Regime.DELTA: 0.2e-9,
+    Regime.FAST: 1.40e-9,
+    Regime.LIGHT: 2.23e-9,
+    Regime.FIRM: 3.59e-9,
+    Regime.BEST: 31.8e-9,
 }
-DEPTH = {Regime.FAST: 1.0, Regime.LIGHT: 1.32, Regime.FIRM: 1.42, Regime.BEST: 1.53}
+DEPTH = {Regime.FAST: 1.0, Regime.LIGHT: 1.74, Regime.FIRM: 1.86, Regime.BEST: 1.98}
 
 
 class Content(NamedTuple):
@@ -45,8 +45,8 @@ class Content(NamedTuple):
 
 ZEROS = Content(0.0, 1.0, 1.0)
 NOISE = Content(1.0, 1.0, 1.0)
-TEXT = Content(1.0, 1.0, 0.45)
-GUEST = Content(0.75, 1.0, 0.46)
+TEXT = Content(1.0, 1.0, 0.5)
+GUEST = Content(0.75, 1.0, 0.5)
 COPIES = Content(0.05, 1.0, 0.5)
 DELTAS = Content(0.9, 0.1, 0.6)
 
