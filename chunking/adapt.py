@@ -16,8 +16,9 @@ from chunking.costs import Encoded, EncoderCosts
 from chunking.link import Departure, LinkRate
 from chunking.regime import Regime
 
-FIRST: Final = Regime.FAST  # of the first frame: it tells of all others
-START: Final = Regime.DELTA  # from then on, until the link is known
+START: Final = Regime.FAST  # before anything is known: its first frame tells of all others
+WAIT: Final = Regime.LIGHT  # for frames that still come before the first acknowledgement: the link may be slow
+_START_FRAMES: Final = 2
 _EQUAL: Final = 1.01  # times so near one another are as good as equal
 _WATCHFUL: Final = 0.5  # of the time a byte takes: FAST is preferred where its encoder needs no more
 _GAIN: Final = 1.04  # a change must promise so much
@@ -29,10 +30,9 @@ PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
 _PROBE_FRAMES_MAX: Final = 512  # after probes that cost time and changed nothing
 _PROBE_BYTES_MIN: Final = 1024 * 1024  # a frame to be judged by
 _PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into finding out
-_CREDIT_SECONDS: Final = 0.5  # for that at the start: the link is not known
+_CREDIT_SECONDS: Final = 0.15  # for that at the start: the link is not known
 _CREDIT_SECONDS_MAX: Final = 4.0  # saved up for that
 _PROBE_HOPE: Final = 0.7  # a regime may take so much of the time it seems to; it is probed if it would be best then
-_LINK_BYTES_PER_SECOND_MIN: Final = 12.5e6  # 100 Mb/s: links that carry migrations are hardly slower
 _LINK_HOPE: Final = 2.0  # an idle link may be so many times faster than it seems
 _LINK_HOPE_UNKNOWN: Final = 4.0  # the same before it was ever the bottleneck
 _TRIAL_FRAMES_MIN: Final = 4  # that go at once where a link may be faster; their cost must have been saved up
@@ -93,16 +93,16 @@ class Adapter:
         self._trial_interval = _TRIAL_INTERVAL_MIN
         self._trial_link = 0.0
         self._since_trial = _TRIAL_INTERVAL_MIN
-        self._begun = False
+        self._begun = 0
 
     def choose(self, raw_bytes: int) -> Regime:
         """The regime of the next frame, of ``raw_bytes`` of the stream."""
         if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES:
             return self.regime
-        if not self._begun:
-            self._begun = True
-            return FIRST
-        if not self.link.samples:
+        if not self.link.bytes_per_second:
+            self._begun += 1
+            if self._begun == _START_FRAMES + 1:
+                self.regime = WAIT
             return self.regime
         seconds = self._seconds(self.link.bytes_per_second)
         saved = self._credit_seconds + _PROBE_TIME_SHARE * seconds[self.regime] * raw_bytes
@@ -140,14 +140,19 @@ class Adapter:
         self.link.waiting(waits, now)
 
     def _seconds(self, link_bytes_per_second: float) -> dict[Regime, float]:
-        """The time a byte of the stream takes in each regime."""
+        """The time a byte takes in each regime, between what the stream is now and what it was for longer."""
+        contents = (self.costs.new, self.costs.new_long)
         return {
-            regime: max(self._encoder_seconds(regime), self.costs.cost(regime).wire / link_bytes_per_second)
+            regime: sum(
+                max(self._encoder_seconds(regime, new), self.costs.cost(regime, new).wire / link_bytes_per_second)
+                for new in contents
+            )
+            / len(contents)
             for regime in self._allowed
         }
 
-    def _encoder_seconds(self, regime: Regime) -> float:
-        cost = self.costs.cost(regime)
+    def _encoder_seconds(self, regime: Regime, new: float | None = None) -> float:
+        cost = self.costs.cost(regime, new)
         workers = 1 if regime is Regime.BEST else self._workers  # one context chain
         together = (cost.plan_seconds + cost.press_seconds) / self._workers
         return max(cost.plan_seconds, cost.press_seconds / workers, together)
@@ -204,8 +209,7 @@ class Adapter:
         lightest = self._allowed[0]
         if self.link.bottleneck or self.regime is lightest or self._since_probe < self._probe_interval:
             return None
-        link = max(self.link.bytes_per_second, _LINK_BYTES_PER_SECOND_MIN)
-        excess = (self.costs.cost(lightest).wire / link - seconds[self.regime]) * raw_bytes
+        excess = (self.costs.cost(lightest).wire / self.link.bytes_per_second - seconds[self.regime]) * raw_bytes
         return lightest if self._afford(excess, raw_bytes) else None
 
     def _afford(self, excess_seconds: float, raw_bytes: int) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunking.adapt import FIRST, PROBE_FRAMES_MIN, START, Adapter, Pin
+from chunking.adapt import PROBE_FRAMES_MIN, START, Adapter, Pin
 from chunking.costs import Encoded, EncoderCosts
 from chunking.link import LinkRate
 from chunking.regime import Regime
@@ -116,8 +116,7 @@ def test_a_slower_link_gets_more_work() -> None:
 def test_it_converges_within_a_few_frames() -> None:
     for mbit, wanted in ((30, Regime.BEST), (40_000, Regime.RAW)):
         run = adapted("text", mbit, (1, 2), 0.0002)
-        assert run.regimes[0] is FIRST
-        assert run.regimes[1] is START
+        assert run.regimes[0] is START
         assert Counter(run.regimes[16:48]).most_common(1)[0][0] is wanted
 
 
