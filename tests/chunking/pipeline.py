@@ -59,6 +59,7 @@ class Machine:
     cores: int = 2
     bend: float = 0.25
     noise: float = 0.1
+    hindered: float = 0.0
     pace: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +80,8 @@ class Machine:
         return Encoded(regime, FRAME_BYTES, new, packed, body, plan, self._press[regime] * packed * self._jitter())
 
     def _jitter(self) -> float:
-        return math.exp(self._noise.gauss(0.0, self.noise))
+        hindered = 10.0 if self._noise.random() < self.hindered else 1.0
+        return hindered * math.exp(self._noise.gauss(0.0, self.noise))
 
 
 class Run(NamedTuple):
