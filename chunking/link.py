@@ -6,13 +6,13 @@ A link that became faster while it is idle is found out only by giving it more t
 Sans-IO.
 """
 
+from collections import deque
 from typing import Final, NamedTuple
 
 _SAMPLE_SECONDS: Final = 0.01  # shortest time a rate is measured over: acknowledgements come in bursts
 _BUSY_SHARE: Final = 0.5  # of a sample's time that frames waited: above it the link was the bottleneck
-_WEIGHT: Final = 0.3  # of a new sample in the mean
-_JUMP: Final = 1.5  # a rate so many times off the mean is noise
-_JUMP_SAMPLES: Final = 2  # ... and news when it comes so often in a row
+_IN_FLIGHT_BYTES_MIN: Final = 128 * 1024  # with less under way a wait is for the delay, not for the link's rate
+_SAMPLES: Final = 5  # of a busy link, the second best of which counts: rates are taken too low more often than too high
 
 
 class Departure(NamedTuple):
@@ -33,7 +33,7 @@ class LinkRate:
         self.bottleneck = False
         """Whether it was in the last sample."""
         self.samples = 0
-        self._in_flight = 0
+        self._in_flight = self._peak = 0
         self._waiting = False
         self._waiting_since = 0.0
         self._carrying_since = 0.0
@@ -41,7 +41,7 @@ class LinkRate:
         self._acknowledged = 0
         self._waited = 0.0
         self._carried = 0.0
-        self._off = 0  # samples in a row that were far off: positive above, negative below
+        self._rates: deque[float] = deque(maxlen=_SAMPLES)
 
     def waiting(self, waits: bool, now: float) -> None:
         """Frames wait for the window or the lane from now on, or do no longer."""
@@ -54,6 +54,7 @@ class LinkRate:
         if not self._in_flight:
             self._carrying_since = now
         self._in_flight += wire_bytes
+        self._peak = max(self._peak, self._in_flight)
         if self._start is None:
             self._start = now
         return Departure(wire_bytes, now)
@@ -73,28 +74,23 @@ class LinkRate:
     def _close_sample(self, elapsed: float, now: float) -> None:
         self.waiting(self._waiting, now)
         self.samples += 1
-        self.bottleneck = self._waited >= _BUSY_SHARE * elapsed
+        self.bottleneck = self._waited >= _BUSY_SHARE * elapsed and self._peak >= _IN_FLIGHT_BYTES_MIN
         if self.bottleneck:
             self._measure(self._acknowledged / max(self._carried, self._waited))
         else:
             self._bound(self._acknowledged / elapsed)
-        self._start, self._acknowledged = now, 0
+        self._start, self._acknowledged, self._peak = now, 0, self._in_flight
         self._waited = self._carried = 0.0
 
     def _measure(self, rate: float) -> None:
         if not self.measured:
-            self.bytes_per_second, self.measured = rate, True
-            return
-        if rate > self.bytes_per_second * _JUMP:
-            self._off = max(1, self._off + 1)
-        elif rate < self.bytes_per_second / _JUMP:
-            self._off = min(-1, self._off - 1)
-        else:
-            self._off = 0
-        if abs(self._off) >= _JUMP_SAMPLES:
-            self.bytes_per_second, self._off = rate, 0
-        elif not self._off:
-            self.bytes_per_second += _WEIGHT * (rate - self.bytes_per_second)
+            self.measured = True
+            self._rates.clear()
+        self._rates.append(rate)
+        self.bytes_per_second = sorted(self._rates)[-2 if len(self._rates) > 2 else -1]
 
     def _bound(self, rate: float) -> None:
-        self.bytes_per_second = max(rate, self.bytes_per_second)
+        if rate > self.bytes_per_second:
+            self.bytes_per_second = rate
+            self._rates.clear()
+            self._rates.append(rate)
