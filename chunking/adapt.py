@@ -5,29 +5,42 @@ costs the encoder time (the serial part, and the parallel part over the workers)
 link's rate); the regime whose slower half is quickest is chosen. RAW costs no encoder time, so on a link faster than
 the encoder nothing is encoded, and no migration becomes slower than one that is sent plainly by more than what finding
 out costs. Where regimes are as good as equal DELTA, or the nearest to it, is preferred: it costs little and remembers
-pages, which RAW does not, and pages that come again pay for that.
+pages, which RAW does not, and pages that come again pay for that. On links so slow that even FAST costs next to
+nothing it is FAST, which sees at once when content begins to compress.
 """
 
 from enum import StrEnum, unique
 from typing import Final
 
-from chunking.costs import Cost, Encoded, EncoderCosts
+from chunking.costs import Encoded, EncoderCosts
 from chunking.link import Departure, LinkRate
 from chunking.regime import Regime
 
 START: Final = Regime.FAST  # before anything is known: its first frame tells of all others
+WAIT: Final = Regime.LIGHT  # for frames that still come before the first acknowledgement: the link may be slow
+_START_FRAMES: Final = 2
 _EQUAL: Final = 1.01  # times so near one another are as good as equal
+_WATCHFUL: Final = 0.5  # of the time a byte takes: FAST is preferred where its encoder needs no more
 _GAIN: Final = 1.04  # a change must promise so much
 _STEADY_FRAMES: Final = 3  # ... for so many frames
 _GAIN_CLEAR: Final = 1.5  # ... or so much, at once
-_IDLE_WORK_FRAMES: Final = 16  # for so many frames work that gains nothing is done before it is dropped
+_DRIFT_FRAMES: Final = 16  # ... or, towards what is preferred among equals, for so many
 _SMALL_BYTES: Final = 64 * 1024  # smaller frames tell nothing, and are not worth a change
 PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
-_PROBE_FRAMES_MAX: Final = 512  # after probes that changed nothing
+_PROBE_FRAMES_MAX: Final = 512  # after probes that cost time and changed nothing
 _PROBE_BYTES_MIN: Final = 1024 * 1024  # a frame to be judged by
-_PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into probes
-_PROBE_CREDIT_SECONDS_MAX: Final = 1.0
-_PROBE_HOPE: Final = 0.85  # a probe must be able to save so much, if its regime is better than it seems
+_PROBE_TIME_SHARE: Final = 0.01  # of the time the stream takes may go into finding out
+_CREDIT_SECONDS: Final = 0.15  # for that at the start: the link is not known
+_CREDIT_SECONDS_MAX: Final = 4.0  # saved up for that
+_PROBE_HOPE: Final = 0.7  # a regime may take so much of the time it seems to; it is probed if it would be best then
+_LINK_HOPE: Final = 2.0  # an idle link may be so many times faster than it seems
+_LINK_HOPE_UNKNOWN: Final = 4.0  # the same before it was ever the bottleneck
+_TRIAL_FRAMES_MIN: Final = 4  # that go at once where a link may be faster; their cost must have been saved up
+_TRIAL_FRAMES_MAX: Final = 32
+_TRIAL_SAMPLES: Final = 2  # of the link, that settle it
+_TRIAL_INTERVAL_MIN: Final = 128  # frames from one trial of a measured link to the next
+_TRIAL_INTERVAL_MAX: Final = 1024  # the same after trials that were in vain
+_TRIAL_SUCCESS: Final = 1.2  # the link proved so many times faster
 
 
 @unique
@@ -69,20 +82,47 @@ class Adapter:
         self._better: Regime | None = None
         self._better_frames = 0
         self._probes: set[Regime] = set()
+        self._frames = 0
+        self._seen_at = dict.fromkeys(Regime, 0)
         self._probe_interval = PROBE_FRAMES_MIN
-        self._since_probe = 0
-        self._probe_credit_seconds = 0.0
+        self._since_probe = PROBE_FRAMES_MIN  # the first may come at once
+        self._credit_seconds = _CREDIT_SECONDS
+        self._trial_frames = 0
+        self._trial_samples = 0
+        self._trial_cost = 0.0
+        self._trial_interval = _TRIAL_INTERVAL_MIN
+        self._trial_link = 0.0
+        self._since_trial = _TRIAL_INTERVAL_MIN
+        self._begun = 0
 
     def choose(self, raw_bytes: int) -> Regime:
         """The regime of the next frame, of ``raw_bytes`` of the stream."""
-        if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES or not self.link.bytes_per_second:
+        if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES:
             return self.regime
-        seconds = {regime: self._seconds_per_byte(self.costs.cost(regime), regime) for regime in self._allowed}
+        if not self.link.bytes_per_second:
+            self._begun += 1
+            if self._begun == _START_FRAMES + 1:
+                self.regime = WAIT
+            return self.regime
+        seconds = self._seconds(self.link.bytes_per_second)
+        saved = self._credit_seconds + _PROBE_TIME_SHARE * seconds[self.regime] * raw_bytes
+        self._credit_seconds = min(saved, _CREDIT_SECONDS_MAX)
+        self._since_probe += 1
+        self._since_trial += 1
+        if self._on_trial(raw_bytes):
+            return self.regime
         self._settle(seconds)
-        return self._probe(seconds, raw_bytes) or self.regime
+        if self._try_lighter(seconds, raw_bytes):
+            return self.regime
+        probe = self._probe_link(seconds, raw_bytes)
+        if probe is None:
+            probe = self._probe(seconds, raw_bytes)
+        return self.regime if probe is None else probe
 
     def encoded(self, frame: Encoded) -> None:
         """A frame was encoded; those of RAW need not be reported."""
+        self._frames += 1
+        self._seen_at[frame.regime] = self._frames
         rare = frame.regime is not self.regime and frame.regime in self._probes
         self._probes.discard(frame.regime)
         self.costs.observe(frame, rare=rare)
@@ -99,69 +139,114 @@ class Adapter:
         """Encoded frames wait for the window or a lane from now on, or do no longer."""
         self.link.waiting(waits, now)
 
-    def _seconds_per_byte(self, cost: Cost, regime: Regime) -> float:
-        return max(self._encoder_seconds(cost, regime), cost.wire / self.link.bytes_per_second)
+    def _seconds(self, link_bytes_per_second: float) -> dict[Regime, float]:
+        """The time a byte takes in each regime, between what the stream is now and what it was for longer."""
+        contents = (self.costs.new, self.costs.new_long)
+        return {
+            regime: sum(
+                max(self._encoder_seconds(regime, new), self.costs.cost(regime, new).wire / link_bytes_per_second)
+                for new in contents
+            )
+            / len(contents)
+            for regime in self._allowed
+        }
 
-    def _encoder_seconds(self, cost: Cost, regime: Regime) -> float:
+    def _encoder_seconds(self, regime: Regime, new: float | None = None) -> float:
+        cost = self.costs.cost(regime, new)
         workers = 1 if regime is Regime.BEST else self._workers  # one context chain
         together = (cost.plan_seconds + cost.press_seconds) / self._workers
         return max(cost.plan_seconds, cost.press_seconds / workers, together)
 
     def _settle(self, seconds: dict[Regime, float]) -> None:
         """Change to a better regime once it promised to be one for long enough."""
-        least = min(seconds.values())
-        equals = [regime for regime in self._allowed if seconds[regime] <= least * _EQUAL]
-        best = min(equals, key=lambda regime: (abs(regime - Regime.DELTA), -regime))
+        best = self._best(seconds)
+        if best > self.regime and not self.link.bottleneck:
+            best = self.regime  # the encoder is: more work gains nothing, whatever the link seems to be
         gain = seconds[self.regime] / seconds[best]
-        if best is self.regime or (gain < _GAIN and best > self.regime):
+        if best is self.regime or (gain < _GAIN and best > max(self.regime, Regime.FAST)):
             self._better, self._better_frames = None, 0
             return
         if best is not self._better:
             self._better, self._better_frames = best, 0
         self._better_frames += 1
-        wanted = 1 if gain >= _GAIN_CLEAR else _STEADY_FRAMES if gain >= _GAIN else _IDLE_WORK_FRAMES
+        wanted = 1 if gain >= _GAIN_CLEAR else _STEADY_FRAMES if gain >= _GAIN else _DRIFT_FRAMES
         if self._better_frames >= wanted:
             self.regime, self._better, self._better_frames = best, None, 0
             self._probe_interval = PROBE_FRAMES_MIN
 
+    def _best(self, seconds: dict[Regime, float]) -> Regime:
+        least = min(seconds.values())
+        equals = [regime for regime in self._allowed if seconds[regime] <= least * _EQUAL]
+        watchful = Regime.FAST in equals and self._encoder_seconds(Regime.FAST) <= least * _WATCHFUL
+        favourite = Regime.FAST if watchful else Regime.DELTA
+        return min(equals, key=lambda regime: (abs(regime - favourite), -regime))
+
+    def _try_lighter(self, seconds: dict[Regime, float], raw_bytes: int) -> bool:
+        """Give an idle link more to carry, where that gains if it is faster than it seems, and costs little if not."""
+        if self.link.bottleneck or self.regime is self._allowed[0] or raw_bytes < _PROBE_BYTES_MIN:
+            return False
+        hope = _LINK_HOPE if self.link.measured else _LINK_HOPE_UNKNOWN
+        hoped = self._seconds(self.link.bytes_per_second * hope)
+        best = self._best(hoped)
+        if best >= self.regime or hoped[self.regime] < hoped[best] * _GAIN:
+            return False
+        cost = (seconds[best] - seconds[self.regime]) * raw_bytes
+        if self.link.measured:
+            if self._since_trial < self._trial_interval or cost * _TRIAL_FRAMES_MIN > self._credit_seconds:
+                return False
+            self._since_trial = 0
+            proved = self.link.bytes_per_second > _TRIAL_SUCCESS * self._trial_link
+            self._trial_interval = _TRIAL_INTERVAL_MIN if proved else min(2 * self._trial_interval, _TRIAL_INTERVAL_MAX)
+            self._trial_link = self.link.bytes_per_second
+        self.regime = best
+        self._better, self._better_frames = None, 0
+        self._trial_frames, self._trial_samples = _TRIAL_FRAMES_MAX, self.link.samples + _TRIAL_SAMPLES
+        self._trial_cost = max(0.0, cost) / raw_bytes
+        return True
+
+    def _probe_link(self, seconds: dict[Regime, float], raw_bytes: int) -> Regime | None:
+        """One frame that gives an idle link much to carry; what is sent otherwise is too little to tell its rate."""
+        lightest = self._allowed[0]
+        if self.link.bottleneck or self.regime is lightest or self._since_probe < self._probe_interval:
+            return None
+        excess = (self.costs.cost(lightest).wire / self.link.bytes_per_second - seconds[self.regime]) * raw_bytes
+        return lightest if self._afford(excess, raw_bytes) else None
+
+    def _afford(self, excess_seconds: float, raw_bytes: int) -> bool:
+        """Whether a probe may cost so much more than the frame would; if so it is one."""
+        if excess_seconds > self._credit_seconds or raw_bytes < _PROBE_BYTES_MIN:
+            return False
+        self._since_probe = 0
+        if excess_seconds > 0:
+            self._credit_seconds -= excess_seconds
+            self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
+        return True
+
+    def _on_trial(self, raw_bytes: int) -> bool:
+        if self._trial_frames <= 0:
+            return False
+        self._trial_frames -= 1
+        self._credit_seconds -= self._trial_cost * raw_bytes
+        if self.link.samples >= self._trial_samples:
+            self._trial_frames = 0
+        return self._trial_frames > 0
+
     def _probe(self, seconds: dict[Regime, float], raw_bytes: int) -> Regime | None:
         """Another regime for this one frame, where it may turn out to be better and its cost has been saved up."""
-        current = seconds[self.regime]
-        self._since_probe += 1
-        saved = self._probe_credit_seconds + _PROBE_TIME_SHARE * current * raw_bytes
-        self._probe_credit_seconds = min(saved, _PROBE_CREDIT_SECONDS_MAX)
-        if self._since_probe < self._probe_interval or raw_bytes < _PROBE_BYTES_MIN:
+        if self._since_probe < self._probe_interval:
             return None
-        hopes = self._hopes(seconds)
-        if not hopes:
-            return None
-        regime = min(hopes, key=lambda candidate: hopes[candidate])
-        cost = self.costs.cost(regime)
-        busy = cost.plan_seconds + cost.press_seconds
-        excess = (max(busy, cost.wire / self.link.bytes_per_second) - current) * raw_bytes
-        if excess > self._probe_credit_seconds:
-            return None
-        self._probe_credit_seconds -= max(0.0, excess)
-        self._since_probe = 0
-        self._probe_interval = min(2 * self._probe_interval, _PROBE_FRAMES_MAX)
-        self._probes.add(regime)
-        return regime
+        for regime in self._hopes(seconds):
+            if self._afford((seconds[regime] - seconds[self.regime]) * raw_bytes, raw_bytes):
+                self._probes.add(regime)
+                return regime
+        return None
 
-    def _hopes(self, seconds: dict[Regime, float]) -> dict[Regime, float]:
-        """Regimes worth a probe, and the time a byte could take there at best."""
+    def _hopes(self, seconds: dict[Regime, float]) -> list[Regime]:
+        """Regimes worth a probe, the one not seen for longest first."""
         current = seconds[self.regime]
-        hopes: dict[Regime, float] = {}
-        for regime in self._allowed:
-            if regime in {self.regime, Regime.RAW}:
-                continue
-            cost = self.costs.cost(regime)
-            if self.regime < Regime.FAST and regime <= Regime.FAST:
-                # What is not looked at may have become anything: as good as all zeros.
-                hope = cost.plan_seconds
-            elif abs(regime - self.regime) == 1:
-                hope = seconds[regime] * _PROBE_HOPE
-            else:
-                continue
-            if hope < current * _PROBE_HOPE or (regime > self.regime and hope < current):
-                hopes[regime] = hope
-        return hopes
+        if self.regime < Regime.FAST:
+            # What is not looked at may have become anything, as good as all zeros. FAST tells most; DEDUP costs less.
+            looks = (Regime.FAST, Regime.DEDUP) if self.regime is Regime.RAW else (Regime.FAST,)
+            return [regime for regime in looks if self.costs.cost(regime).plan_seconds < current]
+        near = [regime for regime in self._allowed if regime >= Regime.FAST and abs(regime - self.regime) == 1]
+        return sorted((r for r in near if seconds[r] * _PROBE_HOPE < current), key=self._seen_at.__getitem__)

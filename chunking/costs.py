@@ -4,7 +4,8 @@ Two things change all the time and for all regimes alike: how much of the stream
 and how well that compresses. They are followed by means over the last frames. How the regimes compare with one another
 changes slowly: it starts from measured figures and is corrected whenever frames in two regimes follow on each other.
 So a phase of zero pages makes no regime look better than another, and a regime that was not used for long is still
-judged by what passes now.
+judged by what passes now. And because what passes now may change with the next frame, costs are told for two contents:
+that of the last frames, and that of the last hundred or so.
 """
 
 import math
@@ -13,24 +14,28 @@ from typing import Final, NamedTuple
 from chunking.regime import Regime
 
 # Measured over real streams on one core; only a start, and all relative to one another.
-PLAN_SECONDS_PER_BYTE: Final = {Regime.DEDUP: 0.35e-9, Regime.DELTA: 0.45e-9}  # of the stream
+PLAN_SECONDS_PER_BYTE: Final = {Regime.DEDUP: 0.5e-9, Regime.DELTA: 0.6e-9}  # of the stream
 PRESS_SECONDS_PER_BYTE: Final = {  # of what is left to compress
-    Regime.FAST: 1.8e-9,
-    Regime.LIGHT: 2.4e-9,
-    Regime.FIRM: 4.2e-9,
-    Regime.BEST: 18e-9,
+    Regime.FAST: 1.4e-9,
+    Regime.LIGHT: 2.3e-9,
+    Regime.FIRM: 3.6e-9,
+    Regime.BEST: 32e-9,
 }
-_COPY_SECONDS_PER_BYTE: Final = 0.1e-9  # regimes that compress nothing copy it
+_COPY_SECONDS_PER_BYTE: Final = 0.2e-9  # regimes that compress nothing copy it
 # Compressed size over size is (that of FAST) to the power of: what does not shrink at all shrinks in no regime.
-DEPTH: Final = {Regime.FAST: 1.0, Regime.LIGHT: 1.3, Regime.FIRM: 1.42, Regime.BEST: 1.55}
+DEPTH: Final = {Regime.FAST: 1.0, Regime.LIGHT: 1.7, Regime.FIRM: 1.85, Regime.BEST: 1.97}
+_NEW: Final = 0.5  # share of new bytes, before anything was seen
+_NEW_MIN: Final = 0.1  # ... over longer: however many pages repeat now, others will come
 _PACK_RATIO: Final = 0.5  # of FAST, before anything was seen
 _TABLES_RATIO: Final = 0.002  # of the stream: kinds, slots and references
 
 _WEIGHT: Final = 0.25  # of a new frame in a mean
+_WEIGHT_LONG: Final = 1 / 64  # the same for the longer mean
+_OUTLIER: Final = 3.0  # a frame that took so many times the mean was hindered by others: it counts as no more
 _CORRECTION: Final = 0.5  # of a new comparison of two regimes
 _COMPARED_FRAMES: Final = 4  # behind a change of regime: content is still the same, so that the two compare
 _FORGET: Final = 1 / 512  # of what comparisons of depth taught, a frame: other content has another depth
-_DEPTH_RANGE: Final = (0.7, 3.0)
+_DEPTH_STEP: Final = 4.0  # a depth beyond FAST is at most so many times off what it starts from
 _LOG_RATIO_SEEN: Final = -0.05  # content that shrinks less says nothing of depth
 _OBSERVED_BYTES_MIN: Final = 64 * 1024  # below, fixed costs prevail
 
@@ -69,7 +74,8 @@ class EncoderCosts:
     """Means over the frames of one session, and the comparison of regimes."""
 
     def __init__(self) -> None:
-        self._new = 0.5  # new bytes a stream byte
+        self.new = _NEW  # new bytes a stream byte, of the last frames
+        self.new_long = _NEW  # the same, over longer
         self._delta = 1.0  # packed bytes a new byte, with deltas
         self._plan = dict(PLAN_SECONDS_PER_BYTE)
         self._plan_seen: set[Regime] = set()
@@ -92,7 +98,9 @@ class EncoderCosts:
             return
         weight = 0.5 if rare else _WEIGHT
         new_bytes = min(frame.new_bytes, frame.raw_bytes)
-        self._new = _mean(self._new, new_bytes / frame.raw_bytes, weight if self._seen else 1.0)
+        share = new_bytes / frame.raw_bytes
+        self.new = _mean(self.new, share, weight if self._seen else 1.0)
+        self.new_long = max(_NEW_MIN, _mean(self.new_long, share, _WEIGHT_LONG))
         self._seen = True
         self._learn_plan(frame, weight)
         if new_bytes < _OBSERVED_BYTES_MIN:
@@ -102,13 +110,14 @@ class EncoderCosts:
         if frame.regime >= Regime.FAST and frame.packed_bytes >= _OBSERVED_BYTES_MIN:
             self._learn_press(frame, weight)
 
-    def cost(self, regime: Regime) -> Cost:
-        """What a byte of the stream as it is now would cost in ``regime``."""
+    def cost(self, regime: Regime, new: float | None = None) -> Cost:
+        """What a byte of the stream would cost in ``regime`` if ``new`` of it were new; as it is now by default."""
+        new = self.new if new is None else new
         if regime is Regime.RAW:
             return Cost(1.0, 0.0, 0.0)
         if regime is Regime.DEDUP:
-            return Cost(self._new + _TABLES_RATIO, self._plan[regime], self._new * _COPY_SECONDS_PER_BYTE)
-        packed = self._new * self._delta
+            return Cost(new + _TABLES_RATIO, self._plan[regime], new * _COPY_SECONDS_PER_BYTE)
+        packed = new * self._delta
         plan = self._plan[Regime.DELTA]
         if regime is Regime.DELTA:
             return Cost(packed + _TABLES_RATIO, plan, packed * _COPY_SECONDS_PER_BYTE)
@@ -120,6 +129,7 @@ class EncoderCosts:
         kind = min(frame.regime, Regime.DELTA)
         seconds = frame.plan_seconds / frame.raw_bytes
         if kind in self._plan_seen:
+            seconds = min(seconds, _OUTLIER * self._plan[kind])
             self._plan[kind] = _mean(self._plan[kind], seconds, weight)
             return
         # The first of its kind also tells how fast this machine is, and so of the other kind.
@@ -138,20 +148,29 @@ class EncoderCosts:
         first, self._seen_new = not self._seen_new, True
         if self._last is not None and regime is not self._last:
             self._since_change = 0
+        if not first:
+            pace = min(pace, self._pace + self._pace_of[regime] + math.log(_OUTLIER))
         compares = not first and self._last is not None and self._since_change < _COMPARED_FRAMES
         self._since_change += 1
         self._last = regime
         if compares:
             self._pace_of[regime] = _mean(self._pace_of[regime], pace - self._pace, _CORRECTION)
-            if min(log_ratio, self._log_ratio) < _LOG_RATIO_SEEN:
-                depth = log_ratio / min(self._log_ratio, _LOG_RATIO_SEEN)
-                depth = min(max(depth, _DEPTH_RANGE[0]), _DEPTH_RANGE[1])
-                self._depth[regime] = _mean(self._depth[regime], depth, _CORRECTION)
+            self._learn_depth(regime, log_ratio)
         weight = 1.0 if first else weight
         self._pace = _mean(self._pace, pace - self._pace_of[regime], weight)
         self._log_ratio = _mean(self._log_ratio, log_ratio / self._depth[regime], weight)
         for other, depth in DEPTH.items():
             self._depth[other] = _mean(self._depth[other], depth, _FORGET)
+
+    def _learn_depth(self, regime: Regime, log_ratio: float) -> None:
+        """Content that shrinks more than expected in one regime will in all that are deeper than FAST."""
+        if regime is Regime.FAST or self._log_ratio > _LOG_RATIO_SEEN:
+            return
+        expected, found = self._depth[regime] - 1.0, log_ratio / self._log_ratio - 1.0
+        factor = min(max(found / expected, 1 / _DEPTH_STEP), _DEPTH_STEP) ** _CORRECTION
+        for other, start in DEPTH.items():
+            depth = (self._depth[other] - 1.0) * factor
+            self._depth[other] = 1.0 + min(max(depth, (start - 1.0) / _DEPTH_STEP), (start - 1.0) * _DEPTH_STEP)
 
 
 def _mean(mean: float, value: float, weight: float) -> float:

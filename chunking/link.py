@@ -2,21 +2,17 @@
 
 While frames wait for the link, what is acknowledged a second is the link's rate. While the link waits for frames, that
 is only a lower bound; a better one is each frame's own way, its bytes over the time from leaving to acknowledgement.
-Where the link stays idle the estimate is raised a little now and then, so that a link that became faster is found out;
-each time that proves wrong, the next attempt comes later. Sans-IO.
+A link that became faster while it is idle is found out only by giving it more to carry, which chunking/adapt.py does.
+Sans-IO.
 """
 
+from collections import deque
 from typing import Final, NamedTuple
 
-RATE_BYTES_PER_SECOND_MAX: Final = 1e11  # 800 Gb/s: beyond any link, so that raising it ends
 _SAMPLE_SECONDS: Final = 0.01  # shortest time a rate is measured over: acknowledgements come in bursts
 _BUSY_SHARE: Final = 0.5  # of a sample's time that frames waited: above it the link was the bottleneck
-_IDLE_SHARE: Final = 0.1  # below it the link waited for frames
-_WEIGHT: Final = 0.3  # of a new sample in the mean
-_JUMP: Final = 1.5  # a rate so many times off the mean is news when it comes twice, not noise
-_RISE: Final = 1.5  # how far the estimate of an idle link is raised at a time
-_PATIENCE_MIN: Final = 3  # frames acknowledged on an idle link before its estimate is raised
-_PATIENCE_MAX: Final = 256  # the same after attempts that proved wrong
+_IN_FLIGHT_BYTES_MIN: Final = 128 * 1024  # with less under way a wait is for the delay, not for the link's rate
+_SAMPLES: Final = 5  # of a busy link, the second best of which counts: rates are taken too low more often than too high
 
 
 class Departure(NamedTuple):
@@ -34,19 +30,18 @@ class LinkRate:
         """The estimate; 0 before anything was acknowledged."""
         self.measured = False
         """Whether the link was ever the bottleneck, so that the estimate is more than a bound."""
-        self._in_flight = 0
+        self.bottleneck = False
+        """Whether it was in the last sample."""
+        self.samples = 0
+        self._in_flight = self._peak = 0
         self._waiting = False
         self._waiting_since = 0.0
         self._carrying_since = 0.0
         self._start: float | None = None
         self._acknowledged = 0
-        self._frames = 0
         self._waited = 0.0
         self._carried = 0.0
-        self._off = 0  # samples in a row that were far off: positive above, negative below
-        self._idle = 0
-        self._patience = _PATIENCE_MIN
-        self._raised_from = 0.0
+        self._rates: deque[float] = deque(maxlen=_SAMPLES)
 
     def waiting(self, waits: bool, now: float) -> None:
         """Frames wait for the window or the lane from now on, or do no longer."""
@@ -59,6 +54,7 @@ class LinkRate:
         if not self._in_flight:
             self._carrying_since = now
         self._in_flight += wire_bytes
+        self._peak = max(self._peak, self._in_flight)
         if self._start is None:
             self._start = now
         return Departure(wire_bytes, now)
@@ -69,7 +65,6 @@ class LinkRate:
         self._carrying_since = now
         self._in_flight -= departure.wire_bytes
         self._acknowledged += departure.wire_bytes
-        self._frames += 1
         took = now - departure.at
         if took > 0 and not self._waiting:
             self._bound(departure.wire_bytes / took)
@@ -78,47 +73,24 @@ class LinkRate:
 
     def _close_sample(self, elapsed: float, now: float) -> None:
         self.waiting(self._waiting, now)
-        busy = self._waited / elapsed
-        if busy >= _BUSY_SHARE:
+        self.samples += 1
+        self.bottleneck = self._waited >= _BUSY_SHARE * elapsed and self._peak >= _IN_FLIGHT_BYTES_MIN
+        if self.bottleneck:
             self._measure(self._acknowledged / max(self._carried, self._waited))
         else:
             self._bound(self._acknowledged / elapsed)
-            if busy <= _IDLE_SHARE:
-                self._rest(self._frames)
-        self._start, self._acknowledged, self._frames = now, 0, 0
+        self._start, self._acknowledged, self._peak = now, 0, self._in_flight
         self._waited = self._carried = 0.0
 
     def _measure(self, rate: float) -> None:
-        self._idle = 0
-        if self._raised_from:
-            wrong = rate < self._raised_from * _RISE**0.5
-            self._patience = min(2 * self._patience, _PATIENCE_MAX) if wrong else _PATIENCE_MIN
-        if self._raised_from or not self.measured:
-            self.bytes_per_second, self.measured = rate, True
-            self._raised_from, self._off = 0.0, 0
-            return
-        if rate > self.bytes_per_second * _JUMP:
-            self._off = max(1, self._off + 1)
-        elif rate < self.bytes_per_second / _JUMP:
-            self._off = min(-1, self._off - 1)
-        else:
-            self._off = 0
-        if abs(self._off) >= 2:
-            self.bytes_per_second, self._off, self._patience = rate, 0, _PATIENCE_MIN
-        elif not self._off:
-            self.bytes_per_second += _WEIGHT * (rate - self.bytes_per_second)
+        if not self.measured:
+            self.measured = True
+            self._rates.clear()
+        self._rates.append(rate)
+        self.bytes_per_second = sorted(self._rates)[-2 if len(self._rates) > 2 else -1]
 
     def _bound(self, rate: float) -> None:
         if rate > self.bytes_per_second:
-            self.bytes_per_second = min(rate, RATE_BYTES_PER_SECOND_MAX)
-            if self._raised_from:
-                self._raised_from, self._patience = 0.0, _PATIENCE_MIN
-
-    def _rest(self, frames: int) -> None:
-        """Frames passed and none had to wait: perhaps the link is faster than it seems."""
-        self._idle += frames
-        if self._idle < self._patience:
-            return
-        self._idle = 0
-        self._raised_from = self._raised_from or self.bytes_per_second
-        self.bytes_per_second = min(self.bytes_per_second * _RISE, RATE_BYTES_PER_SECOND_MAX)
+            self.bytes_per_second = rate
+            self._rates.clear()
+            self._rates.append(rate)

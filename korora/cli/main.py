@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from korora import __version__
-from korora.cli import demo, pki, relay, serve, store, top
+from korora.cli import demo, inspect, pki, relay, serve, store, top
 from korora.cli.options import help_without_command
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command(epilog=relay.RECEIVE_EPILOG)(relay.receive)
 app.command(epilog=relay.SEND_EPILOG)(relay.send)
 app.command()(relay.xl)
 app.command(epilog=serve.SERVE_EPILOG)(serve.serve)
+app.command(epilog=inspect.INSPECT_EPILOG, short_help=inspect.SHORT)(inspect.inspect)
 app.command()(top.top)
 app.add_typer(top.ctl, name="ctl")
 app.add_typer(pki.app, name="pki")
