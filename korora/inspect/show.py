@@ -81,7 +81,7 @@ def render(found: Inspection) -> RenderableType:
 def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Table:
     table = Table(title=title, box=None, title_justify="left", title_style="bold", header_style="dim", pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in words else "right", no_wrap=column != "technique")
     return table
 
 
@@ -146,7 +146,7 @@ def _rounds(found: Inspection) -> Table:
 
 
 def _techniques(found: Inspection) -> Table:
-    columns = ("", "technique", "bytes", "of the stream", "MiB/s a core")
+    columns = ("", "technique", "bytes", "share", "MiB/s")
     table = _table("\nOn the wire", *columns, words=columns[:2])
     size = found.facts.stream_bytes
     for each in found.techniques:

@@ -154,6 +154,7 @@ def test_tls() -> None:
 
 
 PARTS = {
+    control.StoredSegment: "stored segment",
     control.LaneGrant: "lane grant",
     control.LaneProgress: "lane progress",
     control.ChannelState: "channel state",
@@ -169,6 +170,8 @@ def _bounds(kind: Any) -> str:
             return f"int {least}..{most}"
         case msgspec.inspect.BytesType() if kind.min_length == kind.max_length:
             return f"bytes, {kind.min_length}"
+        case msgspec.inspect.BytesType():
+            return f"bytes, at most {kind.max_length}"
         case msgspec.inspect.StrType() if kind.pattern:
             return f"string `{kind.pattern}`"
         case msgspec.inspect.StrType():

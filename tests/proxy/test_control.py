@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chunking.limits import SEGMENT_PAGES_MAX
 from proxy.control import (
     Abort,
     Accept,
@@ -68,7 +69,7 @@ PROOFS = st.binary(min_size=32, max_size=32)
 STATES = st.lists(st.builds(ChannelState, CHANNELS, U63, U63, opened=st.booleans()), max_size=CHANNELS_MAX).map(tuple)
 CHAINS = st.integers(1, 16)
 TENANTS = st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", fullmatch=True)
-SEGMENTS = st.lists(st.builds(StoredSegment, IDS, st.integers(0, 2**24)), max_size=SEGMENTS_MAX).map(tuple)
+SEGMENTS = st.lists(st.builds(StoredSegment, IDS, st.integers(0, SEGMENT_PAGES_MAX)), max_size=SEGMENTS_MAX).map(tuple)
 PHASES = st.sampled_from(["open", "finishing", "closed"])
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
@@ -230,7 +231,7 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (Abort(7, ""), "reason", "x" * (REASON_CHARACTERS_MAX + 1)),
         (ACCEPT, "chains", 0),
         (ACCEPT, "segments", [{"name": bytes(15), "pages": 1}]),
-        (ACCEPT, "segments", [{"name": bytes(16), "pages": 2**24 + 1}]),
+        (ACCEPT, "segments", [{"name": bytes(16), "pages": SEGMENT_PAGES_MAX + 1}]),
         (ACCEPT, "segments", [{"name": bytes(16), "pages": 1}] * (SEGMENTS_MAX + 1)),
         (PagesWanted(0, (1,)), "ordinals", []),
         (PagesWanted(0, (1,)), "ordinals", [1] * (PAGES_WANTED_MAX + 1)),
