@@ -9,6 +9,7 @@ pages, which RAW does not, and pages that come again pay for that. On links so s
 nothing it is FAST, which sees at once when content begins to compress.
 """
 
+import math
 from enum import StrEnum, unique
 from typing import Final
 
@@ -41,6 +42,10 @@ _TRIAL_SAMPLES: Final = 2  # of the link, that settle it
 _TRIAL_INTERVAL_MIN: Final = 128  # frames from one trial of a measured link to the next
 _TRIAL_INTERVAL_MAX: Final = 1024  # the same after trials that were in vain
 _TRIAL_SUCCESS: Final = 1.2  # the link proved so many times faster
+
+_FED_WEIGHT: Final = 0.5  # of a new frame in the hypervisor's pace
+_EASY: Final = 0.5  # of its time may go into work that gains none: the rest is left to the guest
+_EASY_MOST: Final = Regime.LIGHT  # more work saves little more
 
 
 @unique
@@ -94,11 +99,17 @@ class Adapter:
         self._trial_link = 0.0
         self._since_trial = _TRIAL_INTERVAL_MIN
         self._begun = 0
+        self._fed = 0.0
+        """Seconds a stream byte that the hypervisor takes, while it is what everybody waits for; else 0."""
 
     def choose(self, raw_bytes: int) -> Regime:
         """The regime of the next frame, of ``raw_bytes`` of the stream."""
         if len(self._allowed) == 1 or raw_bytes < _SMALL_BYTES:
             return self.regime
+        easy = self._easy()
+        if easy is not None:
+            self.regime, self._better, self._better_frames, self._trial_frames = easy, None, 0, 0
+            return easy
         if not self.link.bytes_per_second:
             self._begun += 1
             if self._begun == _START_FRAMES + 1:
@@ -138,6 +149,23 @@ class Adapter:
     def waiting(self, waits: bool, now: float) -> None:
         """Encoded frames wait for the window or a lane from now on, or do no longer."""
         self.link.waiting(waits, now)
+
+    def fed(self, raw_bytes: int, seconds: float) -> None:
+        """So many bytes came from the hypervisor.
+
+        Args:
+            raw_bytes: of the stream.
+            seconds: that it took for them, where it was what everybody waited for; else 0.
+        """
+        self._fed += _FED_WEIGHT * (seconds / raw_bytes - self._fed) if seconds else -self._fed
+
+    def _easy(self) -> Regime | None:
+        """The most that encoder and link do in less time than the hypervisor takes: saving bytes costs no time then."""
+        if not self._fed:
+            return None
+        seconds = self._seconds(self.link.bytes_per_second or math.inf)
+        keeping = [r for r in self._allowed if r <= _EASY_MOST and seconds[r] <= self._fed * _EASY]
+        return max(keeping, default=None)
 
     def _seconds(self, link_bytes_per_second: float) -> dict[Regime, float]:
         """The time a byte takes in each regime, between what the stream is now and what it was for longer."""

@@ -84,8 +84,11 @@ class Channel:
         watch = EndWatch() if session.role is Role.SOURCE else None
         framing = self._carrier.framing(half)
         filled = turn = seen = 0
+        loop = asyncio.get_running_loop()
         while True:
-            await self._within_rate()
+            waited = loop.time()
+            if await self._within_rate():
+                framing.starved(loop.time() - waited)
             room = min(framing.room, self._carrier.bucket.frame_bytes or FRAME_BYTES_MAX)
             drained = False
             if filled < room:
@@ -102,7 +105,9 @@ class Channel:
                     # A hypervisor always readable, a lane always writable: nobody else would ever run.
                     await asyncio.sleep(0)
             elif drained:
+                waited = loop.time()
                 await self.reading.wait_readable()
+                framing.starved(loop.time() - waited)
             elif filled >= room:
                 await self.reading.wait()
         while filled:
@@ -117,18 +122,21 @@ class Channel:
         self._carrier.ended()
         await self._carrier.send_frame(Outgoing(order, self.number, memoryview(end), None))
 
-    async def _within_rate(self) -> None:
-        """Wait while the session has sent more than its rate allows."""
+    async def _within_rate(self) -> bool:
+        """Wait while the session has sent more than its rate allows; whether it had."""
         bucket = self._carrier.bucket
         if bucket.rate is None:
-            return
+            return False
+        waited = False
         loop = asyncio.get_running_loop()
         while (seconds := bucket.wait_seconds(loop.time())) > 0:
+            waited = True
             timer = loop.call_later(seconds, self.reading.wake)
             try:
                 await self.reading.wait()
             finally:
                 timer.cancel()
+        return waited
 
     async def _send(self, framing: Framing, watch: EndWatch | None, filled: int, seen: int, *, final: bool) -> int:
         """Send a frame of what was read; ``seen`` bytes of it were left over by the last one. Returns what is left."""

@@ -1,7 +1,7 @@
 """How a pump makes frames of what it reads: as it is, or by pages through the session's encoding line."""
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from chunking.chunker import OpaqueChunker
 from chunking.pages import Spans
@@ -22,6 +22,8 @@ from proxy.shell.encoding import EncodingLine, Job
 from proxy.shell.lane import BufferPool, Lent
 from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES
+
+_STARVED_SHARE: Final = 0.5  # of the time between two frames: above it the hypervisor is what everybody waits for
 
 
 class Sender(Protocol):
@@ -54,6 +56,9 @@ class Framing:
     def room(self) -> int:
         """Stream bytes the next frame may have now."""
         return min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+
+    def starved(self, seconds: float) -> None:
+        """So long the hypervisor had nothing to give."""
 
     def due(self, filled: int, room: int, *, drained: bool) -> bool:
         """Whether a frame leaves: it is full, or long enough, or nothing of this stream is in flight."""
@@ -133,6 +138,9 @@ class PagedFraming(Framing):
         self._regime = Regime.RAW
         """Of the last frame, and so what the next one is likely to be."""
         self._chunker: OpaqueChunker | None = None
+        self._since = asyncio.get_running_loop().time()
+        """When the last frame left."""
+        self._starved = 0.0
 
     @property
     def room(self) -> int:
@@ -154,6 +162,17 @@ class PagedFraming(Framing):
         eager = filled >= FRAME_EAGER_BYTES and self._line.idle
         return filled >= room or (drained and (eager or not self._half.in_flight))
 
+    def starved(self, seconds: float) -> None:
+        """See ``Framing.starved``."""
+        self._starved += seconds
+
+    def _tell_pace(self, used: int) -> None:
+        """Tell the choice of work how fast the hypervisor is, where it is the one who takes the time."""
+        now = asyncio.get_running_loop().time()
+        took = now - self._since
+        self._line.adapter.fed(used, took if self._starved > took * _STARVED_SHARE else 0.0)
+        self._since, self._starved = now, 0.0
+
     def _describe(self, filled: int, *, final: bool) -> Spans:
         """Where pages lie in the bytes read; where nobody knows any more, where chunks do that take their place."""
         piece = self.stream[:filled]
@@ -173,6 +192,7 @@ class PagedFraming(Framing):
         spans = self._describe(filled, final=final)
         used = spans.used
         rest = bytes(self.stream[used:filled])
+        self._tell_pace(used)
         self._regime = regime = self._line.adapter.choose(used)
         if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
             await self._send_plain(used)
