@@ -10,6 +10,7 @@ import pytest
 from chunking.errors import PagesMissing, SegmentUnknown, StoreUnusable
 from chunking.store import Agreed
 from chunking.store.view import page_id
+from chunking.store.writer import _SegmentFile
 from crypto.at_rest import HostKeys
 from tests.chunking.store.support import (
     FIRST,
@@ -121,6 +122,26 @@ def test_a_flipped_block_costs_its_own_pages_only(tmp_path: Path) -> None:
         assert (view.read(ordinals(2, 31)) == PAGES[[2, 31]]).all()
         assert store.counters.segments_damaged == 1
         assert store.counters.pages_missing == 2
+
+
+def test_memory_that_failed_before_a_page_was_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seal is good and the page is not: its id says so, and no later session meets it."""
+    seal = _SegmentFile._flush_block
+
+    def flipped(self: _SegmentFile, plain: memoryview) -> None:
+        changed = bytearray(plain)
+        changed[3 * 4096] ^= 1
+        seal(self, memoryview(changed))
+
+    monkeypatch.setattr(_SegmentFile, "_flush_block", flipped)
+    with opened(tmp_path) as store:
+        written(store, PAGES[:10])
+        with store.view(TENANT, [Agreed(FIRST, 10)]) as view:
+            with pytest.raises(PagesMissing) as missing:
+                view.read(ordinals(*range(10)))
+            assert missing.value.ordinals == (3,)
+            assert (view.read(ordinals(2, 4)) == PAGES[[2, 4]]).all()
+        assert store.segments(TENANT) == []
 
 
 def test_blocks_segments_and_keys_do_not_change_places(tmp_path: Path) -> None:

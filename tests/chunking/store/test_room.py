@@ -143,6 +143,29 @@ def test_a_view_reads_on_what_is_forgotten_here(tmp_path: Path) -> None:
         assert store.segments(TENANT) == []
 
 
+def test_a_forgotten_writer_lets_its_successor_be(tmp_path: Path) -> None:
+    """Its name was given anew meanwhile: it neither names the other's index nor removes the other's files."""
+    pages = pages_of(2, 20)
+    for end in ("finish", "abort"):
+        with opened(tmp_path) as store, opened(tmp_path) as other:
+            first = store.writer(TENANT, FIRST, VM, now=1.0, slots=SLOTS)
+            first.add(pages_of(1, 20))
+            assert store.wait(SECONDS)
+            assert store.forget(vm=VM).segments == 1
+            second = other.writer(TENANT, FIRST, VM, now=2.0, slots=SLOTS)
+            second.add(pages)
+            assert other.wait(SECONDS)
+            getattr(first, end)()
+            assert first.wait(SECONDS)
+            assert not first.stored
+            assert store.segments(TENANT) == []
+            second.finish()
+            assert second.wait(SECONDS)
+            with store.view(TENANT, [Agreed(FIRST, 20)]) as view:
+                assert (view.read(ordinals(*range(20))) == pages).all()
+            store.forget(vm=VM)
+
+
 def test_two_sessions_at_once_write_apart(tmp_path: Path) -> None:
     one, other = pages_of(1, 60), pages_of(2, 60)
     with opened(tmp_path) as store:
