@@ -63,7 +63,7 @@ class Decoder:
     Args:
         cache_bytes: of the page cache, the same at the encoder.
         stored: pages of earlier sessions that both sides hold, the same ones in the same order.
-        chains: context chains that the encoder has, at most. Each may take 40 MiB of windows.
+        chains: context chains that the encoder has, at most. Each may take 36 MiB of windows.
 
     Raises:
         ValueError: sizes out of range.

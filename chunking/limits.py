@@ -28,7 +28,7 @@ ALONE_BYTES_MIN: Final = (
     MIB  # literals that need no context of earlier frames; compressing them alone is a fifth quicker
 )
 META_WINDOW_LOG: Final = 20  # columns of several frames resemble each other; 1 MiB holds them
-META_WINDOW_LOG_MAX: Final = 23  # 8 MiB: columns are a hundredth of a stream, and a decoder refuses more
+META_WINDOW_LOG_MAX: Final = 22  # 4 MiB: columns are a hundredth of a stream, and a decoder refuses more
 
 # ---- dirty tracking
 DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond count as untracked
