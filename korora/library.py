@@ -83,7 +83,6 @@ class _SessionStored:
         self._view, self._writer = view, writer
         self._session = session_id.hex()[:8]
         self._named = False
-        self._placing = True
 
     @property
     def pages(self) -> StoredPages:
@@ -97,10 +96,7 @@ class _SessionStored:
     def record(self, stream: memoryview, pfns: NDArray[np.uint64], pages: FramePages) -> None:
         """See ``Stored.record``."""
         self._writer.add_from(stream, pages.new.offsets)
-        # Where pages lie is followed for all frames or none: a gap would place later pages wrongly.
-        self._placing = self._placing and len(pfns) == len(pages.kinds)
-        if self._placing:
-            self._writer.place(Placement(pfns, pages.kinds, pages.locations, pages.copied))
+        self._writer.place(Placement(pfns, pages.kinds, pages.locations, pages.copied))
 
     def name(self, vm: str) -> None:
         """See ``Stored.name``."""

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunking.limits import TABLE_CHUNKS_FREE, TABLE_PLACES_PER_CHUNK
+from chunking.pages import NO_PFN
 from chunking.store.segment import Runs
 
 NOWHERE: Final = -1  # zero, or not known
 _CHUNK_BITS: Final = 12  # 4096 PFNs, 32 KiB of table
 _CHUNK_PAGES: Final = 1 << _CHUNK_BITS
+_NO_CHUNK: Final = NO_PFN >> _CHUNK_BITS
 _SEGMENT_SHIFT: Final = 32  # above it which segment, 0 for this one; below it the ordinal
 
 
@@ -30,7 +32,7 @@ class Placement(NamedTuple):
     """The pages of one frame, in the frame's order.
 
     Args:
-        pfns: u64, where in the guest each lies.
+        pfns: u64, where in the guest each lies; ``NO_PFN`` for one that lies in none.
         kinds: u8, ``Kind``.
         locations: u32, where each lies now: a slot of the page cache, or slots + ordinal of a stored page (a REF may
             name one). Of no meaning for ZERO.
@@ -72,6 +74,8 @@ class PageTable:
         numbers = frame.pfns >> np.uint64(_CHUNK_BITS)
         within = (frame.pfns & np.uint64(_CHUNK_PAGES - 1)).astype(np.int64)
         for number in np.unique(numbers).tolist():
+            if number == _NO_CHUNK:
+                continue  # chunks of a disk, or of an unknown stream: they have no place
             rows = np.flatnonzero(numbers == number)
             chunk = self._chunks.get(number)
             if chunk is None:

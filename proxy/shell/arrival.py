@@ -108,7 +108,11 @@ class DestinationRunner(Runner):
         if self.session.paged:
             self.guest = GuestView(None if self.stored is None else self.stored.name)
             self.decoding = DecodingLine(
-                Decoder(self._cache_bytes, stored=None if self.stored is None else self.stored.pages),
+                Decoder(
+                    self._cache_bytes,
+                    chains=self._chains,
+                    stored=None if self.stored is None else self.stored.pages,
+                ),
                 self._chains,
                 guest=self.guest,
                 stored=self.stored,

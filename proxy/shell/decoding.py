@@ -17,10 +17,12 @@ from time import perf_counter
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chunking.decoder import Decoder, Rebuilt, Unpressed
 from chunking.errors import ChunkingError, FrameMalformed, PagesMissing
 from chunking.frame import PageKind
+from chunking.pages import NO_PFN
 from crypto.keys import Direction
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
@@ -32,7 +34,7 @@ from proxy.streams.parser import StreamParser
 from proxy.tally import PageTally
 from proxy.wire import ChannelId, Codec, FrameHeader, FrameKind
 
-NO_PFNS: Final = np.empty(0, np.uint64)
+NOWHERE: Final = np.empty(0, np.uint64)
 
 
 class Asks(Protocol):
@@ -226,22 +228,26 @@ class DecodingLine:
         return lent, stream
 
     def _read(self, job: Job, stream: memoryview) -> None:
-        """See for ourselves what arrives, as the source does, and keep the pages that a frame brought.
+        """See for ourselves what arrives, as the source does, and keep the pages that a frame brought."""
+        pfns = self._pfns_of(job.header, stream)
+        if job.rebuilt is not None and self._stored is not None:
+            count = len(job.rebuilt.kinds)
+            # A peer may call anything pages; those that nobody else sees in the stream have no place in the guest.
+            self._stored.record(stream, pfns if len(pfns) == count else np.full(count, NO_PFN, np.uint64), job.rebuilt)
+
+    def _pfns_of(self, header: FrameHeader, stream: memoryview) -> NDArray[np.uint64]:
+        """Where the pages in a frame lie in the guest.
 
         Every frame of a channel must be read, in order, until it is known to have no pages.
         """
-        channel = job.header.channel
-        if channel in self._unread or job.header.kind is FrameKind.END:
-            return
-        reader = self._readers.setdefault(channel, StreamParser())
+        if header.channel in self._unread or header.kind is FrameKind.END:
+            return NOWHERE
+        reader = self._readers.setdefault(header.channel, StreamParser())
         spans = reader.feed(stream, final=False, urgent=True)
         self._guest.saw(spans, reader.facts.vm_name)
-        if job.rebuilt is not None and self._stored is not None:
-            # A peer may call anything pages; those that nobody else sees in the stream have no place in the guest.
-            pfns = spans.pfns if len(spans.pfns) == len(job.rebuilt.kinds) else NO_PFNS
-            self._stored.record(stream, pfns, job.rebuilt)
         if reader.decided and not reader.paged:
-            self._unread.add(channel)
+            self._unread.add(header.channel)
+        return spans.pfns
 
     def _fetch(self, job: Job, ordinals: Sequence[int]) -> Mapping[int, bytes]:
         """Have the peer give stored pages; the session's other frames wait."""

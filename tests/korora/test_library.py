@@ -101,6 +101,14 @@ def test_a_guest_that_comes_back_changed_costs_what_changed(hosts: Hosts) -> Non
     assert back.bytes_wire["forward"] < 0.3 * out.bytes_wire["forward"]
 
 
+def test_a_disk_of_unknown_make_leaves_its_chunks_too(hosts: Hosts) -> None:
+    disk = b"disk" + Guest(8, PAGES).stream(rounds=1)
+    first, _ = hosts.migrate(disk)
+    again, _ = hosts.migrate(disk)
+    assert again.pages["copy"] == first.pages["literal"] + first.pages["delta"]
+    assert again.bytes_wire["forward"] < 0.1 * first.bytes_wire["forward"]
+
+
 def test_a_copy_is_found_behind_a_cache_that_has_forgotten_everything(hosts: Hosts) -> None:
     stream = Guest(3, PAGES).stream()
     hosts.migrate(stream, cache_pages=16)

@@ -78,9 +78,11 @@ def test_a_guest_arrives_exact_and_smaller(
     source, destination = migrate(client_tls, server_tls, stream, source=PagingTerms(encode=encode), lanes=lanes)
     assert source.pages == destination.pages
     assert source.encode == encode
-    assert all(source.pages[kind] for kind in ("zero", "duplicate", "delta", "literal"))
-    assert source.bytes_wire["forward"] < 0.5 * len(stream)
-    assert source.bytes_saved == destination.bytes_saved > 0.5 * len(stream)
+    assert source.bytes_saved == destination.bytes_saved
+    if encode is not Encode.AUTO:  # which does what pays here and now
+        assert all(source.pages[kind] for kind in ("zero", "duplicate", "delta", "literal"))
+        assert source.bytes_wire["forward"] < 0.5 * len(stream)
+        assert source.bytes_saved > 0.5 * len(stream)
     assert source.digest_blake3 == destination.digest_blake3
 
 
