@@ -1,21 +1,27 @@
 """Bodies of PAGES frames made by hand, and destinations to show them to. Anything about a body can be made wrong.
 
-Layout: header, then the meta stream's bytes (zstd, flushed), then the literals. Header, big-endian: layout u8, chain u8,
-flags u8, a spare byte, runs, large, other bytes, table words (u32 each), pages by kind: zero, reference, delta, literal,
-copy (u16 each), changed words, first slot, bytes of the meta stream (u32 each).
+Layout: header, then the meta stream's bytes (zstd, flushed), then the literals. Header, big-endian: layout u8, chain
+u8, flags u8, a spare byte, runs, large, other bytes, table words (u32 each), pages by kind: zero, reference, delta,
+literal, copy (u16 each), changed words, first slot, bytes of the meta stream (u32 each).
 """
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
+from chunking.errors import PageForged, PagesMissing
 from crypto.records import RecordType
+from proxy.control import StoredSegment
 from proxy.endpoints.sockets import TcpEgress
-from proxy.paging import Encode, Library, PagingTerms
+from proxy.paging import Encode, FramePages, Library, PagingTerms
 from proxy.shell.destination import Terms
 from tests.attacks.relays import BOUND_SECONDS, Identities, Receiver, StubHypervisor, noise
 from tests.attacks.rogue import HandLane, RogueSource, Stream
@@ -129,6 +135,101 @@ def literal(page: bytes, **changes: object) -> Body:
     return Body(**({"kinds": [LITERAL], "literals": page} | changes))  # type: ignore[arg-type]
 
 
+SEGMENT = b"what was before!"
+
+
+class Shelf:
+    """A content store of one segment, in memory: as both ends think it is, and as it can be read here.
+
+    Args:
+        pages: by ordinal.
+        readable: ordinals of those that are still there.
+    """
+
+    tenant = "acme"
+
+    def __init__(self, pages: Sequence[bytes], readable: Sequence[int] = ()) -> None:
+        self.stored, self.readable = list(pages), frozenset(readable)
+        self.parts: list[Part] = []
+        self.before_open: Callable[[], object] = bool
+        """Called, in whatever thread it is, before a part is opened."""
+
+    def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
+        """See ``Library``."""
+        return (StoredSegment(SEGMENT, len(self.stored)),) if tenant == self.tenant else ()
+
+    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
+        """See ``Library``."""
+        return tuple(segment for segment in offered if segment in self.offered(tenant))
+
+    def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> "Part":
+        """See ``Library``."""
+        assert tenant == self.tenant
+        del slots
+        self.before_open()
+        self.parts.append(Part(self if segments else Shelf([]), name))
+        return self.parts[-1]
+
+
+class Part:
+    """One session's part of a ``Shelf``: stored pages, and what was recorded."""
+
+    def __init__(self, shelf: Shelf, segment: bytes) -> None:
+        self._shelf, self.segment = shelf, segment
+        self.recorded = 0
+        self.kept: bool | None = None
+
+    @property
+    def pages(self) -> "Part":
+        """See ``Stored``."""
+        return self
+
+    @property
+    def count(self) -> int:
+        """See ``StoredPages``."""
+        return len(self._shelf.stored)
+
+    def find(self, fingerprints: NDArray[np.uint64], raw: memoryview, offsets: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """See ``StoredPages``."""
+        del fingerprints
+        known = {page: ordinal for ordinal, page in enumerate(self._shelf.stored)}
+        return np.array([known.get(bytes(raw[at : at + PAGE]), -1) for at in offsets.tolist()], np.int64)
+
+    def bases(self, pfns: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """See ``StoredPages``."""
+        return np.full(len(pfns), -1, np.int64)
+
+    def read(self, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """See ``StoredPages``."""
+        if missing := [ordinal for ordinal in ordinals.tolist() if ordinal not in self._shelf.readable]:
+            raise PagesMissing(missing)
+        rows = [np.frombuffer(self._shelf.stored[ordinal], np.uint8) for ordinal in ordinals.tolist()]
+        return np.stack(rows)
+
+    def verify(self, ordinal: int, page: bytes) -> None:
+        """See ``Stored``."""
+        if page != self._shelf.stored[ordinal]:
+            raise PageForged(f"not stored page {ordinal}")
+
+    def record(self, stream: memoryview, pfns: NDArray[np.uint64], pages: FramePages) -> None:
+        """See ``Stored``."""
+        del stream, pfns
+        self.recorded += len(pages.new.slots)
+
+    def name(self, vm: str) -> None:
+        """See ``Stored``."""
+
+    def close(self, *, keep: bool) -> None:
+        """See ``Stored``."""
+        self.kept = keep
+
+
+def threads() -> set[str]:
+    """What the page engine's threads are doing that are alive now."""
+    names = {thread.name.split()[0] for thread in threading.enumerate()}
+    return names & {"plan_0", "press", "rebuild_0", "unpress"}
+
+
 @dataclass
 class PagedScene:
     """A destination that takes pages, its hypervisor, and a rogue with an open channel 0; `PROLOGUE` was delivered."""
@@ -138,6 +239,7 @@ class PagedScene:
     rogue: RogueSource
     lane: HandLane
     credit: int
+    answer: dict[str, Any]
     stream: Stream = field(default_factory=Stream)
     chain: Chain = field(default_factory=Chain)
     order: int = 1
@@ -184,12 +286,21 @@ async def paged_scene(
     cache_pages: int = CACHE_PAGES,
     chains: int = 2,
     tenant: str = "",
+    claimed: str | None = None,
     library: Library | None = None,
     resume_seconds: int = 0,
     reads: bool = True,
     **offered: object,
 ) -> AsyncIterator[PagedScene]:
-    """A session in good order in which pages were agreed on."""
+    """A session in good order in which pages were agreed on.
+
+    Args:
+        identities: whose it is.
+        cache_pages, chains, tenant, library, resume_seconds: the destination's terms.
+        claimed: whose pages the source says that they are, if others than its egress's.
+        reads: whether the hypervisor reads.
+        offered: fields of the offer.
+    """
     paging = PagingTerms(Encode.PAGES, cache_pages * PAGE, chains, tenant, library)
     async with (
         asyncio.timeout(BOUND_SECONDS),
@@ -201,11 +312,16 @@ async def paged_scene(
         ) as receiver,
         RogueSource(identities.source, receiver.port) as rogue,
     ):
-        fields = {"codecs": [0, 1], "cache_bytes": 2**40, "chains": 16, "tenant": tenant} | offered
+        fields = {
+            "codecs": [0, 1],
+            "cache_bytes": 2**40,
+            "chains": 16,
+            "tenant": tenant if claimed is None else claimed,
+        } | offered
         answer = await rogue.offer(resume_seconds=resume_seconds, **fields)
         assert answer["type"] == "accept", answer
         lane = await rogue.lane()
-        made = PagedScene(receiver, hypervisor, rogue, lane, await rogue.channel())
+        made = PagedScene(receiver, hypervisor, rogue, lane, await rogue.channel(), answer)
         await lane.frame(made.stream.data(PROLOGUE, order=0))
         kind, _ = await lane.receive()
         assert kind is RecordType.ACK

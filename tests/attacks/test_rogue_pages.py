@@ -4,7 +4,6 @@ Each abuse begins with a session in good order: `PROLOGUE` was delivered. Then c
 it, then the destination has to have ended the session with exit code 5 and its hypervisor has to have seen a reset.
 """
 
-import asyncio
 import struct
 from contextlib import suppress
 
@@ -18,8 +17,6 @@ from tests.attacks.paged import (
     COPY,
     DELTA,
     HEADER,
-    LITERAL,
-    META_RESET,
     PAGE,
     REF,
     ZERO,
@@ -30,7 +27,7 @@ from tests.attacks.paged import (
     paged_scene,
 )
 from tests.attacks.relays import Identities, noise, on_uvloop, shorten
-from tests.attacks.rogue import MIB, Gone, Stream, ack, message
+from tests.attacks.rogue import MIB, Gone, ack, message
 
 PAGE_A, PAGE_B = noise(PAGE, 10), noise(PAGE, 11)
 
@@ -75,9 +72,8 @@ async def test_the_rogue_can_make_pages(identities: Identities) -> None:
         await made.lane.frame(made.plain(noise(2 * MIB, 3)))
         await made.hears(noise(2 * MIB, 3))
         await made.lane.frame(made.stream.end(order=made.order))
-        kind, payload = await made.lane.receive()
-        while kind is not RecordType.FRAME:
-            kind, payload = await made.lane.receive()
+        while (await made.lane.receive())[0] is not RecordType.FRAME:
+            pass
         await made.lane.record(RecordType.ACK, ack(0, 1, 1, MIB))
         await made.rogue.control.say(message("finish"))
         assert await made.rogue.control.hear() == {"type": "finished"}
