@@ -203,8 +203,8 @@ class Part:
         """See ``StoredPages``."""
         if missing := [ordinal for ordinal in ordinals.tolist() if ordinal not in self._shelf.readable]:
             raise PagesMissing(missing)
-        rows = [np.frombuffer(self._shelf.stored[ordinal], np.uint8) for ordinal in ordinals.tolist()]
-        return np.stack(rows)
+        rows = b"".join(self._shelf.stored[ordinal] for ordinal in ordinals.tolist())
+        return np.frombuffer(rows, np.uint8).reshape(-1, PAGE)
 
     def verify(self, ordinal: int, page: bytes) -> None:
         """See ``Stored``."""

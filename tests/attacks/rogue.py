@@ -438,10 +438,10 @@ class RogueDestination:
         }
         return message("accept", **(fields | changes))
 
-    async def meet(self, credit: int = MIB) -> Met:
-        """Everything up to an open channel 0."""
+    async def meet(self, credit: int = MIB, **changes: object) -> Met:
+        """Everything up to an open channel 0; with these changes to ACCEPT."""
         control, heard = await self.greet()
-        await control.say(self.acceptance())
+        await control.say(self.acceptance(**changes))
         lane = await self.lane(control, heard["session"])
         assert (await control.hear())["type"] == "channel_open"
         await control.say(message("channel_opened", channel=0, credit=credit))
