@@ -197,7 +197,7 @@ class Part:
 
     def bases(self, pfns: NDArray[np.uint64]) -> NDArray[np.int64]:
         """See ``StoredPages``."""
-        return np.full(len(pfns), -1, np.int64)
+        return np.where(pfns < self.count, pfns, 2**64 - 1).astype(np.uint64).view(np.int64)
 
     def read(self, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
         """See ``StoredPages``."""
