@@ -13,6 +13,7 @@ A session that lost its control connection goes on over a new one (docs/wire-for
 that it held the first one's exporter, bound to the new connection by its exporter, so that no proof serves twice::
 
     resume = HKDF-SHA256(ikm=exporter, salt=session id, info="korora v1 resume", 32)
+    segment = the first 16 bytes of HKDF-SHA256(ikm=exporter, salt=session id, info="korora v1 segment", 32)
     proof  = HMAC-SHA256(resume, "korora v1 resume proof" ‖ direction it is sent in ‖ exporter of the new connection)
 
 Non-guarantee: whoever learns an epoch's secret learns all later ones of that lane direction; only a new
@@ -33,6 +34,7 @@ from crypto.errors import KeyExhausted, ResumeForged
 SessionId = NewType("SessionId", bytes)
 LaneId = NewType("LaneId", int)
 
+SEGMENT_NAME_BYTES: Final = 16
 EXPORTER_LABEL: Final = b"EXPORTER-korora-v1"
 SESSION_ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
@@ -143,6 +145,18 @@ class EpochKeys:
         if self.epoch >= EPOCH_MAX:
             raise KeyExhausted(f"lane direction has used all {EPOCH_MAX + 1} epochs")
         return EpochKeys(self.suite, self._next_secret, self.epoch + 1)
+
+
+def segment_name(exporter: bytes, session_id: SessionId) -> bytes:
+    """What the pages that a session leaves behind are called (16 bytes).
+
+    Both ends compute it, and neither can choose it: a name that others hold cannot be given to other pages.
+
+    Args:
+        exporter: of the session's first control connection, 32 bytes.
+        session_id: the session.
+    """
+    return lane_secret(exporter, session_id, b"korora v1 segment")[:SEGMENT_NAME_BYTES]
 
 
 class ResumeSecret:

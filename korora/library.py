@@ -56,15 +56,15 @@ class StoreLibrary:
         found = self._store.held(tenant, (Agreed(segment.name, segment.pages) for segment in offered))
         return tuple(StoredSegment(name, pages) for name, pages in found)
 
-    def open(self, tenant: str, session_id: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
+    def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
         """See ``Library.open``."""
         view = self._store.view(tenant, [Agreed(segment.name, segment.pages) for segment in segments])
         try:
-            writer = self._store.writer(tenant, session_id, now=self._clock(), slots=slots, view=view)
+            writer = self._store.writer(tenant, name, now=self._clock(), slots=slots, view=view)
         except BaseException:
             view.close()
             raise
-        return _SessionStored(view, writer, session_id)
+        return _SessionStored(view, writer, name)
 
     def wait(self, seconds: float) -> bool:
         """Whether all that sessions have left so far is on the disk, after so long at most."""
@@ -79,9 +79,9 @@ class StoreLibrary:
 class _SessionStored:
     """One session's part."""
 
-    def __init__(self, view: StoreView, writer: SegmentWriter, session_id: bytes) -> None:
+    def __init__(self, view: StoreView, writer: SegmentWriter, name: bytes) -> None:
         self._view, self._writer = view, writer
-        self._session = session_id.hex()[:8]
+        self._segment = name.hex()[:8]
         self._named = False
 
     @property
@@ -106,7 +106,7 @@ class _SessionStored:
         try:
             self._writer.name(vm)
         except ValueError as error:
-            log.warning("the VM's name is not kept", session=self._session, reason=str(error))
+            log.warning("the VM's name is not kept", segment=self._segment, reason=str(error))
             return
         self._view.prefer(vm)
 

@@ -12,7 +12,7 @@ from blake3 import blake3
 from crypto.keys import Direction
 from proxy.errors import ProtocolViolation, StreamCorrupt
 from proxy.flow import Departure
-from proxy.limits import FRAMES_IN_FLIGHT_MAX
+from proxy.limits import CREDIT_BYTES_MAX, FRAMES_IN_FLIGHT_MAX
 from proxy.wire import (
     DIGEST_BYTES,
     FRAME_DIGEST_BYTES,
@@ -82,10 +82,13 @@ class SendHalf(_Half):
 
     @property
     def credit_room(self) -> int:
-        """Stream bytes the receiver still has room for; 0 while too many frames are unacknowledged."""
+        """Stream bytes the receiver still has room for; 0 while too many frames are unacknowledged.
+
+        Whatever it gives: no receiver has room for more than ``CREDIT_BYTES_MAX``, and what is encoded is kept here.
+        """
         if self.in_flight >= FRAMES_IN_FLIGHT_MAX:
             return 0
-        return max(0, self.credit - self.offset)
+        return max(0, min(self.credit, self.acknowledged_bytes + CREDIT_BYTES_MAX) - self.offset)
 
     @property
     def in_flight(self) -> int:
@@ -147,22 +150,31 @@ class SendHalf(_Half):
 
     def end(self, cache_order: int) -> bytearray:
         """The END frame: byte count in its offset, full digest as its body."""
+        return self.end_frame(self.claim_end(cache_order))
+
+    def claim_end(self, cache_order: int) -> Claim:
+        """Give END its place: nothing can be claimed after it."""
+        claim = Claim(self.frames, cache_order, self.offset, 0)
+        self.frames += 1
+        self.ended = True
+        return claim
+
+    def end_frame(self, claim: Claim) -> bytearray:
+        """The END frame whose place was claimed, once all before it has been hashed. In any thread."""
         frame = bytearray(FRAME_HEADER_BYTES + DIGEST_BYTES)
         FrameHeader(
             kind=FrameKind.END,
             codec=Codec.OPAQUE,
             channel=self.channel,
             direction=self.direction,
-            number=self.frames,
-            cache_order=cache_order,
-            offset=self.offset,
+            number=claim.number,
+            cache_order=claim.cache_order,
+            offset=claim.offset,
             raw_bytes=0,
             body_bytes=DIGEST_BYTES,
             digest=self._hasher.digest(FRAME_DIGEST_BYTES),
         ).pack_into(memoryview(frame))
         frame[FRAME_HEADER_BYTES:] = self.digest
-        self.frames += 1
-        self.ended = True
         return frame
 
     def departed(self, departure: Departure) -> None:

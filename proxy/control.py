@@ -73,7 +73,7 @@ _States = Annotated[tuple[ChannelState, ...], msgspec.Meta(max_length=CHANNELS_M
 
 
 class StoredSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pages that an earlier session left behind: that session's id, and how many it numbered."""
+    """Pages that an earlier session left behind: their name (``crypto.keys.segment_name``), and how many there are."""
 
     name: _SessionBytes
     pages: Annotated[int, msgspec.Meta(ge=0, le=SEGMENT_PAGES_MAX)]

@@ -83,12 +83,12 @@ class Library(Protocol):
     def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
         """Of what the peer has, what is here as well."""
 
-    def open(self, tenant: str, session_id: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
+    def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
         """A session's part.
 
         Args:
             tenant: whose pages.
-            session_id: the name of what the session will leave.
+            name: of what the session will leave.
             segments: both ends hold; their pages are numbered one segment behind the other.
             slots: of the session's page cache.
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, NewType
 
 from crypto.keys import Direction
 from proxy.errors import ProtocolViolation
-from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BODY_BYTES_MAX, FRAME_BYTES_MAX
+from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BODY_SLACK_BYTES, FRAME_BYTES_MAX
 
 ChannelId = NewType("ChannelId", int)
 
@@ -68,7 +68,8 @@ class FrameHeader(NamedTuple):
         cache_order: frames of this session and direction before this one, all channels together.
         offset: bytes of the stream before this frame; in an END, the stream's byte count.
         raw_bytes: stream bytes this frame stands for; 0 in an END.
-        body_bytes: bytes that follow the header: ``raw_bytes`` if OPAQUE; ``DIGEST_BYTES`` in an END, the full digest.
+        body_bytes: bytes that follow the header: ``raw_bytes`` if OPAQUE, at most ``FRAME_BODY_SLACK_BYTES`` more if
+            PAGES; ``DIGEST_BYTES`` in an END, the full digest.
         digest: first 16 bytes of the running BLAKE3 up to the end of this frame.
     """
 
@@ -117,7 +118,7 @@ class FrameHeader(NamedTuple):
         )
         if kind not in _KINDS or codec not in _CODECS or direction > 1 or flags or reserved or spare:
             raise ProtocolViolation(f"frame kind {kind}, codec {codec}, direction {direction}, flags {flags:#x}")
-        if channel >= CHANNELS_MAX or raw > FRAME_BYTES_MAX or body > FRAME_BODY_BYTES_MAX:
+        if channel >= CHANNELS_MAX or raw > FRAME_BYTES_MAX or body > raw + FRAME_BODY_SLACK_BYTES:
             raise ProtocolViolation(f"frame on channel {channel} of {raw} bytes in {body}")
         if kind == FrameKind.END and (raw != 0 or body != DIGEST_BYTES or codec != Codec.OPAQUE):
             raise ProtocolViolation(f"an END frame of {raw} bytes in {body}, codec {codec}")

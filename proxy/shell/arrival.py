@@ -45,6 +45,7 @@ from proxy.session import Session, State
 from proxy.shell.channel import Channel
 from proxy.shell.decoding import DecodingLine
 from proxy.shell.lane import Lane
+from proxy.shell.link import ControlLink
 from proxy.shell.runner import Meeting, Runner
 from proxy.wire import LANE_PREFIX_BYTES, LANE_TOKEN_BYTES, ChannelId, Codec
 
@@ -135,8 +136,16 @@ class DestinationRunner(Runner):
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:
-        """See ``decoding.Asks``."""
-        self.serve(self.say(PagesWanted(order, tuple(ordinals))), "ask for pages")
+        """See ``decoding.Asks``; of a peer that is away ``attach`` asks."""
+        link = self.link
+        if link is None:
+            self.decoding_waits()
+        else:
+            self.serve(self._ask_on(link, PagesWanted(order, tuple(ordinals))), "ask for pages")
+
+    async def _ask_on(self, link: ControlLink, question: PagesWanted) -> None:
+        if link is self.link:  # or it was asked again by another, and would be answered twice
+            await self.say(question)
 
     # ---- lanes
 
@@ -239,6 +248,8 @@ class DestinationRunner(Runner):
                     raise ProtocolViolation(f"{len(ordinals)} stored pages in {len(pages)} bytes")
                 starts = range(0, len(pages), PAGE_BYTES)
                 given = {n: pages[at : at + PAGE_BYTES] for n, at in zip(ordinals, starts, strict=True)}
+                if len(given) != len(ordinals):
+                    raise ProtocolViolation("a stored page twice in one message")
                 self.decoding.given(order, given)
             case Finish():
                 self._finish_asked = True

@@ -114,13 +114,10 @@ class Channel:
             while half.credit_room < filled or (half.in_flight and framing.room < filled):
                 await self.reading.wait()
             filled = seen = await self._send(framing, watch, filled, seen, final=True)
-        await framing.end()
+        framing.close()
         await self._check_end(watch)
-        order = session.next_order()
-        end = half.end(order)
-        half.departed(session.flight.depart(0, asyncio.get_running_loop().time(), order=order))
         self._carrier.ended()
-        await self._carrier.send_frame(Outgoing(order, self.number, memoryview(end), None))
+        await framing.end()
 
     async def _within_rate(self) -> bool:
         """Wait while the session has sent more than its rate allows; whether it had."""
@@ -178,7 +175,7 @@ class Channel:
             if not body:
                 self._carrier.written(self.number, owner, size)
                 return
-        if not isinstance(owner, bytearray) and len(body) < SMALL_BODY_BYTES:
+        if not isinstance(owner, bytearray) and len(body) < max(SMALL_BODY_BYTES, len(owner.buffer) // 2):
             # Credit counts stream bytes: a tiny frame that waits must not hold a buffer made for a large one.
             small = bytearray(body)
             owner.release()

@@ -27,9 +27,15 @@ from crypto.keys import Direction
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.guest import GuestView
-from proxy.limits import FRAME_BYTES_MAX
+from proxy.limits import (
+    BUFFERS_EASY_MAX,
+    FRAME_BYTES_MAX,
+    FRAMES_DECODED_AHEAD,
+    PAGES_GIVEN_SECONDS_MAX,
+    SMALL_BODY_BYTES,
+)
 from proxy.paging import Stored
-from proxy.shell.lane import BufferPool, FrameOwner, Lent, give_back
+from proxy.shell.lane import BufferPool, FrameOwner, Lent, Record, give_back
 from proxy.streams.parser import StreamParser
 from proxy.tally import PageTally
 from proxy.wire import ChannelId, Codec, FrameHeader, FrameKind
@@ -52,6 +58,7 @@ class Job:
     header: FrameHeader
     owner: FrameOwner
     body: memoryview
+    chain: int | None = None
     unpressed: Future[Unpressed] | None = None
     wanted: set[int] = field(default_factory=set)
     given: dict[int, bytes] = field(default_factory=dict)
@@ -93,9 +100,12 @@ class DecodingLine:
         self._rebuilder = ThreadPoolExecutor(1, "rebuild")
         self._unpressers = [ThreadPoolExecutor(1, f"unpress {chain}") for chain in range(chains)]
         self._jobs: deque[Job] = deque()
+        self._begun = self._unpacked = 0
+        """How many of them the threads have, and of those how many are encoded."""
         self._pool = BufferPool(FRAME_BYTES_MAX)
         self._answers: queue.SimpleQueue[Mapping[int, bytes] | None] = queue.SimpleQueue()
         self._asking: Job | None = None
+        self._answer_due: asyncio.TimerHandle | None = None
         self._closed = False
         self.tally = PageTally()
 
@@ -105,6 +115,11 @@ class DecodingLine:
     def idle(self) -> bool:
         """Whether nothing is in the line."""
         return not self._jobs
+
+    @property
+    def wanted(self) -> frozenset[int]:
+        """Stored pages that were asked for and have not come."""
+        return frozenset() if self._asking is None else frozenset(self._asking.wanted)
 
     def wants(self, header: FrameHeader) -> bool:
         """Whether a frame must go through the line: it is encoded, or behind one, or its pages are to be recorded."""
@@ -118,17 +133,33 @@ class DecodingLine:
         Raises:
             StreamCorrupt: its body is none.
         """
+        if isinstance(owner, Record) and len(body) < SMALL_BODY_BYTES and owner.pool.out >= BUFFERS_EASY_MAX:
+            # Credit counts stream bytes: tiny frames that wait must not hold buffers made for large ones.
+            small = bytearray(body)
+            owner.release()
+            owner, body = small, memoryview(small)
         job = Job(half, header, owner, body)
         if header.codec is Codec.PAGES:
             try:
-                chain = self._decoder.chain_of(body)
-                if chain >= self._chains:
-                    raise FrameMalformed(f"chain {chain} of {self._chains}")
+                job.chain = self._decoder.chain_of(body)
+                if job.chain >= self._chains:
+                    raise FrameMalformed(f"chain {job.chain} of {self._chains}")
             except FrameMalformed as error:
                 raise StreamCorrupt(f"{half}: frame {header.number}: {error}") from None
-            job.unpressed = self._unpressers[chain].submit(self._unpress, job)
         self._jobs.append(job)
-        self._rebuilder.submit(self._rebuild, job)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Give the threads what they may have now: no frame is decompressed long before its turn."""
+        while self._begun < len(self._jobs) and not self._closed:
+            job = self._jobs[self._begun]
+            if job.chain is not None:
+                if self._unpacked >= self._chains + FRAMES_DECODED_AHEAD:
+                    return
+                self._unpacked += 1
+                job.unpressed = self._unpressers[job.chain].submit(self._unpress, job)
+            self._begun += 1
+            self._rebuilder.submit(self._rebuild, job)
 
     def given(self, order: int, pages: Mapping[int, bytes]) -> None:
         """The peer has given stored pages that were asked for.
@@ -141,26 +172,36 @@ class DecodingLine:
             raise ProtocolViolation(f"stored pages for frame {order} that nobody asked for")
         job.wanted -= pages.keys()
         job.given |= pages
+        self._expect_answer(bool(job.wanted))
         if not job.wanted:
             self._asking = None
             self._answers.put(job.given)
 
     def ask_again(self) -> None:
-        """The question may have been lost on the way."""
-        if self._asking is not None:
+        """The peer is back, and the question may have been lost on the way."""
+        if self._asking is not None and not self._closed:
+            self._expect_answer(True)
             self._ask(self._asking.header.cache_order, sorted(self._asking.wanted))
+
+    def wait_for_peer(self) -> None:
+        """The peer is away, and so is the answer; ``ask_again`` follows, or the session's end."""
+        self._expect_answer(False)
 
     def close(self) -> None:
         """Nothing more is wanted of the line."""
         self._closed = True
+        self._expect_answer(False)
         self._answers.put(None)
         for pool in (self._rebuilder, *self._unpressers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, job: Job, owner: FrameOwner, stream: memoryview) -> None:
         self._jobs.popleft()
+        self._begun -= 1
+        self._unpacked -= job.chain is not None
         if self._closed:
             return
+        self._begin()
         self.tally.add(job.counts, job.header.raw_bytes, job.header.body_bytes, job.seconds)
         try:
             self._deliver(job.header, owner, stream)
@@ -171,9 +212,19 @@ class DecodingLine:
         self._closed = True
         self._fail(error)
 
+    def _expect_answer(self, expected: bool) -> None:
+        """A peer that is there must answer in time: heartbeats alone would keep the session waiting for ever."""
+        if self._answer_due is not None:
+            self._answer_due.cancel()
+            self._answer_due = None
+        if expected:
+            late = PeerLost(f"stored pages that were asked for did not come in {PAGES_GIVEN_SECONDS_MAX:.0f} s")
+            self._answer_due = self._loop.call_later(PAGES_GIVEN_SECONDS_MAX, self._fail, late)
+
     def _wants(self, job: Job) -> None:
         if not self._closed:
             self._asking = job
+            self._expect_answer(True)
             self.tally.missing += len(job.wanted)
             self._ask(job.header.cache_order, sorted(job.wanted))
 

@@ -39,6 +39,8 @@ from proxy.limits import (
     LANE_PAUSE_SECONDS_MAX,
     LANES_MAX,
     PAGES_GIVEN_MAX,
+    PAGES_GIVEN_SECONDS_MAX,
+    PAGES_QUESTIONS_MAX,
     RESUME_PAUSE_SECONDS_MAX,
     RESUME_PAUSE_SECONDS_MIN,
 )
@@ -50,6 +52,7 @@ from proxy.shell.contact import Contact
 from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing, PagedFraming
 from proxy.shell.lane import BufferPool, Lane, LaneKeys
+from proxy.shell.link import ControlLink
 from proxy.shell.runner import Meeting, Runner
 from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES, LANE_MAGIC, ChannelId, Codec
@@ -93,6 +96,7 @@ class SourceRunner(Runner):
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
+        self._giving: list[asyncio.Task[None]] = []
         self.readers: list[StreamParser] = []
         """What is known of each channel's stream."""
         report.encode = Encode.OPAQUE.value
@@ -189,20 +193,40 @@ class SourceRunner(Runner):
             case LaneGranted(grant) if not self._granted.full():
                 self._granted.put_nowait(grant)
             case PagesWanted(order, ordinals) if self.encoding is not None:
-                await self._give_pages(order, ordinals, self.encoding.borrowed(order))
+                self._give(order, ordinals, self.encoding.borrowed(order))
             case Finished():
                 self._done()
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
 
-    async def _give_pages(self, order: int, ordinals: tuple[int, ...], borrowed: Mapping[int, bytes]) -> None:
-        """The destination cannot read stored pages that a frame refers to."""
+    def _give(self, order: int, ordinals: tuple[int, ...], borrowed: Mapping[int, bytes]) -> None:
+        """The destination cannot read stored pages that a frame refers to.
+
+        They are given beside hearing it: it may take its time to read them, and must not seem silent meanwhile.
+
+        Raises:
+            ProtocolViolation: they are not the frame's, or it asks for more before it has read what it asked for.
+        """
         if not borrowed.keys() >= set(ordinals):
             raise ProtocolViolation(f"the destination asks for pages that frame {order} does not refer to")
+        self._giving = [task for task in self._giving if not task.done()]
+        if len(self._giving) >= PAGES_QUESTIONS_MAX:
+            raise ProtocolViolation("the destination asks for pages, and does not read those that it asked for")
         self.log.warning("the destination lacks stored pages", pages=len(ordinals))
+        pages = {ordinal: borrowed[ordinal] for ordinal in ordinals}
+        self._giving.append(self.serve(self._give_pages(self.link, order, pages), "give pages"))
+
+    async def _give_pages(self, link: ControlLink | None, order: int, pages: Mapping[int, bytes]) -> None:
+        ordinals = tuple(pages)
         for start in range(0, len(ordinals), PAGES_GIVEN_MAX):
+            if link is not self.link:
+                return  # by another connection it asks again
             some = ordinals[start : start + PAGES_GIVEN_MAX]
-            await self.say(PagesGiven(order, some, b"".join(borrowed[ordinal] for ordinal in some)))
+            try:
+                async with asyncio.timeout(PAGES_GIVEN_SECONDS_MAX):
+                    await self.say(PagesGiven(order, some, b"".join(pages[ordinal] for ordinal in some)))
+            except TimeoutError:
+                raise PeerLost("the destination does not read the stored pages that it asked for") from None
 
     def _done(self) -> None:
         self._finished = True

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import structlog
 
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
-from crypto.keys import Direction, ResumeSecret, SessionId, Suite
+from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_name
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
 from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, StoredSegment, printable
 from proxy.endpoints.base import Egress
@@ -112,6 +112,8 @@ class Destination:
         self._begin, self._failed = begin, failed
         self._half_open = HalfOpen()
         self._sessions: dict[SessionId, DestinationRunner] = {}
+        self._reserved: dict[SessionId, str] = {}
+        """Sessions that may be let in and are being prepared, and the egress of each."""
         self._ended: dict[SessionId, _Ended] = {}
         self._told = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,8 +122,8 @@ class Destination:
 
     @property
     def sessions(self) -> int:
-        """Sessions that are open, and those that are being told that they are."""
-        return len(self._sessions)
+        """Sessions that are open, and those that are being told that they are, or are about to be."""
+        return len(self._sessions) + len(self._reserved)
 
     @property
     def untold(self) -> int:
@@ -350,49 +352,58 @@ class Destination:
         except (PolicyRefused, PeerRefused) as refusal:
             await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
             raise
+        session = SessionId(offer.session)
+        self._reserved[session] = offer.egress
+        try:
+            runner = await self._prepare(link, peer, offer, suite, address)
+            self._sessions[session] = runner
+        finally:
+            del self._reserved[session]
+        try:
+            link.mark_open()
+            await runner.say(runner.acceptance())
+        except BaseException:
+            self._sessions.pop(session, None)
+            runner.discard()
+            raise
+        return runner
+
+    async def _prepare(
+        self, link: ControlLink, peer: PeerInfo, offer: Offer, suite: Suite, address: str
+    ) -> DestinationRunner:
+        """A session that was let in, with its part of the content store."""
         session = Session(Role.DESTINATION, SessionId(offer.session))
         session.received(offer)
         report = SessionReport(role=Role.DESTINATION.value, session_id=offer.session.hex(), started=datetime.now(UTC))
         report.peer, report.peer_address = peer.name, address
         report.group, report.cipher = peer.group, suite.label
-        resume = min(offer.resume_seconds, self._terms.resume_seconds)
-        paging, segments, stored = await self._paging(offer)
-        runner = DestinationRunner(
+        terms, egress = self._terms, self._egresses[offer.egress]  # by other rules the next one is judged
+        name = segment_name(link.tls.export(session.id), session.id)
+        paging, segments, stored = await self._paging(offer, name)
+        return DestinationRunner(
             session,
             report,
             Meeting(link, peer, self._keys(link, session, suite, peer)),
-            resume,
+            min(offer.resume_seconds, terms.resume_seconds),
             offer=offer,
             suite=suite,
             secret=ResumeSecret(link.tls.export(session.id), session.id),
-            egress=self._egresses[offer.egress],
-            lanes=max(offer.lanes, self._terms.lanes),
-            random=self._terms.random,
+            egress=egress,
+            lanes=max(offer.lanes, terms.lanes),
+            random=terms.random,
             paging=paging,
             segments=segments,
             stored=stored,
         )
-        self._sessions[session.id] = runner
-        try:
-            link.mark_open()
-            await runner.say(runner.acceptance())
-        except BaseException:
-            self._sessions.pop(session.id, None)
-            if stored is not None:
-                stored.close(keep=False)
-            raise
-        return runner
 
-    async def _paging(self, offer: Offer) -> tuple[PagingTerms, tuple[StoredSegment, ...], Stored | None]:
+    async def _paging(self, offer: Offer, name: bytes) -> tuple[PagingTerms, tuple[StoredSegment, ...], Stored | None]:
         """What is done about the session's pages: the stored ones are used if source and egress name one tenant."""
         tenant = self._terms.tenants.get(offer.egress, self._terms.paging.tenant)
         paging = replace(self._terms.paging, tenant=tenant if tenant == offer.tenant else "")
         if not agreed_cache_bytes(paging, offer) or not paging.tenant or paging.library is None:
             return paging, (), None
         segments = await asyncio.to_thread(paging.library.held, tenant, offer.segments)
-        stored = await asyncio.to_thread(
-            open_stored, paging, offer.session, segments, agreed_cache_bytes(paging, offer)
-        )
+        stored = await open_stored(paging, name, segments, agreed_cache_bytes(paging, offer))
         return paging, segments if stored is not None else (), stored
 
     def _judge(self, peer: PeerInfo, offer: Offer) -> Suite:
@@ -404,12 +415,13 @@ class Destination:
             raise PeerRefused("no common suite or codec")
         if offer.egress not in self._egresses:
             raise PolicyRefused(f"there is no egress {offer.egress!r} here")
-        if not self.accepting or len(self._sessions) >= self._terms.sessions_max:
+        if not self.accepting or self.sessions >= self._terms.sessions_max:
             raise PolicyRefused("no further session is taken now")
-        if SessionId(offer.session) in self._sessions or SessionId(offer.session) in self._ended:
+        if any(SessionId(offer.session) in known for known in (self._sessions, self._reserved, self._ended)):
             raise PolicyRefused("that session id is in use")
         egress = self._egresses[offer.egress]
-        if egress.single and any(runner.offer.egress == offer.egress for runner in self._sessions.values()):
+        used = {runner.offer.egress for runner in self._sessions.values()} | set(self._reserved.values())
+        if egress.single and offer.egress in used:
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite

@@ -44,6 +44,7 @@ class Job:
         owner: what those lie in; None for bytes of their own.
         spans: what the stream bytes are; None: they are sent as they are.
         regime: how much work it gets.
+        last: whether it is END, which has no stream bytes.
     """
 
     half: SendHalf
@@ -52,6 +53,7 @@ class Job:
     owner: Lent | None
     spans: Spans | None
     regime: Regime
+    last: bool = False
     digest: bytes = b""
     plan: Plan | None = None
     frame: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -117,26 +119,23 @@ class EncodingLine:
         self._jobs.append(job)
         self._planner.submit(self._guarded, self._plan, job)
 
-    async def drained(self) -> None:
-        """Wait until all that is in the line has been sent."""
-        while self._jobs:
-            await self._moved.wait()
-
     async def run(self) -> None:
         """Send what the line brings forth, until cancelled."""
         while True:
             while not self._jobs or not self._jobs[0].ready:
                 await self._moved.wait()
             job = self._jobs[0]
-            claim, body = job.claim, len(job.frame) - FRAME_HEADER_BYTES
+            claim, body = job.claim, 0 if job.last else len(job.frame) - FRAME_HEADER_BYTES
             now = self._loop.time()
             departure = self._session.flight.depart(body, now, raw=claim.raw_bytes, order=claim.cache_order)
             job.half.departed(departure)
-            self.left(claim.cache_order, body)
+            if not job.last:
+                self.left(claim.cache_order, body)
             self.waiting(True)
             await self._send(Outgoing(claim.cache_order, job.half.channel, job.frame, job.owner))
             self.waiting(False)
-            self._account(job, body)
+            if not job.last:
+                self._account(job, body)
             self._jobs.popleft()
             self._moved.wake()
             self._wake()
@@ -204,6 +203,10 @@ class EncodingLine:
             self._loop.call_soon_threadsafe(call, argument)
 
     def _plan(self, job: Job) -> None:
+        if job.last:
+            job.frame = memoryview(job.half.end_frame(job.claim))
+            self._on_loop(self._done, job)
+            return
         began = perf_counter()
         raw = job.whole[FRAME_HEADER_BYTES:]
         job.digest = job.half.hash(raw)

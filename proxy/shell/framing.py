@@ -105,11 +105,21 @@ class Framing:
         self._buffer = pool.take()
         self.stream = memoryview(self._buffer)[FRAME_HEADER_BYTES:]
 
-    async def end(self) -> None:
-        """Nothing more will be read; all that was sent is on its way when this returns."""
+    def close(self) -> None:
+        """Nothing more will be read."""
         self._pool.give(self._buffer)
-        if self._carrier.encoding is not None:
-            await self._carrier.encoding.drained()
+
+    async def end(self) -> None:
+        """Send END, behind all that was sent before; nothing follows."""
+        carrier, half = self._carrier, self._half
+        line, order = carrier.encoding, carrier.session.next_order()
+        claim = half.claim_end(order)
+        if line is not None and not line.idle:
+            line.put(Job(half, claim, memoryview(b""), None, None, Regime.RAW, last=True))
+            return
+        frame = memoryview(half.end_frame(claim))
+        half.departed(carrier.session.flight.depart(0, asyncio.get_running_loop().time(), order=order))
+        await carrier.send_frame(Outgoing(order, half.channel, frame, None))
 
 
 class PagedFraming(Framing):

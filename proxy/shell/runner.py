@@ -158,20 +158,29 @@ class Runner:
             self._main = None
             self.over = True
             self._set_deadline(None)
+            self._close_lines()  # before anything waits: whoever is cancelled once more must not leave threads behind
             await self._end_services()
-            for line in (self.encoding, self.decoding):
-                if line is not None:
-                    line.close()
-            if self.stored is not None:
-                # What a lost session brought is as good as any: its next attempt will find it.
-                bad = self._failure is not None and exit_code_of(self._failure) == EXIT_INTEGRITY
-                self.stored.close(keep=not bad)
         if self._failure is not None:
             await self._fail(self._failure)
             if cancelled:
                 raise asyncio.CancelledError
             raise self._failure
         await self._part()
+
+    def discard(self) -> None:
+        """Let go of a session that never ran."""
+        self._failure = self._failure or PeerLost("it never began")
+        self._close_lines()
+
+    def _close_lines(self) -> None:
+        """Let go of threads and of the content store."""
+        for line in (self.encoding, self.decoding):
+            if line is not None:
+                line.close()
+        if self.stored is not None:
+            # What a lost session brought is as good as any: its next attempt will find it.
+            bad = self._failure is not None and exit_code_of(self._failure) == EXIT_INTEGRITY
+            self.stored.close(keep=not bad)
 
     @property
     def decided(self) -> bool:
@@ -318,6 +327,7 @@ class Runner:
             self.fail(error)
             return
         self.link = None
+        self.decoding_waits()
         for task in (self._listening, self._beating):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -331,6 +341,11 @@ class Runner:
         self.log.warning("the peer is away", reason=str(error), seconds_max=self.session.resume_seconds)
         self._set_deadline(error)
         self.changed.wake()
+
+    def decoding_waits(self) -> None:
+        """Nobody is there to give stored pages."""
+        if self.decoding is not None:
+            self.decoding.wait_for_peer()
 
     def _set_deadline(self, error: PeerLost | None) -> None:
         """From now on, ``resume_seconds`` to have a control connection and a lane again; None where both are there."""

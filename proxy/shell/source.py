@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from crypto.keys import SESSION_ID_BYTES, SessionId, Suite
+from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
 from crypto.tls import TlsConfig
 from proxy.endpoints.base import Connection, Ingress
 from proxy.report import SessionReport
@@ -74,7 +74,12 @@ class Source:
         paging = self._contact.where.paging
         stored = None
         if accept.codec == Codec.PAGES:
-            stored = await asyncio.to_thread(open_stored, paging, session.id, accept.segments, accept.cache_bytes)
+            try:
+                name = segment_name(meeting.link.tls.export(session.id), session.id)
+                stored = await open_stored(paging, name, accept.segments, accept.cache_bytes)
+            except BaseException:
+                meeting.link.drop()
+                raise
         return SourceRunner(
             session,
             report,

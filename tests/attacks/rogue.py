@@ -63,6 +63,13 @@ class Stream:
         self.offset += len(body)
         return frame
 
+    def paged(self, body: bytes, raw: bytes, order: int, **changes: Any) -> bytes:
+        """The next DATA frame, whose body says by pages what ``raw`` says as it is."""
+        self._hasher.update(raw)
+        frame = self._frame(wire.DATA, body, len(raw), order, {"codec": 1} | changes)
+        self.offset += len(raw)
+        return frame
+
     def end(self, order: int, **changes: Any) -> bytes:
         """The END frame."""
         body = changes.pop("body", self._hasher.digest())
@@ -199,8 +206,12 @@ class HandLane:
         await self.raw(bytes(self.sealer.seal(kind, payload, flags)))
 
     async def frame(self, frame: bytes) -> None:
-        """Send a frame in one record."""
-        await self.record(RecordType.FRAME, frame, wire.WHOLE)
+        """Send a frame, in one record if it fits."""
+        for start in range(0, len(frame), wire.RECORD_BYTES):
+            part = frame[start : start + wire.RECORD_BYTES]
+            first = wire.FIRST if start == 0 else 0
+            last = wire.LAST if start + len(part) == len(frame) else 0
+            await self.record(RecordType.FRAME, part, first | last)
 
     async def receive(self) -> tuple[RecordType, bytes]:
         """The next record.
@@ -427,10 +438,10 @@ class RogueDestination:
         }
         return message("accept", **(fields | changes))
 
-    async def meet(self, credit: int = MIB) -> Met:
-        """Everything up to an open channel 0."""
+    async def meet(self, credit: int = MIB, **changes: object) -> Met:
+        """Everything up to an open channel 0; with these changes to ACCEPT."""
         control, heard = await self.greet()
-        await control.say(self.acceptance())
+        await control.say(self.acceptance(**changes))
         lane = await self.lane(control, heard["session"])
         assert (await control.hear())["type"] == "channel_open"
         await control.say(message("channel_opened", channel=0, credit=credit))

@@ -27,6 +27,7 @@ FRAME_HEADER_BYTES = 64
 DATA, END = 1, 2
 END_BYTES = FRAME_HEADER_BYTES + 32  # an END frame: its header and the full digest
 WHOLE, FIRST, LAST = 3, 1, 2
+RECORD_BYTES = 1024 * 1024 + 64  # a longer frame goes in several records
 
 ACK_ENTRY = struct.Struct(">HBxQQ")
 
