@@ -11,6 +11,7 @@ from proxy.limits import (
     BUFFERS_EASY_MAX,
     FRAME_BYTES_MAX,
     FRAME_EAGER_BYTES,
+    IN_FLIGHT_BYTES_MIN,
     OPAQUE_FRAME_BYTES,
     PAGED_FRAME_BYTES_MIN,
     SMALL_BODY_BYTES,
@@ -67,7 +68,10 @@ class Framing:
     @property
     def room(self) -> int:
         """Stream bytes the next frame may have now."""
-        return min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+        room = min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+        line = self._carrier.encoding
+        # What waits behind frames that are being encoded is not in flight yet, and must not pile up all the same.
+        return room if line is None else min(room, max(0, IN_FLIGHT_BYTES_MIN - line.plain_bytes))
 
     def due(self, filled: int, room: int, *, drained: bool) -> bool:
         """Whether a frame leaves: it is full, or long enough, or nothing of this stream is in flight."""

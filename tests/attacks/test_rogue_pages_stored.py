@@ -249,6 +249,19 @@ async def test_frames_that_wait_for_an_answer_are_not_decompressed(identities: I
 
 
 @on_uvloop
+async def test_frames_that_wait_for_the_hypervisor_hold_no_more_than_they_bring(identities: Identities) -> None:
+    async with paged_scene(identities, reads=False) as made:
+        half = made.receiver.runners[0].session.receivers[ChannelId(0)]
+        zeros = bytes(256 * PAGE)
+        async with bounded(64 * MIB):
+            for _ in range(30):
+                await made.sends(Body([0] * 256), zeros)
+            decoding = made.receiver.runners[0].decoding
+            await until(lambda: half.frames == 31 and decoding is not None and decoding.idle)
+        assert half.written < 31
+
+
+@on_uvloop
 async def test_credit_bounds_what_frames_of_pages_stand_for(identities: Identities) -> None:
     async with asked(identities) as made:
         zeros = Body([0] * 1024)
