@@ -100,6 +100,8 @@ class EncodingLine:
         self._under_way: dict[int, Departure] = {}
         self._room = chains + _AHEAD
         self._closed = False
+        self.plain_bytes = 0
+        """Of frames in the line that are not encoded: the network has them to carry as well as those in flight."""
         self.tally = PageTally()
 
     # ---- on the loop
@@ -117,6 +119,7 @@ class EncodingLine:
     def put(self, job: Job) -> None:
         """Let a frame in; it is sent after all that came before."""
         self._jobs.append(job)
+        self.plain_bytes += 0 if job.spans is not None else job.claim.raw_bytes
         self._planner.submit(self._guarded, self._plan, job)
 
     async def run(self) -> None:
@@ -137,6 +140,7 @@ class EncodingLine:
             if not job.last:
                 self._account(job, body)
             self._jobs.popleft()
+            self.plain_bytes -= 0 if job.spans is not None else claim.raw_bytes
             self._moved.wake()
             self._wake()
 

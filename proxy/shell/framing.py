@@ -12,6 +12,7 @@ from proxy.limits import (
     BUFFERS_EASY_MAX,
     FRAME_BYTES_MAX,
     FRAME_EAGER_BYTES,
+    IN_FLIGHT_BYTES_MIN,
     OPAQUE_FRAME_BYTES,
     PAGED_FRAME_BYTES_MIN,
     SMALL_BODY_BYTES,
@@ -55,7 +56,10 @@ class Framing:
     @property
     def room(self) -> int:
         """Stream bytes the next frame may have now."""
-        return min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+        room = min(OPAQUE_FRAME_BYTES, self._carrier.session.room_bytes(self._half))
+        line = self._carrier.encoding
+        # What waits behind frames that are being encoded is not in flight yet, and must not pile up all the same.
+        return room if line is None else min(room, max(0, IN_FLIGHT_BYTES_MIN - line.plain_bytes))
 
     def starved(self, seconds: float) -> None:
         """So long the hypervisor had nothing to give."""

@@ -48,9 +48,12 @@ def squeezed(data: bytes, *, window_log: int = 20) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
 
 
-def wide(window_log: int) -> bytes:
-    """A zstd frame of a page that asks for a window of so many bytes, as a power of two; made by hand."""
-    return b"\x28\xb5\x2f\xfd\x00" + bytes(((window_log - 10) << 3,)) + b"\x03\x80\x00" + b"A"
+def wide(window_log: int, padding: int = 0) -> bytes:
+    """A zstd frame of a page that asks for a window of so many bytes, as a power of two; made by hand.
+
+    ``padding`` blocks of it hold nothing.
+    """
+    return b"\x28\xb5\x2f\xfd\x00" + bytes(((window_log - 10) << 3,)) + padding * bytes(3) + b"\x03\x80\x00" + b"A"
 
 
 @on_uvloop

@@ -37,7 +37,7 @@ from tests.attacks.paged import (
 from tests.attacks.relays import Identities, noise, on_uvloop, shorten
 from tests.attacks.returning import bounded, until
 from tests.attacks.rogue import MIB, Gone, RogueSource, message
-from tests.attacks.test_rogue_pages import squeezed
+from tests.attacks.test_rogue_pages import squeezed, wide
 
 POLICY, INTEGRITY = 3, 5
 PAGES = [noise(PAGE, 100 + ordinal) for ordinal in range(8)]
@@ -131,6 +131,17 @@ async def test_an_answer_that_nobody_asked_for(identities: Identities) -> None:
 
 
 @on_uvloop
+async def test_another_page_that_the_frame_is_made_of(identities: Identities) -> None:
+    """Its digest is right: the page's id alone says that it is not the stored one."""
+    shelf = Shelf(PAGES, readable=[0])
+    async with paged_scene(identities, tenant="acme", library=shelf, segments=OFFERED) as made:
+        await made.sends(copies(0, 1)[0], PAGES[0] + OURS)
+        assert (await made.rogue.control.hear())["ordinals"] == [1]
+        await made.rogue.control.say(given(1, 1, pages=OURS))
+        assert "not stored page 1" in str(await made.ends())
+
+
+@on_uvloop
 async def test_an_answer_where_no_pages_were_agreed_on(identities: Identities) -> None:
     async with paged_scene(identities, codecs=[0]) as made:
         await made.rogue.control.say(given(1, 1))
@@ -141,7 +152,7 @@ async def test_an_answer_where_no_pages_were_agreed_on(identities: Identities) -
 async def test_pages_where_none_were_agreed_on(identities: Identities) -> None:
     async with paged_scene(identities, codecs=[0]) as made:
         await made.sends(literal(OURS), OURS)
-        await made.ends()
+        assert "codec PAGES was not agreed on" in str(await made.ends())
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -238,6 +249,19 @@ async def test_frames_that_wait_for_an_answer_are_not_decompressed(identities: I
 
 
 @on_uvloop
+async def test_frames_that_wait_for_the_hypervisor_hold_no_more_than_they_bring(identities: Identities) -> None:
+    async with paged_scene(identities, reads=False) as made:
+        half = made.receiver.runners[0].session.receivers[ChannelId(0)]
+        zeros = bytes(256 * PAGE)
+        async with bounded(64 * MIB):
+            for _ in range(30):
+                await made.sends(Body([0] * 256), zeros)
+            decoding = made.receiver.runners[0].decoding
+            await until(lambda: half.frames == 31 and decoding is not None and decoding.idle)
+        assert half.written < 31
+
+
+@on_uvloop
 async def test_credit_bounds_what_frames_of_pages_stand_for(identities: Identities) -> None:
     async with asked(identities) as made:
         zeros = Body([0] * 1024)
@@ -252,10 +276,9 @@ async def test_credit_bounds_what_frames_of_pages_stand_for(identities: Identiti
 async def test_a_body_is_hardly_longer_than_what_it_stands_for(identities: Identities) -> None:
     """Credit counts stream bytes: a body without bound would make it worthless."""
     async with paged_scene(identities) as made:
-        body = literal(squeezed(OURS) + noise(100_000, 5), flags=ZSTD | ALONE)
         with suppress(Gone):
-            await made.sends(body, OURS)
-        await made.ends()
+            await made.sends(literal(wide(20, padding=30_000), flags=ZSTD | ALONE), b"A" * PAGE)
+        assert "frame on channel 0 of 4096 bytes in 9" in str(await made.ends())
 
 
 @pytest.mark.parametrize("how", ["stopped", "cancelled", "cancelled twice"])

@@ -1,6 +1,7 @@
-"""The end of one channel, of a session, and of what works for it, while frames of pages are being made."""
+"""Other channels, the end of one and that of the session, while frames of pages are being made."""
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 from chunking.encoder import Encoder
 from crypto.tls import TlsConfig
 from proxy.errors import EXIT_POLICY, SessionCancelled, exit_code_of
+from proxy.limits import IN_FLIGHT_BYTES_MIN, MIB
 from proxy.paging import Encode, PagingTerms
 from proxy.shell.encoding import EncodingLine
 from proxy.wire import ChannelId
@@ -75,7 +77,7 @@ async def scene(
         hypervisors.close()
 
 
-async def arrive(made: Scene) -> None:
+async def arrive(made: Scene, other: bytes = b"") -> None:
     """Everything that was said arrives after all, and the session ends well."""
     made.hold.free.set()
 
@@ -83,12 +85,35 @@ async def arrive(made: Scene) -> None:
         await made.sending
         made.near[0].shut()
 
-    _, stream, nothing = await asyncio.gather(first(), made.far[0].to_end(), made.far[1].to_end())
+    _, stream, heard = await asyncio.gather(first(), made.far[0].to_end(), made.far[1].to_end())
     assert stream == STREAM
-    assert nothing == b""
+    assert heard == other
     for far in made.far:
         far.shut()
     await made.pair.ended_well()
+
+
+def test_plain_bytes_do_not_pile_up_behind_frames_of_pages(
+    client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for the network as those in flight do, and what is urgent would have to wait for them."""
+    plain = random.Random(2).randbytes(10 * MIB)
+
+    async def work() -> None:
+        async with scene(client_tls, server_tls, monkeypatch) as made:
+
+            async def second() -> None:
+                await made.near[1].send(plain)
+                made.near[1].shut()
+
+            sending = asyncio.create_task(second())
+            half = made.pair.departing.session.senders[ChannelId(1)]
+            await until(lambda: half.offset > IN_FLIGHT_BYTES_MIN - MIB)
+            await asyncio.sleep(0.2)
+            assert half.offset <= IN_FLIGHT_BYTES_MIN
+            await asyncio.gather(arrive(made, plain), sending)
+
+    run(work(), SECONDS_MAX)
 
 
 def test_the_end_of_a_channel_does_not_wait_for_another_one(
