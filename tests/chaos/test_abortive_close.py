@@ -26,6 +26,7 @@ from tests.proxy.support import over_tcp, relays, run
 RESET_ARRIVES_SECONDS_MAX = 5
 SESSIONS = 12
 SIZES = (6 * MIB, 6 * MIB)
+LONG = (32 * MIB, 32 * MIB)  # still under way when the other one ends
 
 
 @pytest.mark.parametrize("who", ["source", "destination"])
@@ -40,7 +41,7 @@ async def test_a_reset_at_any_moment(hosts: Hosts, tmp_path: Path, who: str) -> 
             near, far = (moment, None) if who == "source" else (None, moment)
             talks = [Talk(number, *SIZES, near_dies_at=near, far_dies_at=far)]
             if number % 3 == 0:
-                talks.append(Talk(1000 + number, *SIZES))  # a second channel ends with the first
+                talks.append(Talk(1000 + number, *LONG))  # a second channel ends with the first
             ends, codes = await pair.session(*talks)
             told = f"session {number}, {who} dies after {moment}: {[str(end) for end in ends]}"
             assert codes == (EXIT_HYPERVISOR, EXIT_HYPERVISOR), f"{codes}: {told}"
