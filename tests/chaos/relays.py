@@ -20,6 +20,9 @@ from tests.chaos.load import LOOPBACK, Backend, Ends, MakeSocket, Talk, talk_thr
 from tests.chaos.namespaces import Host
 from tests.chaos.proxy import ChaosProxy
 
+FORGETFUL: Final = ("--store-bytes", "0")
+"""What is said follows from its seed: stored, it would be over before anything can befall it the second time."""
+
 VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to say how it went
 LEVEL_SECONDS_MAX: Final = 10.0  # for descriptors and threads to come back to where they were
 LEVEL_POLL_SECONDS: Final = 0.05
@@ -165,13 +168,13 @@ class Standing:
 def receiver(hosts: Hosts, backend: Backend, *words: str | Path, address: str = LOOPBACK) -> Watched:
     """`korora receive` for that hypervisor."""
     where = ("--listen", f"{address}:0", "--to", f"tcp:127.0.0.1:{backend.port}")
-    return Watched("receive", *where, "--identity", hosts.beta, "--name", "alpha", *words)
+    return Watched("receive", *where, "--identity", hosts.beta, "--name", "alpha", *FORGETFUL, *words)
 
 
 def sender(hosts: Hosts, peer_port: int, *words: str | Path, address: str = LOOPBACK) -> Watched:
     """`korora send` to that port."""
     where = ("--from", "tcp:127.0.0.1:0", "--peer", f"{address}:{peer_port}")
-    return Watched("send", *where, "--identity", hosts.alpha, "--name", "beta", *words)
+    return Watched("send", *where, "--identity", hosts.alpha, "--name", "beta", *FORGETFUL, *words)
 
 
 @asynccontextmanager
