@@ -159,6 +159,19 @@ def segment_name(exporter: bytes, session_id: SessionId) -> bytes:
     return lane_secret(exporter, session_id, b"korora v1 segment")[:SEGMENT_NAME_BYTES]
 
 
+def segment_alias(name: bytes, direction: Direction, exporter: bytes) -> bytes:
+    """What a segment is called in ``direction`` on the connection with this exporter (16 bytes).
+
+    Names never leave a host: who says the right alias knows the name, and so was one end of the session that left the
+    segment. Others that are offered it learn nothing that they could claim to hold it by.
+    """
+    if len(exporter) != SECRET_BYTES:
+        raise ValueError("the exporter has 32 bytes")
+    mac = HMAC(name, SHA256())
+    mac.update(b"korora v1 segment alias" + bytes([direction]) + exporter)
+    return mac.finalize()[:SEGMENT_NAME_BYTES]
+
+
 class ResumeSecret:
     """What both ends of a session keep of its first control connection, to know each other again.
 

@@ -1,5 +1,6 @@
 """The content store as sessions use it: opened in a relay's state folder, under the host's key."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from chunking import kernels
 from chunking.errors import ChunkingError
-from chunking.limits import STORE_BYTES_DEFAULT
+from chunking.limits import STORE_BYTES_DEFAULT, STORE_SEGMENTS_MAX
 from chunking.store import Agreed, Counters, SegmentWriter, StoreView
 from chunking.store.table import Placement
 from chunking.stored import StoredPages
@@ -51,9 +52,14 @@ class StoreLibrary:
         found = self._store.segments(tenant, segments_max=SEGMENTS_MAX)
         return tuple(StoredSegment(info.name, info.pages) for info in found)
 
-    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
+    def held(
+        self, tenant: str, offered: Sequence[StoredSegment], alias: Callable[[bytes], bytes]
+    ) -> tuple[StoredSegment, ...]:
         """See ``Library.held``."""
-        found = self._store.held(tenant, (Agreed(segment.name, segment.pages) for segment in offered))
+        infos = self._store.segments(tenant, segments_max=STORE_SEGMENTS_MAX, pages_max=sys.maxsize)
+        names = {alias(info.name): info.name for info in infos}
+        known = [Agreed(names[segment.name], segment.pages) for segment in offered if segment.name in names]
+        found = self._store.held(tenant, known)
         return tuple(StoredSegment(name, pages) for name, pages in found)
 
     def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:

@@ -73,7 +73,10 @@ _States = Annotated[tuple[ChannelState, ...], msgspec.Meta(max_length=CHANNELS_M
 
 
 class StoredSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pages that an earlier session left behind: their name (``crypto.keys.segment_name``), and how many there are."""
+    """Pages that an earlier session left behind: what they are called, and how many there are.
+
+    On the wire ``name`` is an alias, good for one connection and direction (``crypto.keys.segment_alias``).
+    """
 
     name: _SessionBytes
     pages: Annotated[int, msgspec.Meta(ge=0, le=SEGMENT_PAGES_MAX)]

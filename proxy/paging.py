@@ -1,6 +1,6 @@
 """What a relay is ready to do about pages: how to encode them, how much to remember of them. Sans-IO."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Final, Protocol
@@ -80,8 +80,16 @@ class Library(Protocol):
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
         """What earlier sessions of the tenant left here, the most useful first."""
 
-    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
-        """Of what the peer has, what is here as well."""
+    def held(
+        self, tenant: str, offered: Sequence[StoredSegment], alias: Callable[[bytes], bytes]
+    ) -> tuple[StoredSegment, ...]:
+        """Of what the peer has, what is here as well, under its own name.
+
+        Args:
+            tenant: whose.
+            offered: what the peer has, under aliases.
+            alias: what the peer calls a segment of that name.
+        """
 
     def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
         """A session's part.

@@ -66,7 +66,7 @@ class DestinationRunner(Runner):
         lanes: how many the source is asked to open.
         random: source of lane tokens.
         paging: what this relay is ready to do about pages.
-        segments: stored ones that both ends hold.
+        segments: stored ones that both ends hold, as the peer is told of them.
         stored: its part of the content store.
     """
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from chunking.pages import PAGE_BYTES
 from crypto.errors import AuthenticationError, PeerNameMismatch
@@ -37,6 +39,7 @@ from proxy.session import Session
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Meeting
+from proxy.shell.stored import aliased
 from proxy.wire import RESUME_MAGIC, Codec
 
 RandomBytes = Callable[[int], bytes]
@@ -158,6 +161,7 @@ class Contact:
         segments: tuple[StoredSegment, ...] = ()
         if paging.library is not None and paging.tenant and paging.wanted:
             segments = await asyncio.to_thread(paging.library.offered, paging.tenant)
+        exporter = link.tls.export(session.id)
         offer = Offer(
             version=PROTOCOL_VERSION,
             session=session.id,
@@ -170,7 +174,7 @@ class Contact:
             cache_bytes=paging.cache_bytes if paging.wanted else 0,
             chains=paging.chains_offered,
             tenant=paging.tenant,
-            segments=segments,
+            segments=aliased(segments, Direction.FORWARD, exporter),
         )
         await link.send(offer)
         try:
@@ -187,11 +191,9 @@ class Contact:
                     raise ProtocolViolation("ACCEPT wants more memory than was offered")
                 if codec == Codec.PAGES and answer.cache_bytes < PAGE_BYTES:
                     raise ProtocolViolation("ACCEPT wants pages, and no cache for them")
-                pages = {segment.name: segment.pages for segment in segments}
-                if any(segment.pages > pages.pop(segment.name, -1) for segment in answer.segments):
-                    raise ProtocolViolation("ACCEPT names stored pages that were not offered")
+                agreed = _agreed(segments, answer.segments, exporter)
                 link.mark_open()
-                return answer
+                return msgspec.structs.replace(answer, segments=agreed)
         raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")
 
     def _resumed(self, answer: Message) -> Resumed:
@@ -205,3 +207,21 @@ class Contact:
             case Refuse(code, reason):
                 raise PeerAborted(code, printable(reason))
         raise ProtocolViolation(f"{type(answer).__name__} instead of an answer to RESUME")
+
+
+def _agreed(
+    own: Sequence[StoredSegment], answer: Sequence[StoredSegment], exporter: bytes
+) -> tuple[StoredSegment, ...]:
+    """The segments that ACCEPT names, under their own names.
+
+    Raises:
+        ProtocolViolation: one was not offered, or not by a peer that knows its name, or it is named twice.
+    """
+    offered = dict(zip((segment.name for segment in aliased(own, Direction.BACKWARD, exporter)), own, strict=True))
+    agreed = []
+    for segment in answer:
+        mine = offered.pop(segment.name, None)
+        if mine is None or segment.pages > mine.pages:
+            raise ProtocolViolation("ACCEPT names stored pages that were not offered")
+        agreed.append(StoredSegment(mine.name, segment.pages))
+    return tuple(agreed)

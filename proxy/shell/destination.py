@@ -6,11 +6,12 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
-from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_name
+from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_alias, segment_name
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
 from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, StoredSegment, printable
 from proxy.endpoints.base import Egress
@@ -44,7 +45,7 @@ from proxy.shell.greeting import HalfOpen
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.runner import Meeting
-from proxy.shell.stored import open_stored
+from proxy.shell.stored import aliased, open_stored
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
@@ -378,8 +379,8 @@ class Destination:
         report.peer, report.peer_address = peer.name, address
         report.group, report.cipher = peer.group, suite.label
         terms, egress = self._terms, self._egresses[offer.egress]  # by other rules the next one is judged
-        name = segment_name(link.tls.export(session.id), session.id)
-        paging, segments, stored = await self._paging(offer, name)
+        exporter = link.tls.export(session.id)
+        paging, segments, stored = await self._paging(offer, exporter)
         return DestinationRunner(
             session,
             report,
@@ -387,7 +388,7 @@ class Destination:
             min(offer.resume_seconds, terms.resume_seconds),
             offer=offer,
             suite=suite,
-            secret=ResumeSecret(link.tls.export(session.id), session.id),
+            secret=ResumeSecret(exporter, session.id),
             egress=egress,
             lanes=max(offer.lanes, terms.lanes),
             random=terms.random,
@@ -396,15 +397,21 @@ class Destination:
             stored=stored,
         )
 
-    async def _paging(self, offer: Offer, name: bytes) -> tuple[PagingTerms, tuple[StoredSegment, ...], Stored | None]:
+    async def _paging(
+        self, offer: Offer, exporter: bytes
+    ) -> tuple[PagingTerms, tuple[StoredSegment, ...], Stored | None]:
         """What is done about the session's pages: the stored ones are used if source and egress name one tenant."""
         tenant = self._terms.tenants.get(offer.egress, self._terms.paging.tenant)
         paging = replace(self._terms.paging, tenant=tenant if tenant == offer.tenant else "")
         if not agreed_cache_bytes(paging, offer) or not paging.tenant or paging.library is None:
             return paging, (), None
-        segments = await asyncio.to_thread(paging.library.held, tenant, offer.segments)
+        alias = partial(segment_alias, direction=Direction.FORWARD, exporter=exporter)
+        segments = await asyncio.to_thread(paging.library.held, tenant, offer.segments, alias)
+        name = segment_name(exporter, SessionId(offer.session))
         stored = await open_stored(paging, name, segments, agreed_cache_bytes(paging, offer))
-        return paging, segments if stored is not None else (), stored
+        if stored is None:
+            return paging, (), None
+        return paging, aliased(segments, Direction.BACKWARD, exporter), stored
 
     def _judge(self, peer: PeerInfo, offer: Offer) -> Suite:
         """The suite to use, if the offer can be accepted."""

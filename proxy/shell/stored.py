@@ -4,13 +4,22 @@ import asyncio
 from collections.abc import Sequence
 
 import structlog
+from msgspec.structs import astuple
 
 from chunking.errors import ChunkingError
 from chunking.pages import PAGE_BYTES
+from crypto.keys import Direction, segment_alias
 from proxy.control import StoredSegment
 from proxy.paging import PagingTerms, Stored
 
 log = structlog.get_logger("korora.store")
+
+
+def aliased(segments: Sequence[StoredSegment], direction: Direction, exporter: bytes) -> tuple[StoredSegment, ...]:
+    """Segments as a peer is told of them, on the connection with this exporter."""
+    return tuple(
+        StoredSegment(segment_alias(name, direction, exporter), pages) for name, pages in map(astuple, segments)
+    )
 
 
 async def open_stored(

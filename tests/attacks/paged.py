@@ -6,6 +6,7 @@ literal, copy (u16 each), changed words, first slot, bytes of the meta stream (u
 """
 
 import asyncio
+import hmac
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from chunking.errors import PageForged, PagesMissing
+from crypto.keys import Direction
 from crypto.records import RecordType
 from proxy.control import StoredSegment
 from proxy.endpoints.sockets import TcpEgress
@@ -158,9 +160,12 @@ class Shelf:
         """See ``Library``."""
         return (StoredSegment(SEGMENT, len(self.stored)),) if tenant == self.tenant else ()
 
-    def held(self, tenant: str, offered: Sequence[StoredSegment]) -> tuple[StoredSegment, ...]:
+    def held(
+        self, tenant: str, offered: Sequence[StoredSegment], alias: Callable[[bytes], bytes]
+    ) -> tuple[StoredSegment, ...]:
         """See ``Library``."""
-        return tuple(segment for segment in offered if segment in self.offered(tenant))
+        own = self.offered(tenant)
+        return tuple(mine for mine in own if StoredSegment(alias(mine.name), mine.pages) in offered)
 
     def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> "Part":
         """See ``Library``."""
@@ -230,6 +235,17 @@ def threads() -> set[str]:
     return names & {"plan_0", "press", "rebuild_0", "unpress"}
 
 
+def alias(name: bytes, direction: Direction, exporter: bytes) -> bytes:
+    """What a segment is called on one connection."""
+    said = b"korora v1 segment alias" + bytes((int(direction),)) + exporter
+    return hmac.digest(name, said, "sha256")[:16]
+
+
+def aliases(segments: Sequence[dict[str, Any]], direction: Direction, exporter: bytes) -> list[dict[str, Any]]:
+    """What segments are called on one connection."""
+    return [segment | {"name": alias(segment["name"], direction, exporter)} for segment in segments]
+
+
 @dataclass
 class PagedScene:
     """A destination that takes pages, its hypervisor, and a rogue with an open channel 0; `PROLOGUE` was delivered."""
@@ -287,6 +303,7 @@ async def paged_scene(
     chains: int = 2,
     tenant: str = "",
     claimed: str | None = None,
+    segments: Sequence[dict[str, Any]] = (),
     library: Library | None = None,
     resume_seconds: int = 0,
     reads: bool = True,
@@ -298,6 +315,7 @@ async def paged_scene(
         identities: whose it is.
         cache_pages, chains, tenant, library, resume_seconds: the destination's terms.
         claimed: whose pages the source says that they are, if others than its egress's.
+        segments: offered, under their names.
         reads: whether the hypervisor reads.
         offered: fields of the offer.
     """
@@ -318,8 +336,12 @@ async def paged_scene(
             "chains": 16,
             "tenant": tenant if claimed is None else claimed,
         } | offered
+        exporter = rogue.control.exporter(rogue.session)
+        fields["segments"] = aliases(segments, Direction.FORWARD, exporter)
         answer = await rogue.offer(resume_seconds=resume_seconds, **fields)
         assert answer["type"] == "accept", answer
+        names = {alias(segment["name"], Direction.BACKWARD, exporter): segment["name"] for segment in segments}
+        answer["segments"] = [segment | {"name": names[segment["name"]]} for segment in answer["segments"]]
         lane = await rogue.lane()
         made = PagedScene(receiver, hypervisor, rogue, lane, await rogue.channel(), answer)
         await lane.frame(made.stream.data(PROLOGUE, order=0))

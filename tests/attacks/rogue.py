@@ -439,8 +439,10 @@ class RogueDestination:
         return message("accept", **(fields | changes))
 
     async def meet(self, credit: int = MIB, **changes: object) -> Met:
-        """Everything up to an open channel 0; with these changes to ACCEPT."""
+        """Everything up to an open channel 0; with these changes to ACCEPT, or what makes them of the exporter."""
         control, heard = await self.greet()
+        exporter = control.exporter(heard["session"])
+        changes = {name: made(exporter) if callable(made) else made for name, made in changes.items()}
         await control.say(self.acceptance(**changes))
         lane = await self.lane(control, heard["session"])
         assert (await control.hear())["type"] == "channel_open"

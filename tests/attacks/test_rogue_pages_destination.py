@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from proxy.shell import contact
 from proxy.shell.source import Peer, Source
 from proxy.wire import ChannelId
 from tests.attacks import wire
-from tests.attacks.paged import CACHE_PAGES, HEADER, PAGE, SEGMENT, Chain, Shelf, literal, threads
+from tests.attacks.paged import CACHE_PAGES, HEADER, PAGE, SEGMENT, Chain, Shelf, aliases, literal, threads
 from tests.attacks.relays import BOUND_SECONDS, Identities, Side, noise, on_uvloop, send, shorten
 from tests.attacks.returning import until
 from tests.attacks.rogue import MIB, Gone, Met, RogueDestination, Stream, ack, message
@@ -31,7 +32,12 @@ from tests.proxy.guest import Guest
 REFUSED, INTEGRITY, LOST = 4, 5, 6
 PAGES = [noise(PAGE, 100 + ordinal) for ordinal in range(1024)]
 OFFERED = [{"name": SEGMENT, "pages": len(PAGES)}]
-AGREED = {"codec": 1, "cache_bytes": CACHE_PAGES * PAGE, "chains": 1, "segments": OFFERED}
+AGREED = {
+    "codec": 1,
+    "cache_bytes": CACHE_PAGES * PAGE,
+    "chains": 1,
+    "segments": partial(aliases, OFFERED, Direction.BACKWARD),
+}
 
 
 def stream_of(pages: list[bytes]) -> bytes:
@@ -114,7 +120,8 @@ async def copying(met: Met) -> tuple[int, list[int]]:
 async def test_what_was_referred_to_is_given(identities: Identities) -> None:
     async with scene(identities) as made:
         met = await made.meets()
-        assert met.offer["segments"] == OFFERED
+        exporter = met.control.exporter(met.offer["session"])
+        assert met.offer["segments"] == aliases(OFFERED, Direction.FORWARD, exporter)
         order, ordinals = await copying(met)
         await met.control.say(message("pages_wanted", order=order, ordinals=ordinals))
         got: list[int] = []
@@ -252,14 +259,25 @@ async def test_pages_do_not_go_backward(identities: Identities) -> None:
         {"segments": [{"name": bytes(16), "pages": 0}]},
         {"segments": [*OFFERED, {"name": bytes(16), "pages": 1}]},
         {"segments": OFFERED * 65},
+        {"segments": "as they were offered"},
+        {"segments": "by their names"},
     ],
 )
 @on_uvloop
 async def test_an_acceptance_of_what_was_not_offered(identities: Identities, changes: dict[str, object]) -> None:
+    """Nor of stored pages by who cannot show that it knows them: it would be given what they were."""
     async with scene(identities) as made:
-        control, _ = await made.rogue.greet()
+        control, heard = await made.rogue.greet()
+        exporter = control.exporter(heard["session"])
+        segments = changes.get("segments", OFFERED)
+        if isinstance(segments, list):
+            segments = aliases(segments, Direction.BACKWARD, exporter)
+        elif segments == "as they were offered":
+            segments = heard["segments"]
+        else:
+            segments = OFFERED
         with suppress(Gone):
-            await control.say(made.rogue.acceptance(**(AGREED | changes)))
+            await control.say(made.rogue.acceptance(**(AGREED | changes | {"segments": segments})))
         await made.check(REFUSED)
 
 

@@ -27,6 +27,8 @@ from crypto.keys import (
     Suite,
     lane_info,
     lane_secret,
+    segment_alias,
+    segment_name,
 )
 from tests.crypto import oracle
 
@@ -265,6 +267,27 @@ def test_a_proof_is_what_the_specification_says() -> None:
         proof = ResumeSecret(FIRST, SESSION).proof(direction, NEW)
         assert proof == hmac.new(secret, said, hashlib.sha256).digest()
         assert proof.hex() == frozen
+
+
+SEGMENT = "441dddd1396bc27a08a6e288e8589588"
+ALIASES = {
+    Direction.FORWARD: "43467dbd3145a4c2acede661c40ec766",
+    Direction.BACKWARD: "51090bed38636af994176ccdea4506b8",
+}
+
+
+def test_segments_are_called_what_the_specification_says() -> None:
+    """Frozen: what an earlier version has stored must be found again."""
+    name = segment_name(FIRST, SESSION)
+    assert name == oracle.lane_secret(FIRST, SESSION, b"korora v1 segment")[:16]
+    assert name.hex() == SEGMENT
+    for direction, frozen in ALIASES.items():
+        said = b"korora v1 segment alias" + bytes([direction]) + NEW
+        alias = segment_alias(name, direction, NEW)
+        assert alias == hmac.new(name, said, hashlib.sha256).digest()[:16]
+        assert alias.hex() == frozen
+    with pytest.raises(ValueError, match="32 bytes"):
+        segment_alias(name, Direction.FORWARD, NEW[:-1])
 
 
 @pytest.mark.parametrize("direction", Direction)

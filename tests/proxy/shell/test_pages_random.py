@@ -107,7 +107,8 @@ async def carry(case: Case, client: TlsConfig, server: TlsConfig) -> tuple[Sessi
         guest.touch(0.3)
         readable = [ordinal for ordinal in range(len(before)) if dice.random() < case.stored]
         shelves = Shelf(before, range(len(before))), Shelf(before, readable)
-    stream = guest.stream(case.rounds) if case.guest_pages else dice.randbytes(dice.choice((0, 1, 100, 3 << 20)))
+    other = dice.randbytes(dice.choice((0, 1, 100, 3 << 20))) * dice.choice((1, 3))
+    stream = guest.stream(case.rounds) if case.guest_pages else other
     streams = [stream, *(Guest(number, 200).stream() for number in range(case.more))]
     encode = case.encode or Encode.PAGES
     source, destination = (
