@@ -1,8 +1,8 @@
 """QEMU's own ways to send fewer bytes, for the guests of the captured streams: what arrives at a socket that counts.
 
-A captured QEMU stream is loaded into a QEMU, which runs the guest from then on, and migrates it out again: plainly, with
-xbzrle, and over multifd channels with zstd. Nobody loads what arrives; it is counted and thrown away. The guest has
-changed since the stream was taken, so look at the bytes over the guest memory that QEMU says it moved, not at the
+A captured QEMU stream is loaded into a QEMU, which runs the guest from then on, and migrates it out again: plainly,
+with xbzrle, and over multifd channels with zstd. Nobody loads what arrives; it is counted and thrown away. The guest
+has changed since the stream was taken, so look at the bytes over the guest memory that QEMU says it moved, not over the
 stream's.
 """
 
@@ -26,8 +26,8 @@ from bench.processes import BenchError
 from chunking.pages import PAGE_BYTES
 from korora.demo.errors import DemoError
 from korora.demo.guest import GuestSpec
-from korora.demo.qemu import QemuChoice, QemuVm, find_guest_files, find_qemu
 from korora.demo.qemu import Machine as GuestMachine
+from korora.demo.qemu import QemuChoice, QemuVm, find_guest_files, find_qemu
 from korora.demo.qmp import QmpError
 
 BANDWIDTH_MAX: Final = 1 << 40  # bytes a second: none that matters
@@ -35,11 +35,9 @@ CACHE_BYTES: Final = 256 * 1024 * 1024  # of xbzrle: more than the guests have t
 CHANNELS: Final = 2  # as many as the relay has chains
 LOAD_TIMEOUT_S: Final = 30.0
 MIGRATE_TIMEOUT_S: Final = 60.0
-POLL_S: Final = 0.02
 SETTLE_S: Final = 0.5  # that the guest runs before it leaves
 RECEIVE_BYTES: Final = 1024 * 1024
 CONNECTIONS_MAX: Final = 16
-MiB: Final = 1024 * 1024
 # How the captured guests were started; their RAM is what their streams say.
 MACHINE: Final = ("-accel", "tcg", "-cpu", "max", "-M", "pc-i440fx-7.2", "-nodefaults", "-display", "none")
 
@@ -164,7 +162,7 @@ async def migrate_out(qemu: QemuChoice, stream: Stream, memory_mib: int, way: Wa
                 await vm.qmp.execute("migrate-incoming", uri=f"exec:cat {stream.path}")
                 if (status := await vm.wait_migration(LOAD_TIMEOUT_S)) != "completed":
                     raise BenchError(f"loading {stream.name} {status}")
-                await _until_running(vm)
+                await vm.qmp.wait_event("RESUME", LOAD_TIMEOUT_S)
                 await asyncio.sleep(SETTLE_S)
                 await vm.set_capabilities(*way.capabilities)
                 parameters = {"max-bandwidth": BANDWIDTH_MAX, **dict(way.parameters)}
@@ -180,12 +178,6 @@ async def migrate_out(qemu: QemuChoice, stream: Stream, memory_mib: int, way: Wa
             return {**said, "arrived": await asyncio.to_thread(counter.close)}
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _until_running(vm: QemuVm) -> None:
-    async with asyncio.timeout(LOAD_TIMEOUT_S):
-        while (await vm.qmp.execute("query-status"))["status"] != "running":
-            await asyncio.sleep(POLL_S)
 
 
 def measure_guests(
