@@ -32,10 +32,12 @@ from bench.corpus import (
     unpack,
 )
 from bench.engine import EngineSample, engine_rows, measure_engine, measure_parallel
+from bench.goals import goals
 from bench.guests import GuestSample, measure_guests
 from bench.linkmodel import WAYS, ModelSample, measure_way
 from bench.links import MBIT, link
 from bench.links import missing as link_missing
+from bench.pages_tables import tables
 from bench.processes import BenchError
 from bench.spread import Spread
 from bench.wire import Pair, PairSample, carry
@@ -241,30 +243,33 @@ class PagesResult:
 
     def to_json(self) -> dict[str, Any]:
         """Rows, and each part with its samples."""
-        parts = {}
-        for name, outcome in self.parts().items():
-            samples = [
+        parts, samples = self.parts(), {}
+        for name, outcome in parts.items():
+            samples[name] = [
                 [asdict(one) for one in sample] if isinstance(sample, list) else asdict(sample)
                 for sample in outcome.samples
             ]
-            parts[name] = {**outcome.to_json(), "samples": samples}
         return {
+            "rounds": self.engine.rounds,
+            "planned": self.engine.planned,
+            "cut": "; ".join(f"{name}: {outcome.cut}" for name, outcome in parts.items() if outcome.cut),
+            "seconds": sum(outcome.seconds for outcome in parts.values()),
             "streams": {
                 name: {"bytes": stream.bytes, "guest_bytes": stream.guest_bytes}
                 for name, stream in self.streams.items()
             },
             "absent": self.absent,
+            "goals": [{**asdict(goal), "met": goal.met} for goal in goals(self)],
             "rows": {
                 name: {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()}
                 for name, row in self.rows().items()
             },
-            "parts": parts,
+            "parts": {name: outcome.to_json() for name, outcome in parts.items()},
+            "samples": samples,
         }
 
     def to_markdown(self) -> list[str]:
         """The tables."""
-        from bench.pages_tables import tables  # noqa: PLC0415 (they read what is above)
-
         return tables(self)
 
 

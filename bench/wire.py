@@ -25,6 +25,7 @@ from bench.processes import BenchError, ProcessTree, free_ports, peak_memory
 
 SESSION_TIMEOUT_S: Final = 90.0  # 100 Mb/s carry a GiB in that time
 POLL_S: Final = 0.02  # how often memory is looked at: what grows later than that before the end is not seen
+SOURCE: Final = "exec:cat {}; exec >&-; cat > /dev/null"  # a hypervisor that ends its stream, and hears the answer
 SINK: Final = "exec:printf yes; cat > /dev/null"  # a hypervisor that answers, as xl's receiver does
 KORORA: Final = (sys.executable, "-m", "korora")
 
@@ -132,7 +133,7 @@ def carry(item: str, stream: Stream, encode: str, pair: Pair, number: int, *, en
         await_ready(receive, tree, "receive")
         send = tree.spawn(
             [
-                *ends.here, *KORORA, "send", "--from", f"exec:cat {shlex.quote(str(stream.path))}",
+                *ends.here, *KORORA, "send", "--from", SOURCE.format(shlex.quote(str(stream.path))),
                 "--peer", f"{ends.address}:{port}", "--identity", str(pair.identities[0]),
                 "--state", str(pair.states[0]), "--report", str(reports[0]), "--encode", encode, *common,
             ],
