@@ -20,6 +20,7 @@ from bench.processes import REPOSITORY, BenchError
 from chunking.pages import PAGE_BYTES, Spans
 from proxy.limits import FRAME_BYTES_MAX
 from proxy.streams.facts import StreamFacts
+from proxy.streams.formats import XL_GO
 from proxy.streams.parser import StreamParser
 
 MiB: Final = 1024 * 1024
@@ -56,12 +57,14 @@ class Stream:
         path: its bytes.
         bytes: how many.
         pages: page records in it, markers of zero pages and pages in formats of QEMU's own included.
+        answered: whether the other side answers: ``xl migrate``, not ``xl save``.
     """
 
     name: str
     path: Path
     bytes: int
     pages: int
+    answered: bool = False
 
     @property
     def guest_bytes(self) -> int:
@@ -94,7 +97,7 @@ def stream_at(name: str, path: Path) -> Stream:
     parser, data = StreamParser(), memoryview(path.read_bytes())
     for _ in pieces(data, parser):
         pass
-    return Stream(name, path, len(data), page_records(parser.facts))
+    return Stream(name, path, len(data), page_records(parser.facts), bytes(data[-len(XL_GO) :]) == XL_GO)
 
 
 def page_records(facts: StreamFacts) -> int:

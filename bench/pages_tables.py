@@ -102,7 +102,8 @@ SPEED_HEAD: Final = (
 
 def _engine(result: PagesResult) -> list[str]:
     rows = engine_rows([*result.engine.samples, *result.slow.samples])
-    note = f"One core, GiB of guest memory, {len(result.streams)} streams; {result.engine.text()}"
+    captured = [name for name in result.plan.streams if name in result.streams]
+    note = f"One core, GiB of guest memory, {len(captured)} streams; {result.engine.text()}"
     cells = _speeds(rows, {name: method.says for name, method in METHODS.items()})
     return [note, "", *table(SPEED_HEAD, cells), *_left_out(result.engine), *_left_out(result.slow)]
 

@@ -26,7 +26,8 @@ from bench.processes import BenchError, ProcessTree, free_ports, peak_memory
 SESSION_TIMEOUT_S: Final = 90.0  # 100 Mb/s carry a GiB in that time
 POLL_S: Final = 0.02  # how often memory is looked at: what grows later than that before the end is not seen
 SOURCE: Final = "exec:cat {}; exec >&-; cat > /dev/null"  # a hypervisor that ends its stream, and hears the answer
-SINK: Final = "exec:printf yes; cat > /dev/null"  # a hypervisor that answers, as xl's receiver does
+SINK: Final = "exec:cat > /dev/null"
+ANSWERING_SINK: Final = "exec:printf yes; cat > /dev/null"  # as xl's receiver does; a saved guest has none
 KORORA: Final = (sys.executable, "-m", "korora")
 
 
@@ -124,7 +125,8 @@ def carry(item: str, stream: Stream, encode: str, pair: Pair, number: int, *, en
         common = ("--once", "--resume-timeout", "0", "--log-level", "warning")
         receive = tree.spawn(
             [
-                *ends.there, *KORORA, "receive", "--listen", f"{ends.address}:{port}", "--to", SINK,
+                *ends.there, *KORORA, "receive", "--listen", f"{ends.address}:{port}", "--to",
+                ANSWERING_SINK if stream.answered else SINK,
                 "--identity", str(pair.identities[1]), "--state", str(pair.states[1]),
                 "--report", str(reports[1]), *common,
             ],
