@@ -50,7 +50,7 @@ class Codec(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Frame:
     raw: memoryview
-    body: bytes | None  # None: as it is
+    body: memoryview | None  # None: as it is
 
     @property
     def wire_bytes(self) -> int:
@@ -91,7 +91,7 @@ class Pages:
         return sum(frame.wire_bytes for frame in self._frames)
 
     def _encode_in_threads(self, data: memoryview) -> None:
-        hasher, waiting = blake3(), list[tuple[memoryview, Future[bytes | None]]]()
+        hasher, waiting = blake3(), list[tuple[memoryview, Future[memoryview | None]]]()
         with _threads(self._chains) as press:
             for raw, spans in pieces(data):
                 hasher.update(raw)

@@ -151,6 +151,7 @@ def adapt(stream: Stream, gbit_per_s: float, pin: Pin) -> float:
         while events and events[0][0] <= line.now:
             at, _, event = heapq.heappop(events)
             event(at)
+        adapter.fed(len(raw), 0.0)  # the hypervisor is never waited for
         regime, told = adapter.choose(len(raw)), list[Encoded | None]()
 
         def work(raw: memoryview = raw, spans: Spans = spans, regime: Regime = regime) -> int:
