@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.budget import Outcome
-from bench.codecs import METHODS, PEERS
+from bench.codecs import METHODS, PEERS, ZSTD_1, ZSTD_3
 from bench.corpus import MiB
 from bench.engine import EngineRow, engine_rows, speed_ups
 from bench.goals import goals
@@ -59,8 +59,14 @@ def _wire(result: PagesResult) -> list[str]:
     remembered = {(sample.after, sample.method): sample.ratio for sample in result.peers_after.samples}
     for after in result.plan.afters:
         if after.second in streams and after.first in streams:
+            # zstd keeps nothing, so what went before does not matter to it.
             peers = [
-                number_text(remembered.get((after.name, method), result.peer_ratio(after.second, method)), 4)
+                number_text(
+                    result.peer_ratio(after.second, method)
+                    if method in {ZSTD_1, ZSTD_3}
+                    else remembered.get((after.name, method)),
+                    4,
+                )
                 for method in methods
             ]
             cells.append([after.name, *_sizes(result, after.second), *peers, *_ours(result, after.name)])
@@ -68,7 +74,7 @@ def _wire(result: PagesResult) -> list[str]:
         "Ours: real pairs of processes with a content store each, both directions of TLS and lanes counted. "
         f"{result.wire.cut or 'Once each'}. Peers: in this process, lengths and names of blocks counted."
     )
-    return [note, "", *table(head, cells), *_left_out(result.wire)]
+    return [note, "", *table(head, cells), *_left_out(result.wire), *_left_out(result.peers_after)]
 
 
 def _sizes(result: PagesResult, name: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.budget import Budget, Outcome
+from bench.codecs import ZSTD_1
 from bench.corpus import IDLE_A, IDLE_B, QEMU_A
 from bench.goals import Goal, goals
 from bench.guests import WAYS, measure_guests
@@ -66,6 +67,19 @@ def test_the_tables_are_whole_and_say_what_was_left_out() -> None:
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1, block
+
+
+def test_a_peer_that_remembers_is_never_shown_with_what_it_makes_of_a_stream_alone() -> None:
+    result = pages()
+    result.plan = replace(result.plan, methods=(ZSTD_1, "cdc 1 MiB"))
+    for samples, shown in ((result.peers_after.samples, "0.1250 | 0.0300"), ([], "0.1250 | –")):
+        result.peers_after.samples = samples
+        result.engine.samples = [
+            replace(sample, method=method, ratios={IDLE_B: 0.125})
+            for method in result.plan.methods
+            for sample in result.engine.samples[:1]
+        ]
+        assert f"| xen idle-b after idle-a | 1024 | 1024 | {shown} |" in "\n".join(result.to_markdown())
 
 
 def test_goals_are_met_missed_or_not_measured() -> None:
