@@ -7,7 +7,8 @@
 #   make check    format, lint, types, layering
 #   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
 #   make e2e      only the tests that drive real hypervisors
-#   make bench    what the relay pair costs, step by step, beside its peers and under QEMU: one run, below ten minutes
+#   make bench    what the relay pair costs, step by step, beside its peers and under QEMU, and what encoding pages
+#                 saves: one run, below sixteen minutes
 #   make soak     relays under load and faults for 15 minutes: all exact, and level at the end  (SOAK_SECONDS, SOAK_SEED)
 #   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
 

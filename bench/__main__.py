@@ -1,4 +1,4 @@
-"""`python -m bench`: the cost ladder, the peers, lanes, sessions and QEMU's migrations, in one run."""
+"""`python -m bench`: the cost ladder, the peers, lanes, sessions, QEMU's migrations and pages, in one run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bench.cli import (
     EXIT_USAGE,
     LADDER,
     LANES,
+    PAGES,
     PEERS_SECTION,
     RESULTS,
     SESSIONS,
@@ -32,6 +33,7 @@ from bench.ladder import LadderPlan, measure_ladder
 from bench.measure import GiB, Plan
 from bench.migrations import MigrationPlan, measure_migrations
 from bench.network import enter_private_network
+from bench.pages import QUICK_PAGES, PagesPlan, measure_pages
 from bench.plot import write_plot
 from bench.processes import BenchError, adopt_orphans
 from bench.progress import Progress
@@ -56,6 +58,9 @@ def measure_section(
         return measure_lanes(StreamsPlan(options.rounds, total_bytes), scratch, budget=budget, teller=progress)
     if name == SESSIONS:
         return measure_sessions(StreamsPlan(options.rounds, total_bytes), scratch, budget=budget, teller=progress)
+    if name == PAGES:
+        own = Budget(min(budget.left_s, options.budgets_s[PAGES]))  # what others left is not for more rounds of this
+        return measure_pages(QUICK_PAGES if options.quick else PagesPlan(), scratch, budget=own, teller=progress)
     return measure_migrations(MigrationPlan(options.rounds, options.guest_mib), scratch, budget=budget, teller=progress)
 
 

@@ -28,13 +28,16 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_whole_run_stays_below_ten_minutes_and_a_quick_one_near_two() -> None:
+def test_a_whole_run_stays_below_sixteen_minutes_and_a_quick_one_near_three() -> None:
     full, quick = parse([]), parse(["--quick"])
     assert full.only == quick.only == list(SECTIONS)
     assert full.peers == list(PEERS)
     # Start-up, and what the last measurement of the last section overruns, have the rest.
-    assert sum(full.budgets_s.values()) <= 9.5 * 60
-    assert sum(quick.budgets_s.values()) <= 2.25 * 60
+    assert sum(full.budgets_s.values()) <= 15.5 * 60
+    assert sum(quick.budgets_s.values()) <= 3.25 * 60
+    # What unpacks before the budget begins, and the measurement that overruns it, have the rest of 6 minutes and of 1.
+    assert full.budgets_s["pages"] <= 5.8 * 60
+    assert quick.budgets_s["pages"] <= 55
     assert (full.rounds, full.gib, full.guest_mib) == (5, 2.0, 512)
     assert (quick.rounds, quick.gib, quick.guest_mib) == (2, 0.75, 128)
 
