@@ -21,6 +21,7 @@ from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
 from korora.library import open_library
+from korora.memory import give_back
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
@@ -168,7 +169,7 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
         code, words = exit_code_of(error), line_of(error)
         if code == EXIT_BUG:
             log.debug("internal error", exc_info=error)
-    gc.collect()  # a session's runner, channels and lanes know one another, and hold tens of MiB of buffers
+    await asyncio.to_thread(give_back)
     report.ended = datetime.now(UTC)
     report.seconds = round(loop.time() - began, 6)
     reports.conclude(report, code, words)

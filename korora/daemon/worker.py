@@ -51,6 +51,7 @@ from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
 from korora.library import StoreLibrary
 from korora.log import LogFormat, LogLevel, configure
+from korora.memory import give_back
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
     EXIT_BUG,
@@ -369,7 +370,7 @@ class Worker:
             self._task(self._keep(report))
             self._carried -= 1
             self._maybe_drained()
-            gc.collect()  # a session's runner, channels and lanes know one another, and hold tens of MiB of buffers
+            await asyncio.to_thread(give_back)
 
     @staticmethod
     def _say(report: SessionReport, way: str, words: str | None) -> None:
