@@ -253,7 +253,7 @@ async def test_frames_that_wait_for_the_hypervisor_hold_no_more_than_they_bring(
     async with paged_scene(identities, reads=False) as made:
         half = made.receiver.runners[0].session.receivers[ChannelId(0)]
         zeros = bytes(256 * PAGE)
-        async with bounded(64 * MIB):
+        async with bounded(96 * MIB):  # 30 as they came, 30 copied, and large buffers for those being decoded
             for _ in range(30):
                 await made.sends(Body([0] * 256), zeros)
             decoding = made.receiver.runners[0].decoding
