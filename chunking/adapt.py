@@ -17,15 +17,14 @@ from chunking.costs import Encoded, EncoderCosts
 from chunking.link import Departure, LinkRate
 from chunking.regime import Regime
 
-START: Final = Regime.FAST  # before anything is known: its first frame tells of all others
-WAIT: Final = Regime.LIGHT  # for frames that still come before the first acknowledgement: the link may be slow
-_START_FRAMES: Final = 2
+START: Final = Regime.LIGHT  # before anything is known: on a slow link less would be sent for good
 _EQUAL: Final = 1.01  # times so near one another are as good as equal
 _WATCHFUL: Final = 0.5  # of the time a byte takes: FAST is preferred where its encoder needs no more
 _GAIN: Final = 1.04  # a change must promise so much
 _STEADY_FRAMES: Final = 3  # ... for so many frames
 _GAIN_CLEAR: Final = 1.5  # ... or so much, at once
 _DRIFT_FRAMES: Final = 16  # ... or, towards what is preferred among equals, for so many
+_PLAIN_FRAMES: Final = 8  # sent as they are, from one thought to the next
 _SMALL_BYTES: Final = 64 * 1024  # smaller frames tell nothing, and are not worth a change
 PROBE_FRAMES_MIN: Final = 64  # at most one frame of so many is a probe: 1.6 %
 _PROBE_FRAMES_MAX: Final = 512  # after probes that cost time and changed nothing
@@ -98,7 +97,8 @@ class Adapter:
         self._trial_interval = _TRIAL_INTERVAL_MIN
         self._trial_link = 0.0
         self._since_trial = _TRIAL_INTERVAL_MIN
-        self._begun = 0
+        self._passed = 0
+        """Frames since the last one that was thought about."""
         self._fed = 0.0
         """Seconds a stream byte that the hypervisor takes, while it is what everybody waits for; else 0."""
 
@@ -111,15 +111,17 @@ class Adapter:
             self.regime, self._better, self._better_frames, self._trial_frames = easy, None, 0, 0
             return easy
         if not self.link.bytes_per_second:
-            self._begun += 1
-            if self._begun == _START_FRAMES + 1:
-                self.regime = WAIT
             return self.regime
+        self._passed += 1
+        if self.regime is Regime.RAW and self._passed < _PLAIN_FRAMES:
+            return Regime.RAW  # where the link is that fast, thinking about each frame costs, too
+        passed, self._passed = self._passed, 0
+        raw_bytes *= passed
         seconds = self._seconds(self.link.bytes_per_second)
         saved = self._credit_seconds + _PROBE_TIME_SHARE * seconds[self.regime] * raw_bytes
         self._credit_seconds = min(saved, _CREDIT_SECONDS_MAX)
-        self._since_probe += 1
-        self._since_trial += 1
+        self._since_probe += passed
+        self._since_trial += passed
         if self._on_trial(raw_bytes):
             return self.regime
         self._settle(seconds)

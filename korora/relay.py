@@ -169,9 +169,9 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
         code, words = exit_code_of(error), line_of(error)
         if code == EXIT_BUG:
             log.debug("internal error", exc_info=error)
-    await asyncio.to_thread(give_back)
     report.ended = datetime.now(UTC)
     report.seconds = round(loop.time() - began, 6)
+    await asyncio.to_thread(give_back)
     reports.conclude(report, code, words)
     if path is not None:
         await asyncio.to_thread(_write_report, path, report)

@@ -23,7 +23,6 @@ from chunking.decoder import Decoder, Rebuilt, Unpressed
 from chunking.errors import ChunkingError, FrameMalformed, PagesMissing
 from chunking.frame import PageKind
 from chunking.pages import NO_PFN
-from crypto.keys import Direction
 from proxy.channel import ReceiveHalf
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.guest import GuestView
@@ -122,10 +121,12 @@ class DecodingLine:
         return frozenset() if self._asking is None else frozenset(self._asking.wanted)
 
     def wants(self, header: FrameHeader) -> bool:
-        """Whether a frame must go through the line: it is encoded, or behind one, or its pages are to be recorded."""
-        if header.codec is not Codec.OPAQUE or self._jobs:
-            return True
-        return header.channel not in self._unread and header.direction is Direction.FORWARD
+        """Whether a frame must go through the line: it is encoded, or behind one that is. If not: ``see``."""
+        return header.codec is not Codec.OPAQUE or bool(self._jobs)
+
+    def see(self, header: FrameHeader, stream: memoryview) -> None:
+        """A frame went past the line, which was empty: so nobody else reads streams at this moment."""
+        self._pfns_of(header, stream)
 
     def put(self, half: ReceiveHalf, header: FrameHeader, owner: FrameOwner, body: memoryview) -> None:
         """Take a frame whose turn it is.

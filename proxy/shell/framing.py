@@ -208,7 +208,8 @@ class PagedFraming(Framing):
         rest = bytes(self.stream[used:filled])
         self._tell_pace(used)
         self._regime = regime = self._line.adapter.choose(used)
-        if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not len(spans.pfns):
+        structured = len(spans.pfns) or bool(spans.runs[:, 1].any())  # Xen sends lists of PFNs without a page, too
+        if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not structured:
             await self._send_plain(used)
         else:
             claim = self._half.claim(used, self._carrier.session.next_order())

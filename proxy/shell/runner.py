@@ -452,6 +452,8 @@ class Runner:
             line.put(half, header, owner, body)
             return
         half.verify(header, body)
+        if line is not None:
+            line.see(header, body)
         self.deliver(header, owner, body)
 
     def deliver(self, header: FrameHeader, owner: FrameOwner, stream: memoryview) -> None:
