@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from tests.attacks.processes import Hosts, Relay
 from tests.chaos.faults import Chooser, calm
-from tests.chaos.load import LOOPBACK, Backend, Ends, MakeSocket, Talk, talk_through
+from tests.chaos.load import LOOPBACK, MIB, Backend, Ends, MakeSocket, Talk, talk_through
 from tests.chaos.namespaces import Host
 from tests.chaos.proxy import ChaosProxy
 
-FORGETFUL: Final = ("--store-bytes", "0")
-"""What is said follows from its seed: stored, it would be over before anything can befall it the second time."""
+FORGETFUL: Final = ("--store-bytes", "0", "--page-cache", str(8 * MIB))
+"""What is said follows from its seed: stored, it would be over before anything can befall it the second time. The cache
+is small, so that what a relay holds shows what it should not."""
 
 VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to say how it went
 LEVEL_SECONDS_MAX: Final = 10.0  # for descriptors and threads to come back to where they were
