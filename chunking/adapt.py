@@ -9,7 +9,6 @@ pages, which RAW does not, and pages that come again pay for that. On links so s
 nothing it is FAST, which sees at once when content begins to compress.
 """
 
-import math
 from enum import StrEnum, unique
 from typing import Final
 
@@ -44,7 +43,7 @@ _TRIAL_SUCCESS: Final = 1.2  # the link proved so many times faster
 
 _FED_WEIGHT: Final = 0.5  # of a new frame in the hypervisor's pace
 _EASY: Final = 0.5  # of its time may go into work that gains none: the rest is left to the guest
-_EASY_MOST: Final = Regime.LIGHT  # more work saves little more
+_EASY_REGIMES: Final = (Regime.FAST, Regime.LIGHT)  # less saves too little to ask, more saves little more
 
 
 @unique
@@ -163,10 +162,10 @@ class Adapter:
 
     def _easy(self) -> Regime | None:
         """The most that encoder and link do in less time than the hypervisor takes: saving bytes costs no time then."""
-        if not self._fed:
+        if not self._fed or not self.link.bytes_per_second:
             return None
-        seconds = self._seconds(self.link.bytes_per_second or math.inf)
-        keeping = [r for r in self._allowed if r <= _EASY_MOST and seconds[r] <= self._fed * _EASY]
+        seconds = self._seconds(self.link.bytes_per_second)
+        keeping = [r for r in _EASY_REGIMES if r in self._allowed and seconds[r] <= self._fed * _EASY]
         return max(keeping, default=None)
 
     def _seconds(self, link_bytes_per_second: float) -> dict[Regime, float]:

@@ -27,6 +27,7 @@ class SessionReport:
     bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     encode: str | None = None
     pages: dict[str, int] = field(default_factory=dict)
+    regimes: dict[str, int] = field(default_factory=dict)
     bytes_saved: int = 0
     codec_seconds: float = 0.0
     pages_missing: int = 0
@@ -85,6 +86,7 @@ def tally(
         report.digest_blake3[str(number)] = digests
     if pages is not None:
         report.pages = {kind: getattr(pages.pages, kind) for kind in PageCounts.__slots__}
+        report.regimes = dict(pages.regimes)
         report.bytes_saved = pages.saved_bytes
         report.codec_seconds = round(pages.seconds, 6)
         report.pages_missing = pages.missing

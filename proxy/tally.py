@@ -1,5 +1,6 @@
 """What page-aware encoding did for a session: pages by kind, bytes saved, seconds spent. Sans-IO."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -45,6 +46,7 @@ class PageTally:
         delta_bytes: what pages took that went as differences, before compression; known where they are encoded.
         missing: stored pages that had to be asked for.
         seconds: spent encoding or decoding, all threads together.
+        regimes: frames by how much work each got; at the source only.
     """
 
     pages: PageCounts = field(default_factory=PageCounts)
@@ -54,6 +56,7 @@ class PageTally:
     delta_bytes: int = 0
     missing: int = 0
     seconds: float = 0.0
+    regimes: Counter[str] = field(default_factory=Counter)
 
     def add(self, counts: Iterable[int] | None, raw: int, body: int, seconds: float) -> None:
         """One frame; ``counts`` is None where it went as it was."""

@@ -100,6 +100,7 @@ class EncodingLine:
         self._under_way: dict[int, Departure] = {}
         self._room = chains + _AHEAD
         self._closed = False
+        self._sending = self._behind = self._waits = False
         self.plain_bytes = 0
         """Of frames in the line that are not encoded: the network has them to carry as well as those in flight."""
         self.tally = PageTally()
@@ -134,9 +135,11 @@ class EncodingLine:
             job.half.departed(departure)
             if not job.last:
                 self.left(claim.cache_order, body)
-            self.waiting(True)
+            self._sending = True
+            self._tell_waiting()
             await self._send(Outgoing(claim.cache_order, job.half.channel, job.frame, job.owner))
-            self.waiting(False)
+            self._sending = False
+            self._tell_waiting()
             if not job.last:
                 self._account(job, body)
             self._jobs.popleft()
@@ -144,9 +147,16 @@ class EncodingLine:
             self._moved.wake()
             self._wake()
 
-    def waiting(self, waits: bool) -> None:
-        """Frames wait for the network from now on, or do no longer."""
-        self.adapter.waiting(waits, self._loop.time())
+    def behind(self, is_behind: bool) -> None:
+        """Whether a hypervisor is not read because the network is behind."""
+        self._behind = is_behind
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        waits = self._sending or self._behind
+        if waits is not self._waits:
+            self._waits = waits
+            self.adapter.waiting(waits, self._loop.time())
 
     def left(self, order: int, body: int) -> None:
         """A frame leaves, by the line or past it."""

@@ -162,7 +162,7 @@ class PagedFraming(Framing):
         if self._regime is Regime.RAW:
             return super().room
         behind = not self._carrier.session.room_bytes(self._half)
-        self._line.waiting(behind)
+        self._line.behind(behind)
         if behind or self._line.full:
             return 0
         return min(FRAME_BYTES_MAX, self._half.credit_room)
@@ -208,6 +208,7 @@ class PagedFraming(Framing):
         rest = bytes(self.stream[used:filled])
         self._tell_pace(used)
         self._regime = regime = self._line.adapter.choose(used)
+        self._line.tally.regimes[regime.name.lower()] += 1
         structured = len(spans.pfns) or bool(spans.runs[:, 1].any())  # Xen sends lists of PFNs without a page, too
         if regime is Regime.RAW or used < PAGED_FRAME_BYTES_MIN or not structured:
             await self._send_plain(used)
