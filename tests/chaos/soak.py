@@ -27,6 +27,7 @@ import uvloop
 
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
+from proxy.limits import LANE_ATTEMPTS_MAX, LANE_HELLO_SECONDS_MAX
 from tests.chaos.load import KIB, MIB, WrongBytes, eventually
 from tests.chaos.relays import Usage
 from tests.chaos.soak_acts import Actor, Tally
@@ -40,6 +41,7 @@ WARM_UP_SHARE, WARM_UP_SECONDS_MIN, WARM_UP_SECONDS_MAX = 0.15, 2.0, 90.0
 SAMPLE_SECONDS: Final = 2.0
 ACT_SECONDS_MAX: Final = 180.0  # an act that takes longer hangs
 REST_SECONDS_MAX: Final = 20.0  # for what was in use to be given back
+ABANDONED_SECONDS_MAX = LANE_HELLO_SECONDS_MAX * (LANE_ATTEMPTS_MAX + 1) + 10.0  # see DestinationRunner
 REST_POLL_SECONDS: Final = 0.25
 RESTING_LOOKS: Final = 4  # so many looks alike are rest
 
@@ -151,7 +153,20 @@ class Soak:
             last, usages = usages, made.usages
             same = all(name in last and usages[name].descriptors == last[name].descriptors for name in usages)
             alike = alike + 1 if same else 0
+        # A source that was cut off before it heard ACCEPT never comes again: its session, and what of the store it
+        # holds open, ends when the destination's patience does.
+        end = time.monotonic() + ABANDONED_SECONDS_MAX
+        while self._holds_more(usages) and time.monotonic() < end and not self.failures:
+            await asyncio.sleep(REST_POLL_SECONDS)
+            usages = made.usages
         return usages
+
+    def _holds_more(self, usages: dict[str, Usage]) -> bool:
+        """Whether any process holds more descriptors than after the warm-up."""
+        return any(
+            name in usages and usages[name].descriptors > warm.descriptors + DESCRIPTORS_SLACK
+            for name, warm in self.warm.items()
+        )
 
     # ---- the verdict
 
