@@ -310,6 +310,24 @@ def test_the_proof_of_a_resumption_as_the_page_has_it_is_the_code_s() -> None:
         assert keys.ResumeSecret(first, session_id).proof(direction, new) == mac.finalize()
 
 
+def test_names_and_aliases_of_segments_as_the_page_has_them_are_the_code_s() -> None:
+    text = section("Key schedule")
+    name_label = re.search(r'name +=.*exporter of the first, salt = session id, "([^"]+)", 32\)\[:16\]', text)
+    alias_label = re.search(
+        r'alias +=\sHMAC-SHA256\(name, "([^"]+)" ‖ direction u8 ‖ exporter of this one\)\[:16\]', text
+    )
+    assert name_label
+    assert alias_label
+    first, new, session_id = bytes(range(32)), bytes(range(50, 82)), keys.SessionId(bytes(range(100, 116)))
+    name = HKDF(SHA256(), 32, session_id, name_label[1].encode()).derive(first)[:16]
+    assert keys.segment_name(first, session_id) == name
+    for direction in keys.Direction:
+        mac = HMAC(name, SHA256())
+        mac.update(alias_label[1].encode() + struct.pack(">B", direction) + new)
+        assert keys.segment_alias(name, direction, new) == mac.finalize()[:16]
+    assert f"Both have {keys.SEGMENT_NAME_BYTES} bytes" in text
+
+
 # ---- limits
 
 
