@@ -85,7 +85,7 @@ def test_the_messages_at_3_am_are_the_program_s() -> None:
     """Whoever searches the page for what stands on the screen must find it."""
     source = "".join(
         path.read_text(encoding="utf-8")
-        for room in ("korora", "proxy", "crypto")
+        for room in ("korora", "proxy", "chunking", "crypto")
         for path in (ROOT / room).rglob("*.py")
     )
     source += "".join(os.strerror(number) for number in errno.errorcode) + "alert"  # the kernel's words, and OpenSSL's
