@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chunking.limits import DIRTY_CHUNKS_MAX, ROUNDS_KEPT_MAX
+from chunking.limits import DIRTY_CHUNKS_FREE, DIRTY_CHUNKS_MAX, DIRTY_PAGES_PER_CHUNK, ROUNDS_KEPT_MAX
 
 CHUNK_BITS: Final = 16
 
@@ -115,7 +115,9 @@ class DirtyTracker:
             number = int(numbers[which[0]])
             chunk = self._chunks.get(number)
             if chunk is None:
-                if len(self._chunks) == DIRTY_CHUNKS_MAX:
+                # Scattered page numbers cost no memory: a guest has its pages together.
+                easy = DIRTY_CHUNKS_FREE + self._distinct // DIRTY_PAGES_PER_CHUNK
+                if len(self._chunks) >= min(easy, DIRTY_CHUNKS_MAX):
                     continue
                 chunk = self._chunks[number] = np.zeros(1 << CHUNK_BITS, np.uint32)
             parts.append((chunk, which, within[which]))

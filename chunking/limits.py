@@ -32,6 +32,8 @@ META_WINDOW_LOG_MAX: Final = 22  # 4 MiB: columns are a hundredth of a stream, a
 
 # ---- dirty tracking
 DIRTY_CHUNKS_MAX: Final = 4096  # of 65536 pages each: 1 TiB of guest memory in 1 GiB; pages beyond count as untracked
+DIRTY_CHUNKS_FREE: Final = 256  # that any guest may have: 64 MiB, and all of a guest of 64 GiB
+DIRTY_PAGES_PER_CHUNK: Final = 4096  # each further one wants that many pages followed
 ROUNDS_KEPT_MAX: Final = 64  # rounds whose sizes are remembered; hypervisors make fewer than 32
 
 # The content store.

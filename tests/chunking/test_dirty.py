@@ -74,3 +74,13 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker.take(np.arange(4, dtype=np.uint64) << np.uint64(16))
     assert tracker.dirt.untracked == 4
     assert (tracker.dirt.distinct, tracker.dirt.again) == (2, 2)
+
+
+def test_scattered_page_numbers_cost_no_memory() -> None:
+    """Two MiB of numbers that lie far apart would otherwise make a gigabyte of tables."""
+    tracker = DirtyTracker()
+    for start in range(0, 2000, 100):
+        tracker.take((np.arange(start, start + 100, dtype=np.uint64) << np.uint64(20)) + np.uint64(5))
+    assert tracker.dirt.pages == 2000
+    assert tracker.dirt.untracked == 2000 - dirty.DIRTY_CHUNKS_FREE
+    assert len(tracker._chunks) == dirty.DIRTY_CHUNKS_FREE
