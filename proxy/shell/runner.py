@@ -17,7 +17,6 @@ from typing import Any
 
 import structlog
 
-from crypto.errors import CryptoError
 from crypto.keys import LaneId
 from crypto.tls import PeerInfo
 from proxy.channel import SendHalf
@@ -39,6 +38,7 @@ from proxy.shell.framing import Framing
 from proxy.shell.glance import status_of
 from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
 from proxy.shell.link import ControlLink
+from proxy.shell.services import Services
 from proxy.shell.threads import ThreadedLane
 from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
@@ -57,7 +57,7 @@ class Meeting:
     keys: LaneKeys
 
 
-class Runner:
+class Runner(Services):
     """One session on its sockets; ``SourceRunner`` and ``DestinationRunner`` add what the roles do differently.
 
     Args:
@@ -71,6 +71,7 @@ class Runner:
     def __init__(
         self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int, lanes: int
     ) -> None:
+        super().__init__()
         self.session = session
         self.link: ControlLink | None = meeting.link
         """The control connection; None while the peer is away."""
@@ -84,21 +85,13 @@ class Runner:
         self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=meeting.peer.name)
         self.bucket = TokenBucket()
         self.lanes_wanted = lanes
-        self.over = False
-        """Whether the session has ended: no lane may join it any more, for its hypervisors may be closed."""
         self.heard = False
         """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
-        self._loop = asyncio.get_running_loop()
         self.began = self._loop.time()
         self._ending = False
         """Whether any direction has ended: only then can an acknowledgement be the last."""
-        self.progress = Signal()
         self.changed = Signal()
         """For the source: there are other lanes, or another control connection."""
-        self._failure: BaseException | None = None
-        self._services: set[asyncio.Task[None]] = set()
-        self._main: asyncio.Task[None] | None = None
-        self._concluded = False
         self.encoding: EncodingLine | None = None
         """Where frames are encoded by pages, if that was agreed on."""
         self.stored: Stored | None = None
@@ -106,9 +99,7 @@ class Runner:
         self.decoding: DecodingLine | None = None
         self.guest: GuestView | None = None
         """What its streams tell of the guest; None where nobody follows them."""
-        self._listening: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
         self._links_sent = self._links_received = 0
         """What control connections that are gone have carried."""
 
@@ -182,20 +173,6 @@ class Runner:
             bad = self._failure is not None and exit_code_of(self._failure) == EXIT_INTEGRITY
             self.stored.close(keep=not bad)
 
-    @property
-    def decided(self) -> bool:
-        """Whether it is certain how the session ends: nobody can resume it any more."""
-        return self.over or self._concluded or self._failure is not None
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended it early; None while it runs and where all is well."""
-        return self._failure
-
-    def conclude(self) -> None:
-        """Both ends are final: what breaks from here on, breaks behind a finished session."""
-        self._concluded = True
-
     async def _conduct(self) -> None:
         """The role's way from an open session to its agreed end."""
         raise NotImplementedError
@@ -203,37 +180,6 @@ class Runner:
     async def _hear(self, message: Message) -> None:
         """Act on a control message other than a heartbeat."""
         raise NotImplementedError
-
-    def serve(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run a part of the session until it returns; its failure is the session's."""
-        task = self._loop.create_task(self._guard(work), name=name)
-        self._services.add(task)
-        task.add_done_callback(self._services.discard)
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would never be awaited
-        return task
-
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must end the session and not just its task
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        """End the session; the first reason counts, unless a later one says more."""
-        if self._concluded:
-            return
-        if self._failure is None:
-            self._failure = error
-            if self._main is not None:
-                self._main.cancel()
-        elif isinstance(self._failure, PeerLost) and isinstance(error, PeerAborted | CryptoError):
-            self._failure = error  # why the peer went says more than that it went
-
-    async def _end_services(self) -> None:
-        services = [task for task in self._services if task is not self._listening or self._failure is None]
-        for task in services:
-            task.cancel()
-        await asyncio.gather(*services, return_exceptions=True)
 
     async def _fail(self, failure: BaseException) -> None:
         """Hypervisors first, and the peer at once: one that is wound down may take a minute."""
@@ -283,20 +229,6 @@ class Runner:
     async def _take_leave(self, link: ControlLink) -> None:
         if await link.close():
             self.heard = True
-
-    async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait until ``condition`` holds; False if it did not within ``seconds``, time without the peer not counted."""
-        while not condition():
-            try:
-                async with asyncio.timeout(seconds):
-                    while not condition():
-                        await self.progress.wait()
-            except TimeoutError:
-                if self._deadline is None:
-                    return False
-                while self._deadline is not None:
-                    await self.progress.wait()
-        return True
 
     # ---- the peer comes and goes
 
