@@ -106,7 +106,7 @@ def test_a_disk_of_unknown_make_leaves_its_chunks_too(hosts: Hosts) -> None:
     first, _ = hosts.migrate(disk)
     again, _ = hosts.migrate(disk)
     assert again.pages["copy"] == first.pages["literal"] + first.pages["delta"]
-    assert again.bytes_wire["forward"] < 0.1 * first.bytes_wire["forward"]
+    assert again.bytes_wire["forward"] < 0.2 * first.bytes_wire["forward"]
 
 
 def test_a_copy_is_found_behind_a_cache_that_has_forgotten_everything(hosts: Hosts) -> None:
