@@ -20,7 +20,9 @@ RELOADS = 12  # of each daemon; every third is bad, every fourth brings a new ce
 WARM_UP_RELOADS = 2
 LONG_BYTES = 96 * MIB
 DESCRIPTORS_SLACK = 2
-THREADS_SLACK = 5 + (os.cpu_count() or 1)  # the executor, which grows to 4 more than there are processors, and the store's writer
+THREADS_SLACK = 5 + (
+    os.cpu_count() or 1
+)  # the executor, which grows to 4 more than there are processors, and the store's writer
 
 
 async def reload(pair: Daemons, turn: int) -> None:
