@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ from proxy.limits import SEGMENTS_MAX
 from proxy.paging import FramePages, Stored
 
 _FLUSH_SECONDS_MAX: Final = 60.0  # what is written behind, at a relay's end: longer than a slow disk takes
+
+COUNTED: Final = tuple(field.name for field in fields(Counters) if not field.name.startswith("_"))
 
 log = structlog.get_logger("korora.store")
 
@@ -46,6 +49,10 @@ class StoreLibrary:
         self.counters = Counters()
         self._clock = clock
         self._store = open_store(state, bytes_max=bytes_max, fingerprint=_fingerprints, counters=self.counters)
+
+    def counts(self) -> dict[str, int]:
+        """What the store of this process has done so far, by the names of ``Counters``."""
+        return {name: getattr(self.counters, name) for name in COUNTED}
 
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
         """See ``Library.offered``."""

@@ -1,6 +1,6 @@
 """The seam between the daemon and whatever counts what it does; ``korora.metrics.observer.Observer`` fits it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from crypto.identity import Identity
@@ -23,6 +23,9 @@ class Observer(Protocol):
 
     def sample(self, statuses: Sequence[SessionStatus], lag_seconds: float) -> None:
         """How all sessions of this process stand, once a second, and the worst lag of its loop since."""
+
+    def store(self, counts: Mapping[str, int]) -> None:
+        """What the content store of this process has done so far, by the names of ``chunking.store.Counters``."""
 
     def peer_refused(self, error: BaseException) -> None:
         """A peer was not let in."""
@@ -63,6 +66,9 @@ class Unobserved:
         """See ``Observer``."""
 
     def sample(self, statuses: Sequence[SessionStatus], lag_seconds: float) -> None:
+        """See ``Observer``."""
+
+    def store(self, counts: Mapping[str, int]) -> None:
         """See ``Observer``."""
 
     def peer_refused(self, error: BaseException) -> None:

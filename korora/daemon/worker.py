@@ -447,6 +447,8 @@ class Worker:
             statuses = [live.status() for live in self._live.values()]
             lag, self._lag = self._lag, 0.0
             self._observer.sample(statuses, lag)
+            if self._library is not None:
+                self._observer.store(self._library.counts())
             self._maybe_drained()
             for start in range(0, max(1, len(statuses)), SAMPLE_SESSIONS):
                 self._wire.send(Sample(tuple(statuses[start : start + SAMPLE_SESSIONS]), lag))

@@ -298,6 +298,28 @@ PAGES_MISSING: Final = Family(
     (ROLE,),
 )
 
+# ---- the content store
+
+STORE_PAGES: Final = Family(
+    "korora_store_pages_total",
+    Kind.COUNTER,
+    "Pages of the content store: kept or dropped because the disk or the queue was full; looked for and found or not;"
+    " read for frames or found unreadable",
+    (("kind", ("stored", "dropped", "found", "not_found", "read", "unreadable")),),
+)
+STORE_WRITTEN: Final = Family(
+    "korora_store_written_bytes_total",
+    Kind.COUNTER,
+    "Bytes that the content store wrote to the disk, seals and tables included",
+    unit="bytes",
+)
+STORE_SEGMENTS: Final = Family(
+    "korora_store_segments_total",
+    Kind.COUNTER,
+    "Segments of the content store: written whole, given up, found damaged, or removed to make room",
+    (("kind", ("finished", "abandoned", "damaged", "evicted")),),
+)
+
 # ---- faults
 
 LANES_LOST: Final = Family(
@@ -457,6 +479,9 @@ FAMILIES: Final = (
     DIRTY_PAGES,
     ROUND_PAGES,
     PAGES_MISSING,
+    STORE_PAGES,
+    STORE_WRITTEN,
+    STORE_SEGMENTS,
     LANES_LOST,
     RESUMES,
     FRAMES_RESENT,

@@ -7,7 +7,7 @@ only the rest, so that nothing is counted twice and no counter falls, whatever o
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -52,6 +52,20 @@ COUNTED: Final = (
     ("guest_pages", f.GUEST_PAGES, ()),
     ("dirty_pages", f.DIRTY_PAGES, ()),
     ("pages_missing", f.PAGES_MISSING, ()),
+)
+# The counts of the content store, and the metric and label that each belongs to.
+STORED: Final = (
+    ("pages_stored", f.STORE_PAGES, ("stored",)),
+    ("pages_dropped", f.STORE_PAGES, ("dropped",)),
+    ("hits", f.STORE_PAGES, ("found",)),
+    ("misses", f.STORE_PAGES, ("not_found",)),
+    ("pages_read", f.STORE_PAGES, ("read",)),
+    ("pages_missing", f.STORE_PAGES, ("unreadable",)),
+    ("bytes_written", f.STORE_WRITTEN, ()),
+    ("segments_finished", f.STORE_SEGMENTS, ("finished",)),
+    ("segments_abandoned", f.STORE_SEGMENTS, ("abandoned",)),
+    ("segments_damaged", f.STORE_SEGMENTS, ("damaged",)),
+    ("segments_evicted", f.STORE_SEGMENTS, ("evicted",)),
 )
 # What is summed over the sessions of a role.
 SUMMED: Final = (
@@ -144,6 +158,7 @@ class Observer:
         self._clock = clock
         self._usage = usage
         self._cpu_seconds = 0.0
+        self._stored: dict[str, int] = {}
         self._running: dict[tuple[str, str], _Seen] = {}
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
         for family in f.FAMILIES:
@@ -186,6 +201,14 @@ class Observer:
         self._in.gauge(f.WORKER_MEMORY, self._worker).set(usage.resident_bytes)
         self._in.gauge(f.WORKER_FILES, self._worker).set(usage.open_files)
         self._in.gauge(f.WORKER_SAMPLED, self._worker).set(self._clock())
+
+    def store(self, counts: Mapping[str, int]) -> None:
+        """What the content store of this process has done so far, by the names of ``chunking.store.Counters``."""
+        for name, family, labels in STORED:
+            new = counts[name] - self._stored.get(name, 0)
+            if new > 0:
+                self._in.counter(family, *labels).inc(new)
+                self._stored[name] = counts[name]
 
     def session_ended(
         self, report: SessionReport, status: SessionStatus | None = None, error: BaseException | None = None

@@ -1,7 +1,7 @@
 """What is counted, and that nothing is counted twice or lost."""
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
+from chunking.store import Counters
 from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed, SealBroken
 from crypto.identity import Identity
 from korora.metrics import families as f
 from korora.metrics.families import Family, Kind, Side
 from korora.metrics.instruments import Instruments
-from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, SUMMED, Observer
+from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, STORED, SUMMED, Observer
 from korora.metrics.usage import Usage, usage_of_this_process
 from proxy.errors import OUTCOMES, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt
 from proxy.status import SessionStatus
@@ -29,6 +30,23 @@ def watching(side: Side = Side.BOTH) -> tuple[Observer, CollectorRegistry]:
     instruments = Instruments.alone()
     observer = Observer(instruments, side, clock=lambda: NOW, usage=lambda: NO_USAGE)
     return observer, instruments.registry()
+
+
+# ---- the content store
+
+
+def test_the_store_is_counted_once_by_the_names_it_counts_by() -> None:
+    observer, registry = watching()
+    counters = Counters()
+    names = {field.name for field in fields(Counters) if not field.name.startswith("_")}
+    assert {name for name, _, _ in STORED} == names
+    for number, name in enumerate(sorted(names), 1):
+        counters.add(**{name: number})
+    for _ in range(2):
+        observer.store({name: getattr(counters, name) for name in names})
+    for number, name in enumerate(sorted(names), 1):
+        _, family, labels = next(row for row in STORED if row[0] == name)
+        assert value(registry, family, *labels) == number
 
 
 # ---- counts
