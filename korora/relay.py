@@ -20,7 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
-from korora.library import open_library
+from korora.host_store import open_host_store
 from korora.memory import give_back
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
@@ -111,15 +111,15 @@ def _check_streams(endpoint: Egress | Ingress) -> None:
 
 
 @contextmanager
-def _library(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
+def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
     """The terms with the content store, while it is open."""
     state = common.state or common.identity / "state"
-    library = open_library(state, common.store_bytes) if paging.wanted and paging.tenant else None
+    host_store = open_host_store(state, common.store_bytes) if paging.wanted and paging.tenant else None
     try:
-        yield replace(paging, library=library)
+        yield replace(paging, store=host_store)
     finally:
-        if library is not None:
-            library.close()
+        if host_store is not None:
+            host_store.close()
 
 
 def _tls(common: Common, role: TlsRole) -> TlsConfig:
@@ -214,7 +214,7 @@ class _Receiver:
         self._destination: Destination | None = None
 
     async def run(self) -> int:
-        with _library(self._options.common, self._options.paging) as paging:
+        with _host_store(self._options.common, self._options.paging) as paging:
             return await self._run(paging)
 
     async def _run(self, paging: PagingTerms) -> int:
@@ -330,7 +330,7 @@ class _Sender:
         self._stopped = False
 
     async def run(self) -> int:
-        with _library(self._options.common, self._options.peer.paging) as paging:
+        with _host_store(self._options.common, self._options.peer.paging) as paging:
             return await self._run(replace(self._options.peer, paging=paging))
 
     async def _run(self, peer: Peer) -> int:

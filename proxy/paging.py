@@ -74,7 +74,7 @@ class Stored(Protocol):
         """The session is over; its record is kept, or given up."""
 
 
-class Library(Protocol):
+class StoreAccess(Protocol):
     """The content store, as a relay has it. Its methods read the disk."""
 
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
@@ -114,14 +114,14 @@ class PagingTerms:
         cache_bytes: page cache of a session; the smaller of both sides counts. 0: pages are not for us.
         chains: contexts a session may compress in.
         tenant: whose stored pages may be used; empty for nobody's.
-        library: where they are; None for no store.
+        store: where they are; None for no store.
     """
 
     encode: Encode = Encode.AUTO
     cache_bytes: int = CACHE_BYTES_DEFAULT
     chains: int = CHAINS_DEFAULT
     tenant: str = ""
-    library: Library | None = None
+    store: StoreAccess | None = None
 
     @property
     def wanted(self) -> bool:

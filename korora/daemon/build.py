@@ -7,12 +7,12 @@ from pathlib import Path
 
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
-from korora import library
+from korora import host_store
 from korora.daemon.config import Config, Ingress, bytes_per_second
 from korora.daemon.rates import least
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress
-from proxy.paging import Encode, Library, PagingTerms
+from proxy.paging import Encode, PagingTerms, StoreAccess
 from proxy.shell import source
 
 REPORTS = "reports"
@@ -55,7 +55,7 @@ class Credentials:
         return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
 
 
-def destination_of(config: Config, ingress: Ingress, stored: Library | None = None) -> source.Peer:
+def destination_of(config: Config, ingress: Ingress, stored: StoreAccess | None = None) -> source.Peer:
     """Where the migrations of an ingress go; ``stored`` is this process's content store."""
     address = config.peer_named(ingress.peer).address or ""
     host, port = parse_address(address, "the address")
@@ -76,7 +76,7 @@ def egresses(config: Config) -> dict[str, Egress]:
     return {egress.name: parse_egress(egress.to) for egress in config.egress}
 
 
-def paging_of(config: Config, stored: Library | None = None) -> PagingTerms:
+def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:
     """What is done about pages of arriving sessions, whoever's they are: that their egress says (``tenants``)."""
     return _paging(config, Encode.AUTO, "", stored)
 
@@ -86,9 +86,9 @@ def tenants(config: Config) -> dict[str, str]:
     return {egress.name: egress.tenant for egress in config.egress}
 
 
-def open_library(config: Config) -> library.StoreLibrary | None:
+def open_host_store(config: Config) -> host_store.HostStore | None:
     """The content store of a process; None where it is turned off or cannot be used."""
-    return library.open_library(Path(config.state), config.pages.store_bytes)
+    return host_store.open_host_store(Path(config.state), config.pages.store_bytes)
 
 
 def session_limit(config: Config, ingress: str) -> float | None:
@@ -98,9 +98,9 @@ def session_limit(config: Config, ingress: str) -> float | None:
     return least(own, bytes_per_second(config.limits.session_rate_limit))
 
 
-def _paging(config: Config, encode: Encode, tenant: str, stored: Library | None) -> PagingTerms:
+def _paging(config: Config, encode: Encode, tenant: str, stored: StoreAccess | None) -> PagingTerms:
     pages = config.pages
-    return PagingTerms(encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant, library=stored)
+    return PagingTerms(encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant, store=stored)
 
 
 def _digests(pins: tuple[str, ...]) -> frozenset[bytes]:

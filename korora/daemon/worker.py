@@ -49,7 +49,7 @@ from korora.daemon.messages import (
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
-from korora.library import StoreLibrary
+from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
 from proxy.endpoints.sockets import GivenIngress
@@ -157,7 +157,7 @@ class Worker:
         self._config: Config | None = None
         self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
-        self._library: StoreLibrary | None = None
+        self._host_store: HostStore | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
@@ -189,8 +189,8 @@ class Worker:
             ways = [way.task for way in self._ways.values()]
             await asyncio.gather(*services, *ways, return_exceptions=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._library is not None:
-                await asyncio.to_thread(self._library.close)
+            if self._host_store is not None:
+                await asyncio.to_thread(self._host_store.close)
             self._wire.close()
 
     # ---- the parent's words
@@ -242,8 +242,8 @@ class Worker:
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
-        if self._library is None:
-            self._library = await asyncio.to_thread(build.open_library, config)
+        if self._host_store is None:
+            self._host_store = await asyncio.to_thread(build.open_host_store, config)
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -251,7 +251,7 @@ class Worker:
             resume_seconds=config.limits.resume_timeout,
             lanes=config.listen.lanes,
             sessions_max=message.arriving_max,
-            paging=build.paging_of(config, self._library),
+            paging=build.paging_of(config, self._host_store),
             tenants=build.tenants(config),
             random=self._random,
             admit=self._admission.admit,
@@ -267,7 +267,7 @@ class Worker:
         for name, way in self._ways.items():
             ingress = config.ingress_named(name)
             if ingress is not None:
-                where = build.destination_of(config, ingress, self._library)
+                where = build.destination_of(config, ingress, self._host_store)
                 way.source.reconfigure(credentials.clients[ingress.peer], where)
         self._wire.send(Configured(message.generation))
 
@@ -284,7 +284,7 @@ class Worker:
             self._task(given.close())
             self._wire.send(Left(name))
             return
-        where = build.destination_of(config, ingress, self._library)
+        where = build.destination_of(config, ingress, self._host_store)
         source = Source(
             credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
         )
@@ -447,8 +447,8 @@ class Worker:
             statuses = [live.status() for live in self._live.values()]
             lag, self._lag = self._lag, 0.0
             self._observer.sample(statuses, lag)
-            if self._library is not None:
-                self._observer.store(self._library.counts())
+            if self._host_store is not None:
+                self._observer.store(self._host_store.counts())
             self._maybe_drained()
             for start in range(0, max(1, len(statuses)), SAMPLE_SESSIONS):
                 self._wire.send(Sample(tuple(statuses[start : start + SAMPLE_SESSIONS]), lag))

@@ -159,8 +159,8 @@ class Contact:
         where, paging = self.where, self.where.paging
         codecs = (int(Codec.OPAQUE), int(Codec.PAGES)) if paging.wanted else (int(Codec.OPAQUE),)
         segments: tuple[StoredSegment, ...] = ()
-        if paging.library is not None and paging.tenant and paging.wanted:
-            segments = await asyncio.to_thread(paging.library.offered, paging.tenant)
+        if paging.store is not None and paging.tenant and paging.wanted:
+            segments = await asyncio.to_thread(paging.store.offered, paging.tenant)
         exporter = link.tls.export(session.id)
         offer = Offer(
             version=PROTOCOL_VERSION,

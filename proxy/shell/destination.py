@@ -403,10 +403,10 @@ class Destination:
         """What is done about the session's pages: the stored ones are used if source and egress name one tenant."""
         tenant = self._terms.tenants.get(offer.egress, self._terms.paging.tenant)
         paging = replace(self._terms.paging, tenant=tenant if tenant == offer.tenant else "")
-        if not agreed_cache_bytes(paging, offer) or not paging.tenant or paging.library is None:
+        if not agreed_cache_bytes(paging, offer) or not paging.tenant or paging.store is None:
             return paging, (), None
         alias = partial(segment_alias, direction=Direction.FORWARD, exporter=exporter)
-        segments = await asyncio.to_thread(paging.library.held, tenant, offer.segments, alias)
+        segments = await asyncio.to_thread(paging.store.held, tenant, offer.segments, alias)
         name = segment_name(exporter, SessionId(offer.session))
         stored = await open_stored(paging, name, segments, agreed_cache_bytes(paging, offer))
         if stored is None:

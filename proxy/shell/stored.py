@@ -42,10 +42,10 @@ async def open_stored(
 
 
 def _open(paging: PagingTerms, name: bytes, segments: Sequence[StoredSegment], cache_bytes: int) -> Stored | None:
-    if paging.library is None or not paging.tenant:
+    if paging.store is None or not paging.tenant:
         return None
     try:
-        return paging.library.open(paging.tenant, name, segments, cache_bytes // PAGE_BYTES)
+        return paging.store.open(paging.tenant, name, segments, cache_bytes // PAGE_BYTES)
     except (ChunkingError, OSError) as error:
         log.warning("the content store is not used", segment=name.hex()[:8], reason=str(error))
         return None

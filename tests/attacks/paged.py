@@ -23,7 +23,7 @@ from crypto.keys import Direction
 from crypto.records import RecordType
 from proxy.control import StoredSegment
 from proxy.endpoints.sockets import TcpEgress
-from proxy.paging import Encode, FramePages, Library, PagingTerms
+from proxy.paging import Encode, FramePages, PagingTerms, StoreAccess
 from proxy.shell.destination import Terms
 from tests.attacks.relays import BOUND_SECONDS, Identities, Receiver, StubHypervisor, noise
 from tests.attacks.rogue import HandLane, RogueSource, Stream
@@ -157,18 +157,18 @@ class Shelf:
         """Called, in whatever thread it is, before a part is opened."""
 
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
-        """See ``Library``."""
+        """See ``StoreAccess``."""
         return (StoredSegment(SEGMENT, len(self.stored)),) if tenant == self.tenant else ()
 
     def held(
         self, tenant: str, offered: Sequence[StoredSegment], alias: Callable[[bytes], bytes]
     ) -> tuple[StoredSegment, ...]:
-        """See ``Library``."""
+        """See ``StoreAccess``."""
         own = self.offered(tenant)
         return tuple(mine for mine in own if StoredSegment(alias(mine.name), mine.pages) in offered)
 
     def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> "Part":
-        """See ``Library``."""
+        """See ``StoreAccess``."""
         assert tenant == self.tenant
         del slots
         self.before_open()
@@ -304,7 +304,7 @@ async def paged_scene(
     tenant: str = "",
     claimed: str | None = None,
     segments: Sequence[dict[str, Any]] = (),
-    library: Library | None = None,
+    store: StoreAccess | None = None,
     resume_seconds: int = 0,
     reads: bool = True,
     **offered: object,
@@ -313,13 +313,13 @@ async def paged_scene(
 
     Args:
         identities: whose it is.
-        cache_pages, chains, tenant, library, resume_seconds: the destination's terms.
+        cache_pages, chains, tenant, store, resume_seconds: the destination's terms.
         claimed: whose pages the source says that they are, if others than its egress's.
         segments: offered, under their names.
         reads: whether the hypervisor reads.
         offered: fields of the offer.
     """
-    paging = PagingTerms(Encode.PAGES, cache_pages * PAGE, chains, tenant, library)
+    paging = PagingTerms(Encode.PAGES, cache_pages * PAGE, chains, tenant, store)
     async with (
         asyncio.timeout(BOUND_SECONDS),
         StubHypervisor(reads=reads) as hypervisor,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from korora.library import StoreLibrary
+from korora.host_store import HostStore
 from proxy.errors import SessionCancelled
 from proxy.wire import ChannelId
 from tests.attacks.paged import (
@@ -68,7 +68,7 @@ async def asked(identities: Identities, *, resume_seconds: int = 0, chains: int 
     """The destination has asked for stored pages 1 and 3, to which frame 1 refers."""
     shelf = Shelf(PAGES, readable=[0, 2, 4])
     async with paged_scene(
-        identities, tenant="acme", library=shelf, segments=OFFERED, resume_seconds=resume_seconds, chains=chains
+        identities, tenant="acme", store=shelf, segments=OFFERED, resume_seconds=resume_seconds, chains=chains
     ) as made:
         await made.sends(*copies(0, 1, 2, 3))
         assert await made.rogue.control.hear() == {"type": "pages_wanted", "order": 1, "ordinals": [1, 3]}
@@ -134,7 +134,7 @@ async def test_an_answer_that_nobody_asked_for(identities: Identities) -> None:
 async def test_another_page_that_the_frame_is_made_of(identities: Identities) -> None:
     """Its digest is right: the page's id alone says that it is not the stored one."""
     shelf = Shelf(PAGES, readable=[0])
-    async with paged_scene(identities, tenant="acme", library=shelf, segments=OFFERED) as made:
+    async with paged_scene(identities, tenant="acme", store=shelf, segments=OFFERED) as made:
         await made.sends(copies(0, 1)[0], PAGES[0] + OURS)
         assert (await made.rogue.control.hear())["ordinals"] == [1]
         await made.rogue.control.say(given(1, 1, pages=OURS))
@@ -325,7 +325,7 @@ async def test_what_is_refused_is_refused_while_the_store_is_read(
 ) -> None:
     """Between an offer and its answer the disk is read, and a second offer may come."""
     gate, shelf = Gate(), Shelf(PAGES)
-    async with paged_scene(identities, tenant="acme", library=shelf) as made:
+    async with paged_scene(identities, tenant="acme", store=shelf) as made:
         destination = made.receiver.destination
         if what == "a single egress":
             monkeypatch.setattr(made.receiver.runners[0], "offer", SimpleNamespace(egress="another"))
@@ -352,9 +352,9 @@ async def test_a_session_that_never_begins_leaves_nothing_open(
     identities: Identities, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     gate, shelf = Gate(), Shelf(PAGES)
-    async with paged_scene(identities, tenant="acme", library=shelf):
+    async with paged_scene(identities, tenant="acme", store=shelf):
         pass
-    async with paged_scene(identities, tenant="acme", library=shelf) as made:
+    async with paged_scene(identities, tenant="acme", store=shelf) as made:
         shelf.before_open = gate
         if how == "takes too long":
             shorten(monkeypatch, HANDSHAKE_SECONDS_MAX=0.3)
@@ -379,8 +379,8 @@ async def test_a_session_that_never_begins_leaves_nothing_open(
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Iterator[StoreLibrary]:
-    made = StoreLibrary(tmp_path / "state")
+def host_store(tmp_path: Path) -> Iterator[HostStore]:
+    made = HostStore(tmp_path / "state")
     yield made
     made.close()
 
@@ -396,7 +396,7 @@ async def leave_pages(made: PagedScene) -> None:
 
 @on_uvloop
 async def test_a_source_cannot_choose_what_its_pages_are_called(
-    identities: Identities, library: StoreLibrary, monkeypatch: pytest.MonkeyPatch
+    identities: Identities, host_store: HostStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would leave others under a name that two honest hosts know, and each of their sessions would fail."""
     real = RogueSource.__init__
@@ -407,11 +407,11 @@ async def test_a_source_cannot_choose_what_its_pages_are_called(
 
     monkeypatch.setattr(RogueSource, "__init__", named)
     for count in (1, 2):
-        async with paged_scene(identities, tenant="acme", library=library) as made:
+        async with paged_scene(identities, tenant="acme", store=host_store) as made:
             assert made.rogue.session == SEGMENT
             await leave_pages(made)
-        assert library.wait(10.0)
-        found = library.offered("acme")
+        assert host_store.wait(10.0)
+        found = host_store.offered("acme")
         assert [segment.pages for segment in found] == [len(PAGES)] * count
         assert SEGMENT not in {segment.name for segment in found}
         assert len({segment.name for segment in found}) == count
@@ -420,19 +420,19 @@ async def test_a_source_cannot_choose_what_its_pages_are_called(
 @pytest.mark.parametrize("tenant", ["", "other", "acme.", "ACME"])
 @on_uvloop
 async def test_another_tenant_s_pages_cannot_be_named(
-    identities: Identities, library: StoreLibrary, tenant: str
+    identities: Identities, host_store: HostStore, tenant: str
 ) -> None:
-    async with paged_scene(identities, tenant="acme", library=library) as made:
+    async with paged_scene(identities, tenant="acme", store=host_store) as made:
         await leave_pages(made)
-    assert library.wait(10.0)
-    names = [{"name": segment.name, "pages": segment.pages} for segment in library.offered("acme")]
+    assert host_store.wait(10.0)
+    names = [{"name": segment.name, "pages": segment.pages} for segment in host_store.offered("acme")]
     assert names
-    async with paged_scene(identities, tenant="acme", library=library, segments=names) as made:
+    async with paged_scene(identities, tenant="acme", store=host_store, segments=names) as made:
         await made.sends(*copies(0))
         await made.hears(PAGES[0])
     # Their pages at an egress of another tenant, and another's name at an egress of theirs.
     for terms in ({"tenant": tenant}, {"tenant": "acme", "claimed": tenant}, {"tenant": tenant, "claimed": "acme"}):
-        async with paged_scene(identities, library=library, segments=names, **terms) as made:
+        async with paged_scene(identities, store=host_store, segments=names, **terms) as made:
             assert made.answer["segments"] == []
             await made.sends(*copies(0))
             await made.ends()
@@ -445,9 +445,7 @@ async def test_what_is_agreed_on_is_what_the_destination_has(identities: Identit
     names = [{"name": bytes((number,)) * 16, "pages": 2**25} for number in range(62)]
     async with (
         bounded(16 * MIB),
-        paged_scene(
-            identities, tenant="acme", library=shelf, cache_bytes=2**63 - 1, segments=[*names, *OFFERED]
-        ) as made,
+        paged_scene(identities, tenant="acme", store=shelf, cache_bytes=2**63 - 1, segments=[*names, *OFFERED]) as made,
     ):
         answer = made.answer
         assert answer["cache_bytes"] == CACHE_PAGES * PAGE
@@ -493,6 +491,6 @@ async def test_pages_without_a_cache_are_not_agreed_on(identities: Identities, c
 @on_uvloop
 async def test_a_delta_of_a_stored_page_that_is_not_there(identities: Identities) -> None:
     shelf = Shelf(PAGES, readable=range(8))
-    async with paged_scene(identities, tenant="acme", library=shelf, segments=OFFERED) as made:
+    async with paged_scene(identities, tenant="acme", store=shelf, segments=OFFERED) as made:
         await made.sends(Body([DELTA], [CACHE_PAGES + len(PAGES)], masks=bytes(64)), PAGES[0])
         await made.ends()

@@ -40,7 +40,7 @@ def test_an_ingress_says_how_its_sessions_are_encoded(encode: Encode) -> None:
 def test_without_a_word_pages_are_encoded_as_it_pays_and_for_one_tenant() -> None:
     wanted = made()
     terms = build.destination_of(wanted, wanted.ingress[0]).paging
-    assert (terms.encode, terms.tenant, terms.library) == (Encode.AUTO, "default", None)
+    assert (terms.encode, terms.tenant, terms.store) == (Encode.AUTO, "default", None)
     assert (terms.cache_bytes, terms.chains) == (wanted.pages.cache_bytes, wanted.pages.chains)
     assert terms.wanted
 
@@ -53,12 +53,12 @@ def test_an_egress_says_whose_pages_arrive() -> None:
 
 def test_a_daemon_has_a_store_in_its_state_folder_unless_it_is_turned_off(tmp_path: Path) -> None:
     state = f'state = "{tmp_path}/state"\n'
-    library = build.open_library(config.parse((state + TEXT.format(pages="", ingress="")).encode(), "test"))
-    assert library is not None
-    library.close()
+    host_store = build.open_host_store(config.parse((state + TEXT.format(pages="", ingress="")).encode(), "test"))
+    assert host_store is not None
+    host_store.close()
     assert (tmp_path / "state" / "store").is_dir()
     off = TEXT.format(pages="[pages]\nstore_bytes = 0\n", ingress="")
-    assert build.open_library(config.parse((state + off).encode(), "test")) is None
+    assert build.open_host_store(config.parse((state + off).encode(), "test")) is None
 
 
 def test_no_cache_is_no_pages() -> None:

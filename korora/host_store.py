@@ -30,7 +30,7 @@ COUNTED: Final = tuple(field.name for field in fields(Counters) if not field.nam
 log = structlog.get_logger("korora.store")
 
 
-class StoreLibrary:
+class HostStore:
     """The content store of one process.
 
     Args:
@@ -55,14 +55,14 @@ class StoreLibrary:
         return {name: getattr(self.counters, name) for name in COUNTED}
 
     def offered(self, tenant: str) -> tuple[StoredSegment, ...]:
-        """See ``Library.offered``."""
+        """See ``StoreAccess.offered``."""
         found = self._store.segments(tenant, segments_max=SEGMENTS_MAX)
         return tuple(StoredSegment(info.name, info.pages) for info in found)
 
     def held(
         self, tenant: str, offered: Sequence[StoredSegment], alias: Callable[[bytes], bytes]
     ) -> tuple[StoredSegment, ...]:
-        """See ``Library.held``."""
+        """See ``StoreAccess.held``."""
         infos = self._store.segments(tenant, segments_max=STORE_SEGMENTS_MAX, pages_max=sys.maxsize)
         names = {alias(info.name): info.name for info in infos}
         known = [Agreed(names[segment.name], segment.pages) for segment in offered if segment.name in names]
@@ -70,7 +70,7 @@ class StoreLibrary:
         return tuple(StoredSegment(name, pages) for name, pages in found)
 
     def open(self, tenant: str, name: bytes, segments: Sequence[StoredSegment], slots: int) -> Stored:
-        """See ``Library.open``."""
+        """See ``StoreAccess.open``."""
         view = self._store.view(tenant, [Agreed(segment.name, segment.pages) for segment in segments])
         try:
             writer = self._store.writer(tenant, name, now=self._clock(), slots=slots, view=view)
@@ -132,12 +132,12 @@ class _SessionStored:
         self._view.close()
 
 
-def open_library(state: Path, bytes_max: int = STORE_BYTES_DEFAULT) -> StoreLibrary | None:
+def open_host_store(state: Path, bytes_max: int = STORE_BYTES_DEFAULT) -> HostStore | None:
     """The content store in ``state``, or None with a warning where it cannot be used: a relay works without it."""
     if not bytes_max:
         return None
     try:
-        return StoreLibrary(state, bytes_max)
+        return HostStore(state, bytes_max)
     except (CryptoError, ChunkingError, OSError) as error:
         log.warning("the content store is not used", state=str(state), reason=str(error))
         return None

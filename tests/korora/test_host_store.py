@@ -9,7 +9,7 @@ import pytest
 
 from chunking.errors import PagesMissing
 from crypto.tls import TlsConfig
-from korora.library import StoreLibrary
+from korora.host_store import HostStore
 from proxy.errors import EXIT_INTEGRITY, exit_code_of
 from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
@@ -21,33 +21,33 @@ TERMS = PagingTerms(encode=Encode.PAGES, tenant="acme")
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[StoreLibrary]:
-    library = StoreLibrary(tmp_path / "here")
-    yield library
-    library.close()
+def here(tmp_path: Path) -> Iterator[HostStore]:
+    host_store = HostStore(tmp_path / "here")
+    yield host_store
+    host_store.close()
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[StoreLibrary]:
-    library = StoreLibrary(tmp_path / "there")
-    yield library
-    library.close()
+def there(tmp_path: Path) -> Iterator[HostStore]:
+    host_store = HostStore(tmp_path / "there")
+    yield host_store
+    host_store.close()
 
 
 class Hosts:
     """Two hosts with a store each, between which guests move."""
 
-    def __init__(self, client: TlsConfig, server: TlsConfig, here: StoreLibrary, there: StoreLibrary) -> None:
+    def __init__(self, client: TlsConfig, server: TlsConfig, here: HostStore, there: HostStore) -> None:
         self.client, self.server, self.here, self.there = client, server, here, there
 
     def migrate(
         self, stream: bytes, *, back: bool = False, tenants: tuple[str, str] = ("acme", "acme"), cache_pages: int = 4000
     ) -> tuple[SessionReport, SessionReport]:
         """One whole session; what it leaves is on the disk when this returns."""
-        libraries = (self.there, self.here) if back else (self.here, self.there)
+        stores = (self.there, self.here) if back else (self.here, self.there)
         terms = tuple(
-            replace(TERMS, library=library, tenant=tenant, cache_bytes=cache_pages * 4096)
-            for library, tenant in zip(libraries, tenants, strict=True)
+            replace(TERMS, store=host_store, tenant=tenant, cache_bytes=cache_pages * 4096)
+            for host_store, tenant in zip(stores, tenants, strict=True)
         )
 
         async def work() -> tuple[SessionReport, SessionReport]:
@@ -70,13 +70,13 @@ class Hosts:
                 hypervisors.close()
 
         reports = run(work(), 60.0)
-        for library in libraries:
-            assert library.wait(30.0)
+        for host_store in stores:
+            assert host_store.wait(30.0)
         return reports
 
 
 @pytest.fixture
-def hosts(client_tls: TlsConfig, server_tls: TlsConfig, here: StoreLibrary, there: StoreLibrary) -> Hosts:
+def hosts(client_tls: TlsConfig, server_tls: TlsConfig, here: HostStore, there: HostStore) -> Hosts:
     return Hosts(client_tls, server_tls, here, there)
 
 
@@ -169,7 +169,7 @@ def test_a_peer_that_gives_another_page_ends_the_session(hosts: Hosts, monkeypat
         return stored
 
     monkeypatch.setattr(hosts.there, "open", forgetful)
-    terms = [replace(TERMS, library=library) for library in (hosts.here, hosts.there)]
+    terms = [replace(TERMS, store=host_store) for host_store in (hosts.here, hosts.there)]
 
     async def work() -> bytes:
         hypervisors = over_tcp()
@@ -205,7 +205,7 @@ def test_a_peer_that_gives_another_page_ends_the_session(hosts: Hosts, monkeypat
 
 def test_a_session_that_was_cut_off_leaves_its_pages_for_the_next_attempt(hosts: Hosts) -> None:
     stream = Guest(7, PAGES).stream(rounds=1)
-    terms = [replace(TERMS, library=library) for library in (hosts.here, hosts.there)]
+    terms = [replace(TERMS, store=host_store) for host_store in (hosts.here, hosts.there)]
 
     async def cut() -> None:
         hypervisors = over_tcp()
