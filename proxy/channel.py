@@ -214,6 +214,7 @@ class ReceiveHalf(_Half):
         """Stream bytes written onward."""
         self.written = 0
         """Frames written onward, END included."""
+        self._corrupt = False
 
     @property
     def finished(self) -> bool:
@@ -225,7 +226,10 @@ class ReceiveHalf(_Half):
 
         Raises:
             ProtocolViolation: a frame after END, out of number or offset, or beyond the credit.
+            StreamCorrupt: an earlier one was found to be wrong.
         """
+        if self._corrupt:
+            raise StreamCorrupt(f"{self}: a frame behind one that is wrong")
         if self.ended or header.number != self.frames or header.offset != self.offset:
             raise ProtocolViolation(
                 f"{self}: frame {header.number} at {header.offset}, {self.frames} at {self.offset} expected"
@@ -247,11 +251,15 @@ class ReceiveHalf(_Half):
         Raises:
             StreamCorrupt: the running digest, or END's count or digest, disagrees.
         """
+        if self._corrupt:
+            raise StreamCorrupt(f"{self}: a frame behind one that is wrong")
         if header.kind is FrameKind.DATA:
             self._hasher.update(stream)
         elif stream != self.digest:
+            self._corrupt = True
             raise StreamCorrupt(f"{self}: END's digest is not that of the {header.offset} bytes received")
         if header.digest != self._hasher.digest(FRAME_DIGEST_BYTES):
+            self._corrupt = True
             raise StreamCorrupt(f"{self}: the running digest disagrees at frame {header.number}")
 
     def accept(self, header: FrameHeader, body: memoryview) -> None:

@@ -194,6 +194,19 @@ def test_a_frame_out_of_place(fields: dict[str, int]) -> None:
     assert (receiver.offset, receiver.frames) == (3, 1)
 
 
+def refuses_all_else(receiver: ReceiveHalf) -> None:
+    """Nothing behind a frame that was wrong is taken, however right it looks: made here to fit what was received."""
+    twin = SendHalf(CHANNEL, Direction.FORWARD, CREDIT)
+    twin.offset, twin.frames, twin._hasher = receiver.offset, receiver.frames, receiver._hasher.copy()
+    receiver.ended = False
+    good = framed(twin, b"ghi")
+    with pytest.raises(StreamCorrupt, match="behind one that is wrong"):
+        take(receiver, good)
+    with pytest.raises(StreamCorrupt, match="behind one that is wrong"):
+        receiver.verify(FrameHeader.parse(good), memoryview(good)[FRAME_HEADER_BYTES:])
+    assert not receiver.finished
+
+
 def test_a_running_digest_that_disagrees() -> None:
     """A changed body, a changed digest, or bytes lost before: all show before one byte of the frame goes on."""
     for change in (lambda frame: frame[:-1] + b"!", lambda frame: altered(frame, digest=bytes(16))):
@@ -201,7 +214,7 @@ def test_a_running_digest_that_disagrees() -> None:
         take(receiver, framed(sender, b"abc"))
         with pytest.raises(StreamCorrupt):
             take(receiver, change(framed(sender, b"def")))
-        assert not receiver.finished
+        refuses_all_else(receiver)
 
 
 def test_an_end_that_disagrees() -> None:
@@ -215,7 +228,10 @@ def test_an_end_that_disagrees() -> None:
         take(receiver, framed(sender, b"abc"))
         with pytest.raises(error):
             take(receiver, change(ended(sender)))
-        assert not receiver.finished
+        if error is StreamCorrupt:
+            refuses_all_else(receiver)
+        else:
+            assert not receiver.ended
 
 
 def test_an_end_that_comes_too_early() -> None:

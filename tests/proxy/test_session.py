@@ -294,6 +294,8 @@ def test_a_corrupt_frame_is_not_counted() -> None:
         take(destination, send(source, 0, b"genuine")[:-1] + b"!")
     half = destination.receivers[ChannelId(0)]
     assert not half.written
+    with pytest.raises(StreamCorrupt, match="behind one that is wrong"):
+        take(destination, send(source, 0, b"more"))
     assert not destination.acks_pending
 
 
