@@ -97,8 +97,6 @@ class SourceRunner(Runner):
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
         self._giving: list[asyncio.Task[None]] = []
-        self.readers: list[StreamParser] = []
-        """What is known of each channel's stream."""
         report.encode = Encode.OPAQUE.value
         self.set_rate(contact().where.rate_limit)
         if accept.codec == Codec.PAGES:
@@ -124,9 +122,7 @@ class SourceRunner(Runner):
         """See ``Carrier.framing``."""
         if self.encoding is None or self.guest is None:
             return super().framing(half)
-        reader = StreamParser()
-        self.readers.append(reader)
-        return PagedFraming(self, half, self.encoding, reader, self._large, guest=self.guest)
+        return PagedFraming(self, half, self.encoding, StreamParser(), self._large, guest=self.guest)
 
     def set_lanes(self, count: int) -> None:
         """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.
