@@ -124,6 +124,11 @@ class Scene:
         assert (send["outcome"], receive["outcome"]) == ("done", "done")
         assert len(send["digest_blake3"]) == channels
         assert send["digest_blake3"] == receive["digest_blake3"]
+        # Nobody has asked for it: a guest's pages are encoded by default, and both ends count the same.
+        assert (send["encode"], receive["encode"]) == ("auto", "pages")
+        assert send["pages"] == receive["pages"]
+        assert send["pages"]["literal"] > 0
+        assert send["bytes_saved"] > 0
         for direction in ("forward", "backward"):
             assert (
                 send["bytes_in" if direction == "forward" else "bytes_out"][direction]
