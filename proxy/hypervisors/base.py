@@ -1,0 +1,85 @@
+"""The seam between the hand-over and a hypervisor: what can be asked of it about one virtual machine.
+
+Every method asks the hypervisor how things stand after it has acted, and believes that alone: exit codes say little
+(``xl unpause`` ends with 0 even on "Invalid argument").
+"""
+
+from dataclasses import dataclass
+from enum import Enum, unique
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A virtual machine, as both relays read it from the stream."""
+
+    name: str
+    uuid: str
+    """In lower case with dashes; empty where the stream does not tell."""
+
+
+@unique
+class CopyState(Enum):
+    """How one host's copy of a machine stands."""
+
+    ABSENT = "absent"
+    INCOMING = "incoming"  # arriving, or whole and paused under a name that is not its own yet
+    PAUSED = "paused"  # has the machine's name, has not run here since it arrived
+    RUNNING = "running"
+    SUSPENDED = "suspended"  # stopped by its own hypervisor to be given away; memory is as it was
+
+
+class Hypervisor(Protocol):
+    """What a relay needs of its local hypervisor at the hand-over."""
+
+    kind: str
+    """``xl`` or ``qmp``, as OFFER and the journal call it."""
+
+    async def arriving(self, vm: Vm) -> CopyState:
+        """How the destination's copy stands: never SUSPENDED.
+
+        Raises:
+            HypervisorFailed: it cannot be asked.
+        """
+
+    async def departing(self, vm: Vm) -> CopyState:
+        """How the source's copy stands: ABSENT, RUNNING, SUSPENDED, or PAUSED if its operator had paused it.
+
+        Raises:
+            HypervisorFailed: it cannot be asked.
+        """
+
+    async def take(self, vm: Vm) -> None:
+        """Destination: give an INCOMING copy the machine's name; nothing if it has it. It stays paused.
+
+        Raises:
+            HypervisorFailed: it has not got it; ``arriving`` says how things stand.
+        """
+
+    async def start(self, vm: Vm) -> None:
+        """Destination: run a PAUSED copy; nothing if it runs.
+
+        Raises:
+            HypervisorFailed: it does not run; ``arriving`` says how things stand.
+        """
+
+    async def destroy(self, vm: Vm) -> None:
+        """Destination: destroy an INCOMING or PAUSED copy until it is ABSENT; nothing if it is. Never a RUNNING one.
+
+        Raises:
+            HypervisorFailed: it is still there, or runs.
+        """
+
+    async def revive(self, vm: Vm) -> None:
+        """Source: make the copy run under the machine's name, whatever state its hypervisor left it in.
+
+        Raises:
+            HypervisorFailed: it does not run; the message says what an operator can do.
+        """
+
+    async def remove(self, vm: Vm) -> None:
+        """Source: destroy a SUSPENDED copy until it is ABSENT; nothing if it is. Never a RUNNING one.
+
+        Raises:
+            HypervisorFailed: it is still there, or runs.
+        """
