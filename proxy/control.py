@@ -32,7 +32,9 @@ _Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _Proof = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Chains = Annotated[int, msgspec.Meta(ge=1, le=CHAINS_MAX)]
 _Ordinal = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_Guardable = Literal["", "xl", "qmp"]
 _Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+Standing = Literal["open", "asked", "prepared", "voted", "committed", "done", "aborted", "doubt", "unknown", "busy"]
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
@@ -90,6 +92,7 @@ class Offer(_Message, frozen=True, tag="offer"):
 
     ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
     ``tenant`` whose stored pages may be referred to, empty for nobody's, and ``segments`` what of them is here.
+    ``handover`` is the kind of hypervisor whose hand-over it can guard, empty for none.
     """
 
     version: _U16
@@ -104,13 +107,15 @@ class Offer(_Message, frozen=True, tag="offer"):
     chains: _Chains = 1
     tenant: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")] = ""
     segments: _Segments = ()
+    handover: _Guardable = ""
 
 
 class Accept(_Message, frozen=True, tag="accept"):
     """Destination to source: the session is open, with this suite, codec and these lanes.
 
     With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments``, which the source offered
-    and the destination has too, may be referred to, in the order given.
+    and the destination has too, may be referred to, in the order given. ``handover`` is what was offered, if both can
+    guard it; else the hypervisors hand over unguarded.
     """
 
     suite: _U16
@@ -121,6 +126,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     cache_bytes: _U63 = 0
     chains: _Chains = 1
     segments: _Segments = ()
+    handover: _Guardable = ""
 
 
 class Resume(_Message, frozen=True, tag="resume"):
@@ -214,6 +220,29 @@ class Finished(_Message, frozen=True, tag="finished"):
     """The answer: the local ends have taken it for good (file renamed, command's status 0)."""
 
 
+class Word(_Message, frozen=True, tag="word"):
+    """Either way, about the hand-over: where its sender stands (``proxy.handover``). May be repeated and late.
+
+    A source says ``asked`` where its own hypervisor is the one to say that all is there; a destination ``unknown`` of
+    a hand-over that it has no record of, and ``busy`` where another of its processes is at work on it.
+    """
+
+    state: Standing
+    why: _Reason = ""
+
+
+class Recover(_Message, frozen=True, tag="recover"):
+    """Source to destination, first on a new control connection: the session is over, its hand-over is not.
+
+    ``state`` is where the source stands, and both say Words until it has nothing more to say.
+    """
+
+    version: _U16
+    session: _SessionBytes
+    state: Standing
+    why: _Reason = ""
+
+
 class Abort(_Message, frozen=True, tag="abort"):
     """Either way: the session is over; ``code`` is the sender's exit code."""
 
@@ -237,6 +266,8 @@ Message = (
     | PagesGiven
     | Finish
     | Finished
+    | Word
+    | Recover
     | Abort
 )
 

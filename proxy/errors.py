@@ -2,6 +2,9 @@
 
     RelayError                       70
     ├── ConfigurationError            2   something here is set up wrongly; ``remedy`` says what to do
+    │   └── JournalError              2   what is kept of hand-overs cannot be read or written
+    │       ├── JournalBusy           2   another process is at work on that hand-over
+    │       └── JournalDamaged        2   a file of it is not what was written
     ├── PolicyRefused                 3   a policy, here or there, said no
     │   └── SessionCancelled          3   an operator ended the session on purpose
     ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
@@ -106,6 +109,18 @@ class HypervisorFailed(RelayError):
     """The local end of a channel could not be opened, broke, or ended before its stream did."""
 
     exit_code = EXIT_HYPERVISOR
+
+
+class JournalError(ConfigurationError):
+    """The journal of hand-overs cannot be read or written."""
+
+
+class JournalBusy(JournalError):
+    """Another process holds a hand-over's lock."""
+
+
+class JournalDamaged(JournalError):
+    """A journal file has been changed, or a disk has lost part of it."""
 
 
 class PeerAborted(RelayError):

@@ -59,6 +59,21 @@ MULTIFD_PAGES_MAX: Final = 12_800  # offsets in one packet: 128 in fact, and rec
 CONTROL_MESSAGE_BYTES_MAX: Final = 64 * KIB
 REASON_CHARACTERS_MAX: Final = 512  # a peer's words in our log
 
+# ---- hand-over
+JOURNAL_BYTES_MAX: Final = 256 * KIB  # one hand-over's file: a few lines of some 200 bytes, and a line an attempt
+JOURNAL_FILES_MAX: Final = 4096  # hand-overs kept; settled ones go, the oldest first
+HYPERVISOR_ATTEMPTS_MAX: Final = 5  # to start, destroy, revive or remove a copy before it is left to recovery
+HYPERVISOR_PAUSE_SECONDS: Final = 0.5  # after the first attempt; as much longer after each further one
+APPROVAL_SECONDS_MAX: Final = 60.0  # everybody who has a say: the machine is paused meanwhile
+RESUMED_SECONDS_MAX: Final = 15.0  # a hypervisor that was told to resume or to remove its copy usually takes below one
+VISIT_SECONDS_MAX: Final = 120.0  # one answer about a hand-over: a destination may destroy or start a copy meanwhile
+ERRAND_PAUSE_SECONDS_MIN: Final = 0.2  # before the second visit to a destination; doubled for each further one
+ERRAND_PAUSE_SECONDS_MAX: Final = 15.0  # somebody waits for the machine
+ERRAND_SECONDS_MAX: Final = 10.0  # of a session that is decided: xl's command waits; recovery goes on afterwards
+RECOVERY_SECONDS: Final = 15.0  # between two looks at what the journal has unsettled
+WORDS_MAX: Final = 16  # in one visit: four are the most that a hand-over needs
+JOURNAL_DAYS: Final = 30  # a settled hand-over is kept so long, to answer a peer that asks late
+
 # ---- times
 CONNECT_SECONDS_MAX: Final = 10.0  # TCP connect, to the peer or to a local hypervisor
 FIRST_BYTE_SECONDS_MAX: Final = 5.0  # a connection that says nothing is dropped

@@ -25,6 +25,7 @@ class SessionReport:
     bytes_in: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_out: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    handover: str = "unguarded"
     encode: str | None = None
     pages: dict[str, int] = field(default_factory=dict)
     regimes: dict[str, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from proxy.control import (
     PagesGiven,
     PagesWanted,
     Refuse,
+    Word,
 )
 from proxy.errors import PeerLost, ProtocolViolation
 from proxy.flow import Departure, FlightWindow, credit_bytes
@@ -63,13 +64,15 @@ class State(Enum):
 ACCEPTED: Final = MappingProxyType(
     {
         (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
-        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted}),
-        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, LaneLost, Heartbeat}),
-        (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat}),
+        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted, Word}),
+        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, LaneLost, Heartbeat, Word}),
+        (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat, Word}),
         (Role.DESTINATION, State.GREETING): frozenset({Offer}),
-        (Role.DESTINATION, State.OPEN): frozenset({ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish}),
-        (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat}),
-        (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat}),
+        (Role.DESTINATION, State.OPEN): frozenset(
+            {ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish, Word}
+        ),
+        (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat, Word}),
+        (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat, Word}),
     }
 )
 

@@ -4,7 +4,7 @@ A ``Connection`` is one channel's local end. Its descriptors are waited on by th
 never block and move whole buffers. A regular file has no descriptor to wait on: it is always ready.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Connection(Protocol):
@@ -82,6 +82,12 @@ class Egress(Protocol):
 
     single: bool
     """Whether a session may open only one channel to it, and sessions must take turns."""
+
+    handover: Literal["", "xl"]
+    """The kind of hypervisor whose last handshake passes here; empty where the endpoint does not know."""
+
+    paused: bool
+    """Whether the machine is to stay paused where it arrives, whatever its source asks."""
 
     async def check(self) -> None:
         """Check what can be checked without touching the hypervisor.

@@ -9,7 +9,7 @@ import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from proxy.endpoints.sockets import explain
 from proxy.errors import ConfigurationError, HypervisorFailed
@@ -260,6 +260,8 @@ class FileEgress:
     """Writes one stream to the file."""
 
     single = True
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     def __init__(self, path: str, label: str) -> None:
         self._path, self.label = path, label

@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -165,6 +165,8 @@ class StdioEndpoint:
     """Standard input and output, as ingress and as egress."""
 
     single = True
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     def __init__(self, label: str = "stdio:") -> None:
         self.label = label
@@ -342,6 +344,8 @@ class ExecEndpoint:
     """A shell command, as ingress and as egress."""
 
     single = True
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     def __init__(self, command: str, label: str) -> None:
         self._command, self.label = command, label
@@ -369,9 +373,11 @@ class XlEgress:
     """``xl migrate-receive`` as a process of its own; see docs/operations.md on winding it down."""
 
     single = True
+    handover: Literal["", "xl"] = "xl"
 
     def __init__(self, flags: str, label: str, program: str = "xl") -> None:
         self._flags, self.label, self._program = flags, label, program
+        self.paused = "p" in flags
 
     async def check(self) -> None:
         """See ``Egress.check``."""

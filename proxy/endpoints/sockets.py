@@ -12,7 +12,7 @@ import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -308,6 +308,8 @@ class TcpEgress:
     """Connects to the local hypervisor on TCP; never probes it."""
 
     single = False
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     def __init__(self, host: str, port: int, label: str) -> None:
         self._host, self._port, self.label = host, port, label
@@ -329,6 +331,8 @@ class UnixEgress:
     """Connects to the local hypervisor on a unix socket."""
 
     single = False
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     def __init__(self, path: str, label: str) -> None:
         self._path, self.label = path, label

@@ -133,6 +133,7 @@ class DestinationRunner(Runner):
             cache_bytes=self._cache_bytes,
             chains=self._chains,
             segments=self._segments,
+            handover="" if self.guard is None else self.guard.kind,
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:
@@ -267,7 +268,11 @@ class DestinationRunner(Runner):
                 raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
-            channel = Channel(number, await self._egress.connect(self.offer.xl_flags), self)
+            guard = self.guard if number == 0 else None
+            connection = await self._egress.connect(self.offer.xl_flags)
+            if guard is not None:
+                guard.connection = connection
+            channel = Channel(number, connection, self, guard)
             self.session.open(number, announced.credit)
             self.start_delivery(channel)
             await self.say(ChannelOpened(number, credit))

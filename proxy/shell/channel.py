@@ -43,6 +43,29 @@ class Carrier(Protocol):
         """One of the channel's directions has ended here."""
 
 
+class Watch(Protocol):
+    """Decides what passes between the two hypervisors, and when (``proxy.shell.guard``)."""
+
+    async def read(self, piece: memoryview) -> bool:
+        """The local hypervisor has said ``piece``: whether it may go to the peer now, or with what follows it."""
+
+    def ended(self) -> None:
+        """The local hypervisor says no more."""
+
+    def arrived(self, body: memoryview) -> None:
+        """The peer's hypervisor has said ``body``, which is to be written to the local one."""
+
+    @property
+    def free(self) -> bool:
+        """Whether all that arrives may be written without asking ``passable``."""
+
+    async def passable(self, size: int) -> int:
+        """Wait until some of the next ``size`` bytes may be written to the local hypervisor: how many."""
+
+    def wrote(self, size: int) -> None:
+        """They were."""
+
+
 class Channel:
     """One channel's local end and what waits for it.
 
@@ -50,18 +73,21 @@ class Channel:
         number: the channel's.
         connection: its hypervisor.
         carrier: the session.
+        guard: sees every byte both ways; None where nothing is guarded.
     """
 
-    def __init__(self, number: ChannelId, connection: Connection, carrier: Carrier) -> None:
+    def __init__(self, number: ChannelId, connection: Connection, carrier: Carrier, guard: Watch | None = None) -> None:
         self.number = number
         self.connection = connection
         self.reading, self.writing = Gate(connection.read_fd), Gate(connection.write_fd)
         self.settled = False
-        self._carrier = carrier
+        self._carrier, self._guard = carrier, guard
         self._inbound: deque[tuple[FrameOwner, memoryview, int] | None] = deque()
         """Checked frames to write onward: what owns the bytes, those left to write, the frame's size. None is END."""
         self._broken = False
         """Whether its hypervisor's connection has failed: a socket tells so once, and afterwards reads as ended."""
+        self._held = False
+        """Whether the guard waits for more before it lets go what was read."""
         self._blocked = False
         """Whether a delivery is under way that newer frames must not overtake."""
 
@@ -79,7 +105,7 @@ class Channel:
             self.reading.release()  # before anything can close the descriptor
 
     async def _pump(self) -> None:
-        session, connection = self._carrier.session, self.connection
+        session = self._carrier.session
         half = session.senders[self.number]
         watch = EndWatch() if session.role is Role.SOURCE else None
         framing = self._carrier.framing(half)
@@ -92,13 +118,13 @@ class Channel:
             room = min(framing.room, self._carrier.bucket.frame_bytes or FRAME_BYTES_MAX)
             drained = False
             if filled < room:
-                got = self._local(connection.read_into, framing.stream[filled:room])
+                got = await self._read(framing.stream[filled:room])
                 if got == 0:
                     break
                 filled += got or 0
                 # Only a read that found nothing may be followed by waiting: see Gate.
                 drained = got is None
-            if filled and framing.due(filled, room, drained=drained):
+            if filled and not self._held and framing.due(filled, room, drained=drained):
                 filled = seen = await self._send(framing, watch, filled, seen, final=False)
                 turn += 1
                 if turn % TURN_FRAMES == 0:
@@ -110,6 +136,8 @@ class Channel:
                 framing.starved(loop.time() - waited)
             elif filled >= room:
                 await self.reading.wait()
+        if self._guard is not None:
+            self._guard.ended()
         while filled:
             while half.credit_room < filled or (half.in_flight and framing.room < filled):
                 await self.reading.wait()
@@ -118,6 +146,13 @@ class Channel:
         await self._check_end(watch)
         self._carrier.ended()
         await framing.end()
+
+    async def _read(self, into: memoryview) -> int | None:
+        """Read the hypervisor, under guard if there is one; see ``Connection.read_into``."""
+        got = self._local(self.connection.read_into, into)
+        if got and self._guard is not None:
+            self._held = not await self._guard.read(into[:got])
+        return got
 
     async def _within_rate(self) -> bool:
         """Wait while the session has sent more than its rate allows; whether it had."""
@@ -170,7 +205,9 @@ class Channel:
             HypervisorFailed: the hypervisor's connection broke.
         """
         size = len(body)
-        if not self._inbound and not self._blocked:
+        if self._guard is not None:
+            self._guard.arrived(body)
+        if not self._inbound and not self._blocked and (self._guard is None or self._guard.free):
             body = body[self._local(self.connection.write, body) :]
             if not body:
                 self._carrier.written(self.number, owner, size)
@@ -213,13 +250,22 @@ class Channel:
                 return
             owner, view, size = item
             self._blocked = True
-            while view := view[self._local(connection.write, view) :]:
-                if connection.write_fd is not None:
-                    await self.writing.wait_writable()
+            await self._write(view)
             self._blocked = False
             self._carrier.written(self.number, owner, size)
             if connection.write_fd is None:
                 await asyncio.sleep(0)
+
+    async def _write(self, view: memoryview) -> None:
+        connection, guard = self.connection, self._guard
+        while view:
+            passable = len(view) if guard is None else await guard.passable(len(view))
+            took = self._local(connection.write, view[:passable])
+            if guard is not None:
+                guard.wrote(took)
+            view = view[took:]
+            if view and took < passable and connection.write_fd is not None:
+                await self.writing.wait_writable()
 
     def _local(self, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something to the hypervisor's connection; its errors are the hypervisor's failure."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -56,6 +57,8 @@ class Peer:
     egress: str = "default"
     xl_flags: str = ""
     rate_limit: float | None = None
+    handover: Literal["", "xl", "qmp"] = ""
+    """The kind of hypervisor whose hand-over can be guarded here."""
     paging: PagingTerms = field(default_factory=PagingTerms)
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)
@@ -138,6 +141,27 @@ class Contact:
         link.mark_open()
         return Meeting(link, peer, self._keys(link, peer, session, suite)), answer
 
+    async def meet(self, name: str) -> ControlLink:
+        """A control connection to the peer called ``name``, authenticated; nothing has been said yet.
+
+        Raises:
+            PeerUnreachable, PeerVanished: it did not come about; try again.
+            AuthenticationError, PeerRefused: the peer is not who it was, or does not let us in.
+        """
+        link = await self._dial()
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
+                peer = await link.handshake()
+            if peer.name != name:
+                raise PeerNameMismatch(f"the hand-over is {name!r}'s, and {peer.name!r} answers")
+        except TimeoutError:
+            link.drop()
+            raise PeerVanished(f"no handshake in {HANDSHAKE_SECONDS_MAX:.0f} s") from None
+        except BaseException:
+            link.drop()
+            raise
+        return link
+
     async def _dial(self, preface: bytes = b"") -> ControlLink:
         where = self.where
         try:
@@ -175,6 +199,7 @@ class Contact:
             chains=paging.chains_offered,
             tenant=paging.tenant,
             segments=aliased(segments, Direction.FORWARD, exporter),
+            handover=where.handover,
         )
         await link.send(offer)
         try:
@@ -191,6 +216,8 @@ class Contact:
                     raise ProtocolViolation("ACCEPT wants more memory than was offered")
                 if codec == Codec.PAGES and answer.cache_bytes < PAGE_BYTES:
                     raise ProtocolViolation("ACCEPT wants pages, and no cache for them")
+                if answer.handover not in ("", offer.handover):
+                    raise ProtocolViolation("ACCEPT guards a hand-over that was not offered")
                 agreed = _agreed(segments, answer.segments, exporter)
                 link.mark_open()
                 return msgspec.structs.replace(answer, segments=agreed)

@@ -161,6 +161,8 @@ class SourceRunner(Runner):
             # What connects from here on is the next migration.
             accepting.cancel()
             await asyncio.gather(accepting, return_exceptions=True)
+        if self.guard is not None:
+            await self.guard.until_decided()
         await self.settle_channels()
         await self.say(Finish())
         if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
@@ -240,7 +242,8 @@ class SourceRunner(Runner):
 
     async def _add(self, connection: Connection) -> None:
         """Announce a channel, wait until the destination's end is open, begin to read."""
-        channel = Channel(self.session.next_channel, connection, self)
+        number = self.session.next_channel
+        channel = Channel(number, connection, self, self.guard if number == 0 else None)
         credit = self.session.reserve(channel.number)
         opened = self._opened[channel.number] = asyncio.get_running_loop().create_future()
         opened.add_done_callback(lambda _: self.progress.wake())

@@ -13,7 +13,17 @@ import structlog
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_alias, segment_name
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
-from proxy.control import PROTOCOL_VERSION, Message, Offer, Refuse, Resume, Resumed, StoredSegment, printable
+from proxy.control import (
+    PROTOCOL_VERSION,
+    Message,
+    Offer,
+    Recover,
+    Refuse,
+    Resume,
+    Resumed,
+    StoredSegment,
+    printable,
+)
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
@@ -23,6 +33,7 @@ from proxy.errors import (
     EXIT_LOST,
     EXIT_POLICY,
     ConfigurationError,
+    JournalError,
     PeerLost,
     PeerRefused,
     PolicyRefused,
@@ -42,8 +53,10 @@ from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.arrival import DestinationRunner, RandomBytes, agreed_cache_bytes
 from proxy.shell.greeting import HalfOpen
+from proxy.shell.handovers import Handovers
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
+from proxy.shell.posting import guard_arrival, talk
 from proxy.shell.runner import Meeting
 from proxy.shell.stored import aliased, open_stored
 from proxy.wire import (
@@ -79,6 +92,10 @@ class Terms:
     tenants: Mapping[str, str] = field(default_factory=dict)
     """Whose stored pages an egress uses; those not named use the terms'."""
     random: RandomBytes = field(default=os.urandom, repr=False)
+    handovers: Handovers | None = field(default=None, repr=False)
+    """Of this process; None to guard none."""
+    monitors: Mapping[str, str] = field(default_factory=dict)
+    """Where the QEMU behind an egress is asked, by the egress's name."""
     admit: Admission = field(default=_anybody, repr=False)
     """Raises PolicyRefused where a peer may not use an egress."""
 
@@ -231,7 +248,8 @@ class Destination:
                 if returning:
                     await self._take_back(link, peer, message, address)
                     return
-                runner = await self._answer(link, peer, message, address)
+                recovery = message if isinstance(message, Recover) else None
+                runner = None if recovery else await self._answer(link, peer, message, address)
         except (CryptoError, RelayError, TimeoutError) as error:
             failure = _as_refusal(error)
             log.warning("a peer was not let in", address=address, reason=str(failure))
@@ -243,6 +261,14 @@ class Destination:
             link.drop()
             raise
         self._half_open.done(asyncio.current_task())
+        if recovery is not None:
+            await talk(link, self._terms.handovers, peer.name, recovery)
+        elif runner is not None:
+            await self._carry(runner, began)
+
+    async def _carry(self, runner: DestinationRunner, began: float) -> None:
+        """An accepted session, to its end."""
+        loop = asyncio.get_running_loop()
         runner.report.handshake_seconds = loop.time() - began
         try:
             await self._begin(runner)
@@ -381,7 +407,7 @@ class Destination:
         terms, egress = self._terms, self._egresses[offer.egress]  # by other rules the next one is judged
         exporter = link.tls.export(session.id)
         paging, segments, stored = await self._paging(offer, exporter)
-        return DestinationRunner(
+        runner = DestinationRunner(
             session,
             report,
             Meeting(link, peer, self._keys(link, session, suite, peer)),
@@ -396,6 +422,12 @@ class Destination:
             segments=segments,
             stored=stored,
         )
+        try:
+            await guard_arrival(runner, terms.handovers, egress, terms.monitors.get(offer.egress, ""))
+        except JournalError as error:
+            runner.discard()
+            raise PolicyRefused(f"no journal can be kept there: {error}") from None
+        return runner
 
     async def _paging(
         self, offer: Offer, exporter: bytes

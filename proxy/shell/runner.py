@@ -20,11 +20,23 @@ import structlog
 from crypto.keys import LaneId
 from crypto.tls import PeerInfo
 from proxy.channel import SendHalf
-from proxy.control import Heartbeat, LaneLost, LaneProgress, Message
-from proxy.errors import EXIT_INTEGRITY, PeerAborted, PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.control import Heartbeat, LaneLost, LaneProgress, Message, Word
+from proxy.errors import (
+    EXIT_INTEGRITY,
+    PeerAborted,
+    PeerLost,
+    ProtocolViolation,
+    RelayError,
+    exit_code_of,
+)
 from proxy.flow import Departure
 from proxy.guest import GuestView
-from proxy.limits import ABORT_SECONDS_MAX, DRAIN_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
+from proxy.limits import (
+    ABORT_SECONDS_MAX,
+    DRAIN_SECONDS_MAX,
+    HEARTBEAT_SECONDS,
+    HEARTBEATS_MISSED_MAX,
+)
 from proxy.ordering import Outgoing
 from proxy.paging import Stored
 from proxy.rate import TokenBucket
@@ -36,9 +48,9 @@ from proxy.shell.decoding import DecodingLine
 from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing
 from proxy.shell.glance import status_of
+from proxy.shell.guarded import Guarded
 from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
 from proxy.shell.link import ControlLink
-from proxy.shell.services import Services
 from proxy.shell.threads import ThreadedLane
 from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
@@ -57,7 +69,7 @@ class Meeting:
     keys: LaneKeys
 
 
-class Runner(Services):
+class Runner(Guarded):
     """One session on its sockets; ``SourceRunner`` and ``DestinationRunner`` add what the roles do differently.
 
     Args:
@@ -71,8 +83,7 @@ class Runner(Services):
     def __init__(
         self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int, lanes: int
     ) -> None:
-        super().__init__()
-        self.session = session
+        super().__init__(session)
         self.link: ControlLink | None = meeting.link
         """The control connection; None while the peer is away."""
         self.peer = meeting.peer
@@ -121,11 +132,25 @@ class Runner(Services):
 
     def stop(self, reason: RelayError) -> None:
         """End the session from outside: the peer and the hypervisors are told ``reason``."""
+        if self.guard is not None:
+            self.guard.stop()
         self.fail(reason)
 
     # ---- life
 
     async def run(self) -> None:
+        """Carry the session, and its hand-over, to their end.
+
+        Raises:
+            RelayError, CryptoError: what ended it early. The hypervisors and the peer have been told.
+        """
+        try:
+            await self._run()
+            await self.finish_handover()
+        finally:
+            self.report.handover = self.end_handover()
+
+    async def _run(self) -> None:
         """Carry the session to its end.
 
         Raises:
@@ -155,6 +180,9 @@ class Runner(Services):
             await self._fail(self._failure)
             if cancelled:
                 raise asyncio.CancelledError
+            if self.moved:
+                self.log.warning("the session broke off after the machine had moved", reason=str(self._failure))
+                return
             raise self._failure
         await self._part()
 
@@ -205,6 +233,7 @@ class Runner(Services):
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""
+        await self.see_through()
         pending = [channel for channel in self.channels.values() if not channel.settled]
         for channel in pending:
             channel.settled = True
@@ -238,6 +267,8 @@ class Runner(Services):
         self.peer, self.keys = meeting.peer, meeting.keys
         if self.decoding is not None:
             self.decoding.ask_again()
+        if self.guard is not None:
+            self.serve(self.guard.repeat(), "repeat the word")
         self._listening = self.serve(self._with(link, self.listen), "listen")
         self._beating = self.serve(self._with(link, self.beat), "heartbeat")
         if self.session.resume_seconds:
@@ -504,6 +535,10 @@ class Runner(Services):
                         self.bundle.progress(told)
                 case LaneLost(number):
                     self._lost_there(number)
+                case Word():
+                    if self.guard is None:
+                        raise ProtocolViolation("a word about a hand-over that nobody guards")
+                    self.serve(self.guard.heard(message), "hear a word")
                 case _:
                     await self._hear(message)
             await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
@@ -11,6 +12,8 @@ from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.departure import SourceRunner
+from proxy.shell.handovers import Handovers
+from proxy.shell.posting import guard_departure
 from proxy.shell.stored import open_stored
 from proxy.wire import Codec
 
@@ -25,16 +28,28 @@ class Source:
         where: the destination's relay.
         ingress: opened already.
         begun: told of each session as it opens.
+        handovers: of this process; None to guard none.
+        monitor: where the local hypervisor is asked, if not by its kind.
     """
 
     def __init__(
-        self, tls: TlsConfig, where: Peer, ingress: Ingress, begun: Callable[[SourceRunner], None] | None = None
+        self,
+        tls: TlsConfig,
+        where: Peer,
+        ingress: Ingress,
+        begun: Callable[[SourceRunner], None] | None = None,
+        *,
+        handovers: Handovers | None = None,
+        monitor: str = "",
     ) -> None:
+        where = replace(where, handover=where.handover if handovers is not None else "")
         self._contact, self._ingress, self._begun = Contact(tls, where), ingress, begun
+        self._handovers, self._monitor = handovers, monitor
         self.current: SourceRunner | None = None
 
     def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
         """Another identity, other rules or another address from the next contact on; an open session goes on."""
+        where = replace(where, handover=where.handover if self._handovers is not None else "")
         self._contact = Contact(tls, where)
 
     async def session(self, first: Connection, report: SessionReport) -> None:
@@ -80,7 +95,7 @@ class Source:
             except BaseException:
                 meeting.link.drop()
                 raise
-        return SourceRunner(
+        runner = SourceRunner(
             session,
             report,
             meeting,
@@ -91,3 +106,18 @@ class Source:
             first=first,
             stored=stored,
         )
+        if accept.handover and self._handovers is not None:
+            try:
+                await guard_departure(
+                    runner,
+                    self._handovers,
+                    accept.handover,
+                    contact=lambda: self._contact,
+                    monitor=self._monitor,
+                    first=first,
+                )
+            except BaseException:
+                runner.discard()
+                meeting.link.drop()
+                raise
+        return runner

@@ -1,0 +1,142 @@
+"""What the journal keeps of one side of a hand-over: a head, then a line for each state, every line with its sum.
+
+A line is JSON, a space, and the CRC-32 of the JSON in 8 hexadecimal digits. A crash can leave the last line torn: it
+was never acted upon, for nothing follows from a line before it is on the disk. Anything else that is wrong is damage.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from proxy.errors import JournalDamaged
+from proxy.handover.table import Side, State
+from proxy.hypervisors.base import Vm
+from proxy.limits import JOURNAL_BYTES_MAX, REASON_CHARACTERS_MAX, VM_NAME_CHARACTERS_MAX
+
+VERSION: Final = 1
+
+_Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_Name = Annotated[str, msgspec.Meta(max_length=VM_NAME_CHARACTERS_MAX)]
+_Text = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+_State = Literal["open", "prepared", "voted", "committed", "done", "aborted", "doubt"]
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is certain from the start.
+
+    Args:
+        session: its id, 32 hexadecimal digits.
+        side: which copy this end has.
+        kind: the hypervisor's, as ``Hypervisor.kind``.
+        peer: the name in the other relay's certificate.
+        address: where the other relay listens; empty at a destination, whom its source calls.
+        monitor: where the hypervisor is asked, if it is not known from ``kind``.
+        paused: whether the machine is to stay paused where it arrives.
+        began: ISO 8601, UTC.
+    """
+
+    session: _Hex
+    side: Literal["source", "destination"]
+    kind: Literal["xl", "qmp"]
+    peer: _Text
+    began: _Text
+    address: _Text = ""
+    monitor: _Text = ""
+    paused: bool = False
+    version: Literal[1] = 1
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One state.
+
+    Args:
+        state: reached.
+        at: ISO 8601, UTC.
+        why: in words for people.
+        name, uuid: of the machine, as far as the stream has told by then.
+        settled: nothing is left to be done about it.
+    """
+
+    state: _State
+    at: _Text
+    why: _Text = ""
+    name: _Name = ""
+    uuid: _Name = ""
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class Record:
+    """A journal file, read."""
+
+    head: Head
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def side(self) -> Side:
+        """Which copy this end has."""
+        return Side(self.head.side)
+
+    @property
+    def state(self) -> State:
+        """Where this side stands."""
+        return State(self.entries[-1].state) if self.entries else State.OPEN
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be done about it here."""
+        return bool(self.entries) and self.entries[-1].settled
+
+    @property
+    def vm(self) -> Vm:
+        """The machine; its name is empty if the stream had not told it."""
+        named = next((entry for entry in reversed(self.entries) if entry.name), None)
+        return Vm("", "") if named is None else Vm(named.name, named.uuid)
+
+    @property
+    def why(self) -> str:
+        """Of the last state."""
+        return self.entries[-1].why if self.entries else ""
+
+
+def line(item: Head | Entry) -> bytes:
+    """One line of the file."""
+    body = msgspec.json.encode(item)
+    return body + f" {zlib.crc32(body):08x}\n".encode()
+
+
+def read(content: bytes) -> tuple[Record, int]:
+    """A file's record, and how many of its bytes are good.
+
+    Raises:
+        JournalDamaged: it has no head, or a line before the last is wrong.
+    """
+    if len(content) > JOURNAL_BYTES_MAX:
+        raise JournalDamaged(f"{len(content)} bytes, {JOURNAL_BYTES_MAX} allowed")
+    record: Record | None = None
+    good = 0
+    lines = content.split(b"\n")
+    for number, text in enumerate(lines[:-1], 1):
+        try:
+            body = _checked(text)
+            if record is None:
+                record = Record(msgspec.json.decode(body, type=Head))
+            else:
+                record.entries.append(msgspec.json.decode(body, type=Entry))
+        except (ValueError, msgspec.DecodeError) as error:
+            if number == len(lines) - 1 and not lines[-1] and record is not None:
+                break  # torn, although its newline is there: sectors are written in any order
+            raise JournalDamaged(f"line {number}: {error}") from None
+        good += len(text) + 1
+    if record is None:
+        raise JournalDamaged("it has no first line")
+    return record, good
+
+
+def _checked(text: bytes) -> bytes:
+    body, _, crc = text.rpartition(b" ")
+    if len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
+        raise ValueError("its sum is wrong")
+    return body

@@ -1,0 +1,260 @@
+"""What stands between a session and its hypervisors at the hand-over: lets nothing pass that the table does not allow.
+
+While the session runs it only goes forward. Whatever turns it back ends the session first, and then, with nobody else
+at the hypervisor's connection any more, ``settle`` sees it through to an end that the journal knows.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, Literal, Protocol
+
+from proxy.control import Word, printable
+from proxy.endpoints.base import Connection
+from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost
+from proxy.handover.table import Event, Side, State
+from proxy.handover.words import event_of
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.limits import (
+    APPROVAL_SECONDS_MAX,
+    HYPERVISOR_PAUSE_SECONDS,
+    REASON_CHARACTERS_MAX,
+    RESUMED_SECONDS_MAX,
+    XL_CONFIG_BYTES_MAX,
+)
+from proxy.shell.journal import JournalFile
+from proxy.shell.party import Bare, Party
+from proxy.shell.waiting import Signal
+from proxy.streams.parser import StreamParser
+
+Approval = Callable[[Side, Vm], Awaitable[None]]
+"""Has a say before a machine changes hosts; raises a RelayError for no."""
+
+_IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
+
+# What a peer's word means for a session that is under way; what turns it back ends it first.
+_FORWARD: Final = frozenset({Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
+
+
+class Session(Protocol):
+    """What a guard needs of the session that it guards."""
+
+    async def say_word(self, state: State, why: str) -> None:
+        """Tell the peer, if it is there; does not raise."""
+
+    def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        """Do ``work`` beside the session; its failure is the session's."""
+
+    def fail(self, error: BaseException) -> None:
+        """End the session."""
+
+    async def until_delivered(self) -> None:
+        """Wait until the destination's hypervisor has all that this one has sent.
+
+        Raises:
+            HypervisorFailed: it takes too long.
+        """
+
+
+class Guard:
+    """One session's hand-over; ``hands`` of its own ``Party`` while the hypervisor's connection is there.
+
+    Args:
+        file: the journal, begun.
+        hypervisor: the local one.
+        session: guarded.
+        approvals: who has a say here.
+    """
+
+    def __init__(
+        self, file: JournalFile, hypervisor: Hypervisor, session: Session, approvals: Sequence[Approval] = ()
+    ) -> None:
+        self._hypervisor, self._session, self._approvals = hypervisor, session, tuple(approvals)
+        self._bare = Bare(hypervisor, paused=file.record.head.paused)
+        self.party = Party(file, hypervisor, self, session.say_word)
+        self.detached = False
+        """Whether the session has ended: events may turn it back from now on."""
+        self.left = Signal()
+        self._turning: Event | None = None
+        self._parser: StreamParser | None = StreamParser()
+        self._parsed = 0
+        self.connection: Connection | None = None
+        """The hypervisor's, once the channel is open."""
+        self.stopping = False
+
+    @property
+    def kind(self) -> Literal["xl", "qmp"]:
+        """The hypervisor's, as OFFER and ACCEPT call it."""
+        return self.party.record.head.kind
+
+    # ---- hands: what is the same for every hypervisor
+
+    async def read(self, piece: memoryview) -> bool:
+        """The local hypervisor has said ``piece``: whether it may go to the peer now, or with what follows it.
+
+        Raises:
+            HypervisorFailed: it may not go, and neither may the session.
+            JournalError: the disk does not take what has to be written first.
+        """
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """The local hypervisor says no more.
+
+        Raises:
+            HypervisorFailed: it had more to say.
+        """
+
+    def arrived(self, body: memoryview) -> None:
+        """The peer's hypervisor has said ``body``, which is to be written to the local one.
+
+        Raises:
+            HypervisorFailed: the local one must not hear that.
+        """
+
+    free = True
+    """Whether all that arrives may be written without asking ``passable``."""
+
+    async def passable(self, size: int) -> int:
+        """Wait until some of the next ``size`` bytes may be written to the local hypervisor: how many."""
+        return size
+
+    def wrote(self, size: int) -> None:
+        """They were."""
+
+    async def approve(self) -> None:
+        """See ``Hands.approve``.
+
+        Raises:
+            HypervisorFailed: not all has arrived, or the stream does not say which machine it is.
+            RelayError: somebody said no.
+        """
+        side = self.party.handover.side
+        if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
+            raise HypervisorFailed("the stream does not tell which machine it is")
+        async with asyncio.timeout(APPROVAL_SECONDS_MAX):
+            for approval in self._approvals:
+                await approval(side, self.party.vm)
+
+    async def release(self, state: State) -> None:
+        """See ``Hands.release``: whoever waits looks at the state."""
+
+    async def take(self, vm: Vm) -> bool:
+        """See ``Hands.take``."""
+        return await self._bare.take(vm)
+
+    async def start(self, vm: Vm) -> None:
+        """See ``Hands.start``."""
+        await self._bare.start(vm)
+
+    async def destroy(self, vm: Vm) -> None:
+        """See ``Hands.destroy``."""
+        await self._bare.destroy(vm)
+
+    async def revive(self, vm: Vm) -> None:
+        """See ``Hands.revive``: its own hypervisor does it if it can; only what it left undone is done here."""
+        await self._patiently(vm, (CopyState.RUNNING, CopyState.PAUSED))
+        await self._bare.revive(vm)
+
+    async def remove(self, vm: Vm) -> None:
+        """See ``Hands.remove``."""
+        await self._patiently(vm, (CopyState.ABSENT,))
+        await self._bare.remove(vm)
+
+    async def _patiently(self, vm: Vm, wanted: tuple[CopyState, ...]) -> None:
+        """Give the local hypervisor its time to get there by itself."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RESUMED_SECONDS_MAX
+        while True:
+            if await self._hypervisor.departing(vm) in wanted or loop.time() > deadline:
+                return
+            await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
+
+    # ---- while the session runs
+
+    def saw(self, piece: memoryview) -> None:
+        """Bytes of the stream have passed here; once they tell which machine it is, that is written down."""
+        if self._parser is None:
+            return
+        self._parser.feed(piece, final=False, urgent=True)
+        self._parsed += len(piece)
+        facts = self._parser.facts
+        if facts.vm_name:
+            self._parser = None
+            vm = Vm(facts.vm_name, facts.vm_uuid or "")
+            self._session.serve(self.party.named(vm), "name the machine")
+        elif self._parsed > _IDENTITY_BYTES_MAX:
+            self._parser = None
+
+    async def heard(self, word: Word) -> None:
+        """The peer has said where it stands, within the session."""
+        event = event_of(word)
+        if event is None:
+            return
+        why = printable(word.why)
+        if event in _FORWARD or self.detached:
+            await self.party.tell(event, why)
+            self._judge()
+        else:
+            self._turning = event
+            self._session.fail(PeerAborted(EXIT_HYPERVISOR, why or "its hand-over has ended"))
+
+    def _judge(self) -> None:
+        """A side that was led to an end or into trouble by an event ends its session."""
+        if self.detached:
+            return
+        if self.party.state in (State.ABORTED, State.UNDOING, State.DOUBT):
+            self._session.fail(HypervisorFailed(self.party.trouble or self.party.record.why or "turned back"))
+
+    async def repeat(self) -> None:
+        """The peer is there again, and may not have heard."""
+        word = self.party.handover.word
+        if word is not None:
+            await self._session.say_word(word, "")
+
+    async def until_decided(self) -> None:
+        """Wait until it is certain which copy runs on."""
+        while not self.party.decided:
+            await self.party.changed.wait()
+
+    # ---- afterwards
+
+    def _ending(self, failure: BaseException) -> Event:
+        """What the end of a session means for its hand-over."""
+        if self._turning is not None:
+            return self._turning
+        return Event.LOST if isinstance(failure, PeerLost) else Event.FAILED
+
+    async def see_through(self, failure: BaseException) -> None:
+        """The session has ended early, its tasks are gone: turn back if that may be, else wait for what decides it."""
+        self.detached = True
+        self.left.wake()
+        why = (str(failure) or type(failure).__name__)[:REASON_CHARACTERS_MAX]
+        if not self.party.decided:
+            await self.party.tell(self._ending(failure), why)
+        await self._until_over()
+
+    async def _until_over(self) -> None:
+        """Wait until it is decided and everybody knows, or this process is to end."""
+        while not self.party.decided and not self.stopping:
+            await self.party.changed.wait()
+
+    def stop(self) -> None:
+        """This process is to end: what is not decided stays in the journal."""
+        self.stopping = True
+        self.party.changed.wake()
+
+    async def answered(self, event: Event, why: str) -> None:
+        """The source has come back without the session (``Handovers.answer``)."""
+        if not self.detached:
+            self._session.fail(PeerLost("the source has come back without the session"))
+            while not self.detached:
+                await self.left.wait()
+        await self.party.tell(event, why)
+
+    async def finish(self) -> None:
+        """All went well, the session is over and the hypervisor's connection closed: leave nothing behind."""
+        await self.party.settle()
+
+    def close(self) -> None:
+        """Let the journal go."""
+        self.party.close()

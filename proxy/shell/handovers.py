@@ -1,0 +1,247 @@
+"""All hand-overs of one relay process: those of its sessions, and what its journal has of others.
+
+Whoever acts on a hand-over holds its file's lock. A process that finds a hand-over locked leaves it to the other one.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from crypto.keys import SessionId
+from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
+from proxy.errors import (
+    HypervisorFailed,
+    JournalBusy,
+    JournalError,
+    PeerRefused,
+    PolicyRefused,
+)
+from proxy.handover.record import Entry, Head, Record
+from proxy.handover.table import Event, Side, State
+from proxy.handover.words import event_of, word_of
+from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.limits import ERRAND_SECONDS_MAX
+from proxy.shell.contact import Contact
+from proxy.shell.errand import run_errand
+from proxy.shell.guard import Approval, Guard
+from proxy.shell.journal import Journal, JournalFile, now
+from proxy.shell.party import Bare, Party
+
+log = structlog.get_logger("korora.handover")
+
+Toolstack = Callable[[str, str], Hypervisor]
+"""The local hypervisor of a kind, asked at ``monitor`` where that is not known from the kind."""
+
+Reach = Callable[[Record], Contact | None]
+"""How the destination of a hand-over is reached; None if this process does not know."""
+
+
+class Handovers:
+    """What a process knows of hand-overs.
+
+    Args:
+        journal: of this relay.
+        toolstack: makes the local hypervisor.
+        approvals: who has a say before a machine changes hosts.
+    """
+
+    def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
+        self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
+        self._live: dict[tuple[str, Side], Guard] = {}
+
+    # ---- of sessions
+
+    async def begin(self, head: Head) -> JournalFile:
+        """Write down that a session has a hand-over.
+
+        Raises:
+            JournalError: it cannot be written down, so the session must not begin.
+        """
+        return await asyncio.to_thread(self.journal.begin, head, Entry("open", now()))
+
+    def guards(self, guard: Guard) -> None:
+        """``guard`` is at work in this process."""
+        self._live[_key(guard.party.record)] = guard
+
+    def released(self, guard: Guard) -> None:
+        """It is not any more."""
+        self._live.pop(_key(guard.party.record), None)
+        guard.close()
+
+    def errand(self, contact: Callable[[], Contact]) -> "Callable[[Guard], asyncio.Future[None]]":
+        """See ``XlSourceGuard``: as long as it takes to decide; a little longer for the destination to know."""
+
+        async def run(guard: Guard) -> None:
+            while not (guard.stopping or guard.party.peer_agrees):
+                decided = guard.party.decided
+                work = asyncio.ensure_future(
+                    run_errand(contact(), guard.party, seconds=ERRAND_SECONDS_MAX if decided else None)
+                )
+                stopping = asyncio.ensure_future(_until_stopping(guard))
+                try:
+                    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in (work, stopping):
+                        task.cancel()
+                    await asyncio.gather(work, stopping, return_exceptions=True)
+                if decided:
+                    break
+            if guard.party.decided and guard.party.peer_agrees and not guard.party.trouble:
+                await guard.party.settle()
+
+        return lambda guard: asyncio.ensure_future(run(guard))
+
+    # ---- a source has come back without its session
+
+    async def answer(self, peer: str, session: SessionId, word: Word | Recover) -> Word:
+        """Where this destination stands, once it has done what follows from where the source stands.
+
+        Raises:
+            PolicyRefused: it is not that peer's hand-over.
+            PeerRefused: it speaks another version.
+        """
+        if isinstance(word, Recover) and word.version != PROTOCOL_VERSION:
+            raise PeerRefused(f"protocol version {word.version}, this relay speaks {PROTOCOL_VERSION}")
+        key = (session.hex(), Side.DESTINATION)
+        guard = self._live.get(key)
+        event, why = event_of(word), printable(word.why)
+        if guard is not None:
+            _same_peer(guard.party.record, peer)
+            if event is not None:
+                await guard.answered(event, why)
+            return _standing(guard.party)
+        try:
+            file = await asyncio.to_thread(self.journal.open, *key)
+        except JournalBusy:
+            return Word("busy")
+        if file is None:
+            return Word("unknown")
+        try:
+            _same_peer(file.record, peer)
+            party = self._bare(file)
+            await _look(party, self._hypervisor(file.record))
+            if event is not None:
+                await party.tell(event, why)
+            if party.decided and not party.trouble:
+                await party.settle()
+            return _standing(party)
+        finally:
+            file.close()
+
+    def _hypervisor(self, record: Record) -> Hypervisor:
+        return self.toolstack(record.head.kind, record.head.monitor)
+
+    def _bare(self, file: JournalFile) -> Party:
+        async def silent(state: State, why: str) -> None:
+            """The answer says it."""
+
+        hypervisor = self._hypervisor(file.record)
+        return Party(file, hypervisor, Bare(hypervisor, paused=file.record.head.paused), silent)
+
+    # ---- what the journal has
+
+    def unsettled(self) -> list[Record]:
+        """Hand-overs with something left to be done, and nobody in this process at work on them."""
+        return [record for record in self.journal.records() if not record.settled and _key(record) not in self._live]
+
+    async def recover(self, reach: Reach) -> None:
+        """Go through what is unsettled once, and do what can be done."""
+        for record in await asyncio.to_thread(self.unsettled):
+            with suppress(JournalBusy):
+                try:
+                    await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
+                except (JournalError, HypervisorFailed) as error:
+                    log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+
+    async def recover_one(
+        self, record: Record, contact: Contact | None, *, seconds: float = 0.0, operator: Event | None = None
+    ) -> Party | None:
+        """Take one hand-over up where its journal ends.
+
+        Args:
+            record: as it was read.
+            contact: of a source: how its destination is reached; None to leave it out.
+            seconds: how long to try to reach it.
+            operator: RUN_HERE or GIVE_UP, if an operator says so.
+
+        Raises:
+            JournalBusy, JournalError: it cannot be taken up.
+            HypervisorFailed: the hypervisor cannot be asked.
+        """
+        file = await asyncio.to_thread(self.journal.open, record.head.session, record.side)
+        if file is None:
+            return None
+        try:
+            party = self._bare(file)
+            hypervisor = self._hypervisor(file.record)
+            if not party.vm.name and party.state is State.OPEN:
+                await _never_began(party)
+                return party
+            await _look(party, hypervisor)
+            if operator is not None:
+                await party.tell(operator, "an operator says so")
+            if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
+                await run_errand(contact, party, seconds=seconds)
+            await _settle(party, await _standing_here(party, hypervisor))
+            return party
+        finally:
+            file.close()
+
+
+async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
+    source = party.handover.side is Side.SOURCE
+    return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
+
+
+async def _settle(party: Party, standing: CopyState) -> None:
+    """Close what is decided, if both know it and nothing is left to be done; a copy that was lost is lost."""
+    source = party.handover.side is Side.SOURCE
+    if not party.decided or (source and not party.peer_agrees):
+        return
+    if source and party.state is State.ABORTED and standing is CopyState.ABSENT:
+        party.log.error("the machine was lost with this host: no copy of it runs", vm=party.vm.name)
+        await party.settle("its copy is not there: it was lost with this host, or an operator destroyed it")
+    elif not party.trouble:
+        await party.settle()
+
+
+async def _never_began(party: Party) -> None:
+    """The stream had not told which machine it was: nothing has happened anywhere."""
+    party.handover.state = State.ABORTED
+    await party.settle("it had not begun")
+
+
+async def _look(party: Party, hypervisor: Hypervisor) -> None:
+    """After a restart: how does the local copy stand, and what follows from that?
+
+    Raises:
+        HypervisorFailed: it cannot be asked.
+    """
+    if await _standing_here(party, hypervisor) is CopyState.ABSENT:
+        await party.tell(Event.MISSING, "its copy is not there")
+    else:
+        await party.tell(Event.RESTARTED, "taken up again")
+
+
+def _standing(party: Party) -> Word:
+    return word_of(party.handover.word or State.OPEN, party.trouble or party.record.why)
+
+
+def _same_peer(record: Record, peer: str) -> None:
+    if record.head.peer != peer:
+        raise PolicyRefused("that hand-over is another host's")
+
+
+def _key(record: Record) -> tuple[str, Side]:
+    return record.head.session, record.side
+
+
+async def _until_stopping(guard: Guard) -> None:
+    while not guard.stopping:
+        await guard.party.changed.wait()
+
+
+__all__: Final = ["Handovers", "Reach", "Toolstack"]

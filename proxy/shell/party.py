@@ -1,0 +1,258 @@
+"""One side of one hand-over at work: each state on the disk, then what follows from it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
+
+from proxy.errors import HypervisorFailed, JournalError, RelayError
+from proxy.handover.machine import Handover
+from proxy.handover.record import Record
+from proxy.handover.table import WRITTEN, Action, Event, Side, State
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.limits import HYPERVISOR_ATTEMPTS_MAX, HYPERVISOR_PAUSE_SECONDS
+from proxy.shell.journal import JournalFile
+from proxy.shell.waiting import Signal
+
+log = structlog.get_logger("korora.handover")
+
+Say = Callable[[State, str], Awaitable[None]]
+
+
+class Hands(Protocol):
+    """How the actions are done. Each method may raise HypervisorFailed; ``approve`` any RelayError."""
+
+    async def approve(self) -> None:
+        """Everybody who has a say here says yes, or this raises."""
+
+    async def release(self, state: State) -> None:
+        """The hypervisors may take the step that ``state`` allows."""
+
+    async def take(self, vm: Vm) -> bool:
+        """Give the destination's copy the machine's name; whether that is done, or will be told later."""
+
+    async def start(self, vm: Vm) -> None:
+        """Run the destination's copy."""
+
+    async def destroy(self, vm: Vm) -> None:
+        """Destroy the destination's copy."""
+
+    async def revive(self, vm: Vm) -> None:
+        """See to it that the source's copy runs."""
+
+    async def remove(self, vm: Vm) -> None:
+        """See to it that the source's copy is gone."""
+
+
+class Bare:
+    """Hands that have nothing but the toolstack: of a hand-over whose session is over.
+
+    Args:
+        hypervisor: the local one.
+        paused: whether the machine stays paused where it arrives.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, *, paused: bool) -> None:
+        self._hypervisor, self._paused = hypervisor, paused
+
+    async def approve(self) -> None:
+        """See ``Hands``; a session that is over gets no approval any more."""
+        raise HypervisorFailed("the session is over")
+
+    async def release(self, state: State) -> None:
+        """See ``Hands``; nobody waits."""
+
+    async def take(self, vm: Vm) -> bool:
+        """See ``Hands``."""
+        await self._hypervisor.take(vm)
+        return True
+
+    async def start(self, vm: Vm) -> None:
+        """See ``Hands``."""
+        if not self._paused:
+            await self._hypervisor.start(vm)
+        elif await self._hypervisor.arriving(vm) is CopyState.ABSENT:
+            raise HypervisorFailed(f"{vm.name} is not there")
+
+    async def destroy(self, vm: Vm) -> None:
+        """See ``Hands``."""
+        await self._hypervisor.destroy(vm)
+
+    async def revive(self, vm: Vm) -> None:
+        """See ``Hands``."""
+        await self._hypervisor.revive(vm)
+
+    async def remove(self, vm: Vm) -> None:
+        """See ``Hands``."""
+        await self._hypervisor.remove(vm)
+
+
+class Party:
+    """One side of one hand-over. One event at a time, in the order told.
+
+    Args:
+        file: its journal, locked; closed by ``close``.
+        hypervisor: the local one, asked how its copy stands when an action fails.
+        hands: how actions are done; may be exchanged between events.
+        say: tells the peer; must not raise.
+    """
+
+    def __init__(self, file: JournalFile, hypervisor: Hypervisor, hands: Hands, say: Say) -> None:
+        record = file.record
+        self._file, self._hypervisor = file, hypervisor
+        self.hands, self.say = hands, say
+        self.vm = record.vm
+        self.handover = Handover(record.side, record.state)
+        self.changed = Signal()
+        self.trouble = ""
+        """What could not be done to the local copy although it has to be; tried again by recovery."""
+        self.peer_stands = ""
+        """Where the peer said last that it stands."""
+        self.peer_agrees = False
+        """Whether the peer has said that it ended the same way."""
+        self._lock = asyncio.Lock()
+        self.log = log.bind(session=record.head.session[:8], side=record.head.side)
+
+    @property
+    def record(self) -> Record:
+        """What the journal has of it."""
+        return self._file.record
+
+    @property
+    def state(self) -> State:
+        """Where this side stands."""
+        return self.handover.state
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is certain which copy runs on."""
+        return self.handover.decided
+
+    async def tell(self, event: Event, why: str = "") -> None:
+        """Take an event, and do all that follows from it.
+
+        Raises:
+            JournalError: the disk does not take the state that follows; nothing was done.
+        """
+        async with self._lock:
+            pending = deque([(event, why)])
+            while pending:
+                event, why = pending.popleft()
+                self._hear(event)
+                await self._step(event, why, pending)
+
+    def _hear(self, event: Event) -> None:
+        if (event, self.state) in _AGREED:
+            self.peer_agrees = True
+
+    async def _step(self, event: Event, why: str, pending: deque[tuple[Event, str]]) -> None:
+        before = self.handover.state
+        actions = self.handover.step(event)
+        if Action.WRITE in actions:
+            try:
+                await asyncio.to_thread(self._file.write, self.state, why or event.value, self.vm)
+            except JournalError:
+                self.handover.state = before
+                raise
+            self.log.info("hand-over", state=self.state.value, event=event.value, vm=self.vm.name, why=why)
+        self._hear(event)
+        for action in actions:
+            if action is not Action.WRITE:
+                pending.extend(await self._act(action, why))
+        self.changed.wake()
+
+    async def _act(self, action: Action, why: str) -> list[tuple[Event, str]]:
+        match action:
+            case Action.APPROVE:
+                try:
+                    await self.hands.approve()
+                except RelayError as error:
+                    self.trouble = str(error)
+                    return [(Event.FAILED, str(error))]
+                return [(Event.APPROVED, "")]
+            case Action.RELEASE:
+                await self.hands.release(self.state)
+            case Action.SAY:
+                word = self.handover.word
+                if word is not None:
+                    await self.say(word, why)
+            case Action.TAKE:
+                return await self._take()
+            case Action.START:
+                return await self._bring("start", self.hands.start, Event.STARTED)
+            case Action.DESTROY:
+                return await self._bring("destroy", self.hands.destroy, Event.DESTROYED)
+            case Action.REVIVE:
+                await self._bring("revive", self.hands.revive, None)
+            case Action.REMOVE:
+                await self._bring("remove", self.hands.remove, None)
+            case _:
+                raise ValueError(action)
+        return []
+
+    async def _take(self) -> list[tuple[Event, str]]:
+        try:
+            return [(Event.TOOK, "")] if await self.hands.take(self.vm) else []
+        except HypervisorFailed as error:
+            return await self._how_it_stands(error, [(Event.FAILED, str(error))])
+
+    async def _bring(
+        self, what: str, act: Callable[[Vm], Awaitable[None]], follows: Event | None
+    ) -> list[tuple[Event, str]]:
+        """Do what has to be done, more than once if need be; what cannot be done is told, and left to recovery."""
+        for attempt in range(1, HYPERVISOR_ATTEMPTS_MAX + 1):
+            try:
+                await act(self.vm)
+            except HypervisorFailed as error:
+                self.trouble = f"cannot {what} {self.vm.name or 'the machine'}: {error}"
+                self.log.warning("the local copy", attempt=attempt, reason=self.trouble)
+                gone = await self._how_it_stands(error, [])
+                if gone:
+                    return gone if follows is not None else []
+            else:
+                self.trouble = ""
+                return [] if follows is None else [(follows, "")]
+            await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS * attempt)
+        return []
+
+    async def _how_it_stands(self, error: Exception, otherwise: list[tuple[Event, str]]) -> list[tuple[Event, str]]:
+        """MISSING if the destination's copy is not there."""
+        try:
+            if self.handover.side is Side.DESTINATION:
+                gone = await self._hypervisor.arriving(self.vm) is CopyState.ABSENT
+                return [(Event.MISSING, str(error))] if gone else otherwise
+        except HypervisorFailed as silent:
+            self.log.warning("the hypervisor cannot be asked", reason=str(silent))
+        return otherwise
+
+    async def named(self, vm: Vm) -> None:
+        """The stream has told which machine it is.
+
+        Raises:
+            JournalError: the disk does not take it.
+        """
+        async with self._lock:
+            self.vm = vm
+            if self.state in WRITTEN:
+                await asyncio.to_thread(self._file.write, self.state, "named", vm)
+
+    async def settle(self, why: str = "") -> None:
+        """Nothing is left to be done about it."""
+        async with self._lock:
+            if self.decided and not self.record.settled:
+                await asyncio.to_thread(self._file.write, self.state, why or self.record.why, self.vm, settled=True)
+
+    def close(self) -> None:
+        """Let the journal go."""
+        self._file.close()
+
+
+_AGREED: Final = frozenset(
+    {
+        (Event.PEER_ABORTED, State.ABORTED),
+        (Event.PEER_UNKNOWN, State.ABORTED),
+        (Event.PEER_DONE, State.DONE),
+    }
+)

@@ -1,0 +1,127 @@
+"""Guards are posted when a session begins; and a source whose session is over is talked to about its hand-over."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+import structlog
+
+from crypto.errors import CryptoError
+from crypto.keys import SessionId
+from proxy.control import Recover, Refuse, Word, printable
+from proxy.endpoints.base import Connection, Egress
+from proxy.errors import PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.handover.record import Head
+from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
+from proxy.shell.arrival import DestinationRunner
+from proxy.shell.contact import Contact
+from proxy.shell.departure import SourceRunner
+from proxy.shell.handovers import Handovers
+from proxy.shell.journal import now
+from proxy.shell.link import ControlLink
+from proxy.shell.xl_guard import XlDestinationGuard, XlSourceGuard
+
+log = structlog.get_logger("korora.handover")
+
+
+async def guard_departure(
+    runner: SourceRunner,
+    handovers: Handovers,
+    kind: Literal["xl", "qmp"],
+    *,
+    contact: Callable[[], Contact],
+    monitor: str,
+    first: Connection,
+) -> None:
+    """Write down that a session has a hand-over, and stand guard over it.
+
+    Args:
+        runner: the session, before its first byte.
+        handovers: of this process.
+        kind: of the hypervisor, as ACCEPT says.
+        contact: how the destination is reached now.
+        monitor: where the local hypervisor is asked, if not by its kind.
+        first: its connection.
+
+    Raises:
+        JournalError: it cannot be written down.
+    """
+    where = contact().where
+    head = Head(
+        session=runner.report.session_id,
+        side="source",
+        kind=kind,
+        peer=runner.peer.name,
+        address=where.address,
+        monitor=monitor,
+        paused="p" in where.xl_flags,
+        began=now(),
+    )
+    file = await handovers.begin(head)
+    hypervisor = handovers.toolstack(kind, monitor)
+    guard = XlSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
+    guard.connection = first
+    handovers.guards(guard)
+    runner.guard, runner.let_go = guard, handovers.released
+
+
+async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, egress: Egress, monitor: str) -> None:
+    """The same at the destination, if both ends can.
+
+    Args:
+        runner: the session, before ACCEPT.
+        handovers: of this process; None to guard none.
+        egress: where the machine is handed over.
+        monitor: where the QEMU behind it is asked; empty for none.
+
+    Raises:
+        JournalError: it cannot be written down.
+    """
+    kind: Literal["", "xl", "qmp"] = "qmp" if monitor else egress.handover
+    if handovers is None or not kind or runner.offer.handover != kind:
+        return
+    head = Head(
+        session=runner.report.session_id,
+        side="destination",
+        kind=kind,
+        peer=runner.peer.name,
+        monitor=monitor,
+        paused="p" in runner.offer.xl_flags or egress.paused,
+        began=now(),
+    )
+    file = await handovers.begin(head)
+    guard = XlDestinationGuard(file, handovers.toolstack(kind, monitor), runner, handovers.approvals)
+    handovers.guards(guard)
+    runner.guard, runner.let_go = guard, handovers.released
+
+
+async def talk(link: ControlLink, handovers: Handovers | None, peer: str, recovery: Recover) -> None:
+    """A source whose session is over comes about its hand-over: do what follows, and say where this side stands.
+
+    Args:
+        link: authenticated; closed at the end.
+        handovers: of this process; None if it keeps no journal.
+        peer: the name in the source's certificate.
+        recovery: what it said first.
+    """
+    link.mark_open()
+    word: Word | Recover = recovery
+    try:
+        async with asyncio.timeout(2 * VISIT_SECONDS_MAX):
+            for _ in range(WORDS_MAX):
+                session = SessionId(recovery.session)
+                answer = Word("unknown") if handovers is None else await handovers.answer(peer, session, word)
+                await link.send(answer)
+                message = await link.receive()
+                if not isinstance(message, Word):
+                    raise ProtocolViolation(f"{type(message).__name__} in a visit about a hand-over")
+                word = message
+    except PeerLost:
+        pass  # it has nothing more to say
+    except (CryptoError, RelayError, TimeoutError) as error:
+        log.warning("a hand-over could not be talked about", peer=peer, reason=str(error) or "it took too long")
+        with suppress(RelayError, CryptoError):
+            await link.send(Refuse(exit_code_of(error), printable(str(error))))
+    finally:
+        await link.close()

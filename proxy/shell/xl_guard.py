@@ -1,0 +1,260 @@
+"""xl's last handshake under guard: READY, GO and the report pass when the table says so (docs/handover.md)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from proxy.endpoints.base import Connection
+from proxy.errors import HypervisorFailed
+from proxy.handover.table import Event, State
+from proxy.handover.xl import BANNER, FAILED, GO, READY_END, SUCCEEDED, Answers, Part, Permission
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.limits import HANDOVER_SECONDS_MAX, HYPERVISOR_PAUSE_SECONDS
+from proxy.shell.guard import Approval, Guard, Session
+from proxy.shell.journal import JournalFile
+from proxy.streams.formats import XEN_END_RECORD, XL_MAGIC
+
+_GIVE_SECONDS_MAX: Final = 5.0  # xl reads its pipe at once, or never
+_POLL_SECONDS: Final = 0.05
+
+
+class XlSourceGuard(Guard):
+    """The source's end: READY waits for PREPARED, GO for VOTED, the report for DONE.
+
+    Args:
+        file, hypervisor, session, approvals: see ``Guard``.
+        errand: goes to the destination until it is decided and both know it (``proxy.shell.errand``).
+    """
+
+    def __init__(
+        self,
+        file: JournalFile,
+        hypervisor: Hypervisor,
+        session: Session,
+        approvals: Sequence[Approval],
+        errand: "Callable[[Guard], Awaitable[None]]",
+    ) -> None:
+        super().__init__(file, hypervisor, session, approvals)
+        self._errand = errand
+        self._answers, self._permission = Answers(), Permission()
+        self._given = 0
+        """Bytes that xl has been told."""
+        self._head, self._tail = b"", b""
+        self._silent = False
+        """Whether xl has said its last."""
+
+    # ---- what passes
+
+    @property
+    def _ready(self) -> bool:
+        return self._given >= READY_END
+
+    async def read(self, piece: memoryview) -> bool:
+        """See ``Guard.read``."""
+        if not self._ready:
+            self._see(piece)
+            return True
+        if not self._permission.feed(piece):
+            return False
+        await self.party.tell(Event.GAVE_UP)
+        if self.party.state is State.PREPARED:
+            raise HypervisorFailed("xl has given the machine up, and that could not be written down")
+        return True
+
+    def _see(self, piece: memoryview) -> None:
+        if len(self._head) < len(XL_MAGIC):
+            self._head = (self._head + bytes(piece[: len(XL_MAGIC)]))[: len(XL_MAGIC)]
+        self._tail = (self._tail + bytes(piece[-len(XEN_END_RECORD) :]))[-len(XEN_END_RECORD) :]
+        self.saw(piece)
+
+    def ended(self) -> None:
+        """See ``Guard.ended``: what comes after GO is for the destination to say, and needs no xl here."""
+        self._silent = True
+        if self._ready and self.party.state in (State.PREPARED, State.ASKED, State.OPEN):
+            raise HypervisorFailed("xl migrate ended before it gave the machine up")
+
+    free = False
+
+    def arrived(self, body: memoryview) -> None:
+        """See ``Guard.arrived``."""
+        self._answers.feed(body)
+
+    async def passable(self, size: int) -> int:
+        """See ``Guard.passable``."""
+        while True:
+            room = self._limit() - self._given
+            if room > 0:
+                return min(size, room)
+            await self.party.changed.wait()
+
+    def _limit(self) -> int:
+        match self.party.state:
+            case State.OPEN | State.ASKED:
+                return len(BANNER)
+            case State.PREPARED | State.VOTED | State.COMMITTED | State.DOUBT:
+                return READY_END
+            case State.DONE if not self.detached:
+                return READY_END + len(SUCCEEDED)
+        return 0
+
+    def wrote(self, size: int) -> None:
+        """See ``Guard.wrote``."""
+        self._given += size
+
+    # ---- hands
+
+    async def approve(self) -> None:
+        """See ``Guard.approve``."""
+        await self._session.until_delivered()
+        if self._head == XL_MAGIC and self._tail != XEN_END_RECORD:
+            raise HypervisorFailed("the destination says that it has the whole machine, and the stream has not ended")
+        await super().approve()
+
+    async def revive(self, vm: Vm) -> None:
+        """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told."""
+        if self._given > len(BANNER):
+            await self._give(FAILED)
+        await self._let_go()
+        await super().revive(vm)
+
+    async def remove(self, vm: Vm) -> None:
+        """See ``Guard.remove``: xl does it, once the report has passed or is given."""
+        if not self.detached:
+            return
+        await self._give(SUCCEEDED)
+        await self._let_go()
+        await super().remove(vm)
+
+    async def _give(self, answer: bytes) -> None:
+        """Tell xl the rest of what it has not heard; it may be dead, or not read."""
+        if self.connection is None:
+            return
+        said = max(0, self._given - READY_END)
+        rest = memoryview(answer)[said:]
+        try:
+            async with asyncio.timeout(_GIVE_SECONDS_MAX):
+                while rest:
+                    took = self.connection.write(rest)
+                    rest = rest[took:]
+                    self._given += took
+                    if rest and not took:
+                        await asyncio.sleep(_POLL_SECONDS)
+        except (OSError, TimeoutError, HypervisorFailed) as error:
+            self.party.log.warning("xl does not hear how it ended", reason=str(error) or "it does not read")
+
+    async def _let_go(self) -> None:
+        """Close xl's pipes; it has been told all there is."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.abort()
+
+    # ---- afterwards
+
+    async def _until_over(self) -> None:
+        if self.party.state is State.DONE and self.connection is not None:
+            await self.remove(self.party.vm)
+        await self._errand(self)
+
+    async def finish(self) -> None:
+        """See ``Guard.finish``."""
+        self.detached, self.connection = True, None
+        await self.remove(self.party.vm)
+        await super().finish()
+
+
+class XlDestinationGuard(Guard):
+    """The destination's end: READY waits for PREPARED, the report for DONE; xl migrate-receive never unpauses."""
+
+    def __init__(
+        self, file: JournalFile, hypervisor: Hypervisor, session: Session, approvals: Sequence[Approval] = ()
+    ) -> None:
+        super().__init__(file, hypervisor, session, approvals)
+        self._answers = Answers()
+        self._cleared = False
+        """Whether GO has passed."""
+        self._passed = b""
+
+    async def read(self, piece: memoryview) -> bool:
+        """See ``Guard.read``."""
+        for part in self._answers.feed(piece):
+            match part:
+                case Part.READY:
+                    await self.party.tell(Event.WHOLE)
+                    if self.party.state is not State.PREPARED:
+                        raise HypervisorFailed(self.party.trouble or "the hand-over was refused here")
+                case Part.SUCCEEDED:
+                    await self._took()
+                    await self._until_done()
+                case Part.FAILED:
+                    raise HypervisorFailed("xl migrate-receive could not take the machine")
+                case Part.BANNER:
+                    pass
+        return self._answers.whole
+
+    async def _took(self) -> None:
+        """xl says that the copy has the machine's name and is paused: is it so?"""
+        standing = await self._hypervisor.arriving(self.party.vm)
+        if standing is not CopyState.PAUSED:
+            raise HypervisorFailed(f"xl migrate-receive reports success, and the copy is {standing.value}")
+        await self.party.tell(Event.TOOK)
+
+    async def _until_done(self) -> None:
+        while self.party.state is not State.DONE:
+            await self.party.changed.wait()
+
+    def ended(self) -> None:
+        """See ``Guard.ended``."""
+        if self.party.state in (State.OPEN, State.ASKED, State.PREPARED):
+            raise HypervisorFailed("xl migrate-receive ended before it had the whole machine")
+
+    def arrived(self, body: memoryview) -> None:
+        """See ``Guard.arrived``."""
+        if self.party.state is State.PREPARED:
+            self._passed = (self._passed + bytes(body))[-len(GO) :]
+            self._cleared = self._passed == GO
+        self.saw(body)
+
+    # ---- hands
+
+    async def take(self, vm: Vm) -> bool:
+        """See ``Hands.take``: while the session runs, GO comes by itself and the report tells."""
+        if not self.detached:
+            return False
+        if self.connection is not None:
+            await self._clear(self.connection)
+        return await super().take(vm)
+
+    async def _clear(self, connection: Connection) -> None:
+        """The source has given the machine up and its session is gone: give xl the permission that did not come."""
+        try:
+            if not self._cleared:
+                connection.write(memoryview(GO))
+                self._cleared = True
+            buffer = memoryview(bytearray(256))
+            async with asyncio.timeout(HANDOVER_SECONDS_MAX):
+                while True:
+                    got = connection.read_into(buffer)
+                    if got == 0 or (got and Part.SUCCEEDED in self._answers.feed(buffer[:got])):
+                        return
+                    await asyncio.sleep(_POLL_SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise HypervisorFailed(f"xl migrate-receive does not answer: {error}") from None
+
+    async def start(self, vm: Vm) -> None:
+        """See ``Hands.start``."""
+        await self._let_end()
+        await super().start(vm)
+
+    async def _let_end(self) -> None:
+        """xl migrate-receive ends by itself once it has reported; afterwards nobody reads what it says."""
+        if self.detached and self.connection is not None:
+            connection, self.connection = self.connection, None
+            await connection.abort()
+
+    async def destroy(self, vm: Vm) -> None:
+        """See ``Hands.destroy``: xl destroys its copy by itself if its input ends; else it is destroyed."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.abort()
+            await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS / 10)
+        await super().destroy(vm)
