@@ -74,6 +74,16 @@ async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
         await asyncio.sleep(RECOVERY_SECONDS)
 
 
+async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
+    """What an earlier migration to the same relay left: it would be in the next one's way."""
+    for record in await asyncio.to_thread(handovers.unsettled):
+        if record.side is Side.SOURCE and record.head.address == address:
+            try:
+                await handovers.recover_one(record, reach(identity)(record))
+            except (RelayError, CryptoError, OSError) as error:
+                log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
+
+
 def leave_behind(handovers: Handovers, session: str, identity: Path, state: Path) -> None:
     """A command that must end leaves an unsettled hand-over to a process of its own, which outlives it."""
     with suppress(OSError):

@@ -20,7 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
-from korora.handovers import leave_behind, open_handovers, recover_for_ever
+from korora.handovers import finish_earlier, leave_behind, open_handovers, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import give_back
 from korora.progress import Progress
@@ -372,6 +372,8 @@ class _Sender:
     async def _sessions(self) -> int:
         options = self._options
         source = self._source
+        if options.transport:
+            await finish_earlier(self._handovers, options.common.identity, options.peer.address)
         while source is not None:
             report = source.new_report()
             try:
