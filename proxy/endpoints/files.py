@@ -260,6 +260,7 @@ class FileEgress:
     """Writes one stream to the file."""
 
     single = True
+    exclusive = True
 
     def __init__(self, path: str, label: str) -> None:
         self._path, self.label = path, label

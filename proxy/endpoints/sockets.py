@@ -308,6 +308,7 @@ class TcpEgress:
     """Connects to the local hypervisor on TCP; never probes it."""
 
     single = False
+    exclusive = False
 
     def __init__(self, host: str, port: int, label: str) -> None:
         self._host, self._port, self.label = host, port, label
@@ -329,6 +330,7 @@ class UnixEgress:
     """Connects to the local hypervisor on a unix socket."""
 
     single = False
+    exclusive = False
 
     def __init__(self, path: str, label: str) -> None:
         self._path, self.label = path, label
