@@ -1,10 +1,9 @@
-"""stdio:, exec: and xl: endpoints: pipes, and the processes behind them."""
+"""stdio: and exec: endpoints, and what xl: has in common with them: pipes, and the processes behind them."""
 
 import asyncio
 import errno
 import os
 import select
-import shlex
 import signal
 import socket
 import stat
@@ -165,6 +164,7 @@ class StdioEndpoint:
     """Standard input and output, as ingress and as egress."""
 
     single = True
+    exclusive = True
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -344,6 +344,7 @@ class ExecEndpoint:
     """A shell command, as ingress and as egress."""
 
     single = True
+    exclusive = True
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -367,26 +368,6 @@ class ExecEndpoint:
 
     async def close(self) -> None:
         """The command belongs to its connection."""
-
-
-class XlEgress:
-    """``xl migrate-receive`` as a process of its own; see docs/operations.md on winding it down."""
-
-    single = True
-    handover: Literal["", "xl"] = "xl"
-
-    def __init__(self, flags: str, label: str, program: str = "xl") -> None:
-        self._flags, self.label, self._program = flags, label, program
-        self.paused = "p" in flags
-
-    async def check(self) -> None:
-        """See ``Egress.check``."""
-
-    async def connect(self, xl_flags: str) -> ProcessConnection:
-        """See ``Egress.connect``: the operator's flags and those the source asked for."""
-        flags = sorted(set(self._flags) | set(xl_flags))
-        command = [self._program, "migrate-receive", *(f"-{flag}" for flag in flags)]
-        return start(command, f"{self.label} ({shlex.join(command)})", wind_down=True)
 
 
 def start(command: list[str], label: str, *, wind_down: bool) -> ProcessConnection:

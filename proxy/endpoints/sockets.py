@@ -308,6 +308,7 @@ class TcpEgress:
     """Connects to the local hypervisor on TCP; never probes it."""
 
     single = False
+    exclusive = False
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -331,6 +332,7 @@ class UnixEgress:
     """Connects to the local hypervisor on a unix socket."""
 
     single = False
+    exclusive = False
     handover: Literal["", "xl"] = ""
     paused = False
 

@@ -5,8 +5,9 @@ from typing import Final
 
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.files import FileEgress, FileIngress
-from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint, XlEgress
+from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress
+from proxy.endpoints.xl import XlEgress
 from proxy.errors import ConfigurationError
 
 FORMS: Final = "tcp:HOST:PORT, unix:PATH, stdio:, file:PATH, exec:COMMAND"
