@@ -20,6 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
+from korora.handovers import finish_earlier, leave_behind, open_handovers, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import give_back
 from korora.progress import Progress
@@ -52,6 +53,11 @@ class Common:
     store_bytes: int = STORE_BYTES_DEFAULT
     """Of the content store; 0 for none."""
 
+    @property
+    def state_folder(self) -> Path:
+        """Where this relay keeps what outlives its sessions."""
+        return self.state or self.identity / "state"
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiveOptions:
@@ -72,8 +78,8 @@ class SendOptions:
     common: Common
     ingress: Ingress
     peer: Peer
-    announce: bool = True
-    """Whether to print `ready`; xl reads our standard output and must not."""
+    transport: bool = False
+    """Whether xl has started us for one migration: it reads our standard output, and waits for our end."""
 
 
 def receive(options: ReceiveOptions) -> int:
@@ -113,8 +119,7 @@ def _check_streams(endpoint: Egress | Ingress) -> None:
 @contextmanager
 def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
     """The terms with the content store, while it is open."""
-    state = common.state or common.identity / "state"
-    host_store = open_host_store(state, common.store_bytes) if paging.wanted and paging.tenant else None
+    host_store = open_host_store(common.state_folder, common.store_bytes) if paging.wanted and paging.tenant else None
     try:
         yield replace(paging, store=host_store)
     finally:
@@ -224,16 +229,18 @@ class _Receiver:
         _check_streams(options.egress)
         await options.egress.check()
         listener = listen_tcp(*options.listen, options.listen_text)
+        handovers = open_handovers(common.state_folder)
         self._destination = Destination(
             tls,
             {"default": options.egress},
             listener,
-            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=paging),
+            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=paging, handovers=handovers),
             begin=self._begin,
             failed=self._refused,
         )
         stopper = _Stopper(self._stop)
         serving = asyncio.create_task(self._destination.serve())
+        recovering = asyncio.create_task(recover_for_ever(handovers, common.identity))
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
         try:
@@ -246,9 +253,10 @@ class _Receiver:
             return code
         finally:
             listener.close()
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
+            for task in (serving, recovering):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     async def _begin(self, runner: DestinationRunner) -> None:
         common = self._options.common
@@ -339,24 +347,33 @@ class _Sender:
         reports.check_writable(common.report)
         _check_streams(options.ingress)
         await options.ingress.open()
-        self._source = Source(tls, peer, options.ingress)
+        handovers = self._handovers = open_handovers(common.state_folder)
+        self._source = Source(tls, peer, options.ingress, handovers=handovers)
         stopper = _Stopper(self._stop)
+        recovering: asyncio.Task[None] | None = None
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
         try:
-            if options.announce:
+            if not options.transport:
                 announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
             self._task = asyncio.create_task(self._sessions())
+            if not options.transport:
+                recovering = asyncio.create_task(recover_for_ever(handovers, common.identity))
             return await self._task
         except asyncio.CancelledError:
             if stopper.reason is None:
                 raise
             return stopper.reason.code
         finally:
+            if recovering is not None:
+                recovering.cancel()
+                await asyncio.gather(recovering, return_exceptions=True)
             await options.ingress.close()
 
     async def _sessions(self) -> int:
         options = self._options
         source = self._source
+        if options.transport:
+            await finish_earlier(self._handovers, options.common.identity, options.peer.address)
         while source is not None:
             report = source.new_report()
             try:
@@ -365,6 +382,11 @@ class _Sender:
                 return await _account(_fails(error), report, options.common.report)
             with Progress(lambda: source.current):
                 code = await _account(source.session(first, report), report, options.common.report)
+            if options.transport:
+                common = options.common
+                await asyncio.to_thread(
+                    leave_behind, self._handovers, report.session_id, common.identity, common.state_folder
+                )
             if options.common.once or options.ingress.single or self._stopped:
                 return code
         return EXIT_DONE

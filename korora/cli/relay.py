@@ -140,6 +140,7 @@ def send(
         lanes=lanes,
         resume_seconds=resume_timeout,
         rate_limit=rate_limit,
+        handover="xl",
         paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
@@ -157,6 +158,7 @@ def xl(
     ] = IDENTITY_DEFAULT,
     name: opt.Names = None,
     report: opt.Report = None,
+    state: opt.State = None,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.WARNING,
 ) -> None:
@@ -170,12 +172,21 @@ def xl(
     from korora import relay
     from proxy.shell.source import Peer
 
-    common = _common(identity, name, (), once=True, report=report, resume_seconds=RESUME_SECONDS, allow_classical=False)
+    common = _common(
+        identity,
+        name,
+        (),
+        once=True,
+        report=report,
+        resume_seconds=RESUME_SECONDS,
+        allow_classical=False,
+        state=state,
+    )
     from proxy.paging import PagingTerms
 
     ingress = StdioEndpoint("xl's pipes")
-    where = Peer(host, port, xl_flags=flags, paging=PagingTerms(tenant=opt.TENANT))
-    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, announce=False)))
+    where = Peer(host, port, xl_flags=flags, handover="xl", paging=PagingTerms(tenant=opt.TENANT))
+    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True)))
 
 
 def _digests(pins: list[str] | None) -> tuple[bytes, ...]:

@@ -14,9 +14,11 @@ from proxy.errors import (
     ProtocolViolation,
     RelayError,
 )
+from proxy.handover.record import Record
 from proxy.handover.table import State
 from proxy.handover.words import event_of, word_of
 from proxy.limits import (
+    CONTROL_SECONDS_MAX,
     ERRAND_PAUSE_SECONDS_MAX,
     ERRAND_PAUSE_SECONDS_MIN,
     VISIT_SECONDS_MAX,
@@ -64,6 +66,29 @@ async def visit(contact: Contact, party: Party) -> None:
     finally:
         with contextlib.suppress(RelayError, CryptoError, OSError):
             await link.close()
+
+
+async def peek(contact: Contact, record: Record) -> str:
+    """Ask a destination where it stands, and change nothing.
+
+    Raises:
+        RelayError, CryptoError: it cannot be asked, or refuses.
+    """
+    link = await contact.meet(record.head.peer)
+    try:
+        async with asyncio.timeout(CONTROL_SECONDS_MAX):
+            await link.send(Recover(PROTOCOL_VERSION, bytes.fromhex(record.head.session), "asked"))
+            answer = await link.receive()
+    except TimeoutError:
+        raise PeerUnreachable("the peer did not answer in time") from None
+    finally:
+        with contextlib.suppress(RelayError, CryptoError, OSError):
+            await link.close()
+    if isinstance(answer, Refuse):
+        raise PeerRefused(f"the peer refused: {printable(answer.reason)}")
+    if not isinstance(answer, Word):
+        raise ProtocolViolation(f"{type(answer).__name__} instead of a word about the hand-over")
+    return f"{answer.state}: {printable(answer.why)}" if answer.why else answer.state
 
 
 async def run_errand(contact: Contact, party: Party, *, seconds: float | None = None) -> None:

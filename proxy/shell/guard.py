@@ -162,6 +162,8 @@ class Guard:
 
     async def _patiently(self, vm: Vm, wanted: tuple[CopyState, ...]) -> None:
         """Give the local hypervisor its time to get there by itself."""
+        if not vm.name:
+            return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RESUMED_SECONDS_MAX
         while True:

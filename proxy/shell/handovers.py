@@ -122,6 +122,8 @@ class Handovers:
         try:
             _same_peer(file.record, peer)
             party = self._bare(file)
+            if word.state == "asked":
+                return _standing(party)  # it only looks
             await _look(party, self._hypervisor(file.record))
             if event is not None:
                 await party.tell(event, why)

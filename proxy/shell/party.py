@@ -77,12 +77,14 @@ class Bare:
             raise HypervisorFailed(f"{vm.name} is not there")
 
     async def destroy(self, vm: Vm) -> None:
-        """See ``Hands``."""
-        await self._hypervisor.destroy(vm)
+        """See ``Hands``; before the stream told which machine it is, there is no copy."""
+        if vm.name or self._hypervisor.kind != "xl":
+            await self._hypervisor.destroy(vm)
 
     async def revive(self, vm: Vm) -> None:
-        """See ``Hands``."""
-        await self._hypervisor.revive(vm)
+        """See ``Hands``; before that it ran, and does."""
+        if vm.name or self._hypervisor.kind != "xl":
+            await self._hypervisor.revive(vm)
 
     async def remove(self, vm: Vm) -> None:
         """See ``Hands``."""
@@ -153,9 +155,12 @@ class Party:
         if Action.WRITE in actions:
             try:
                 await asyncio.to_thread(self._file.write, self.state, why or event.value, self.vm)
-            except JournalError:
-                self.handover.state = before
-                raise
+            except JournalError as error:
+                if not self.decided:
+                    self.handover.state = before
+                    raise
+                # What is decided is so without being written: whoever takes the older state up comes to the same end.
+                self.log.warning("the end of a hand-over is not written down", reason=str(error))
             self.log.info("hand-over", state=self.state.value, event=event.value, vm=self.vm.name, why=why)
         self._hear(event)
         for action in actions:

@@ -1,0 +1,227 @@
+"""`korora handover`: which host runs a machine, where a migration broke off; and what is left to do about it.
+
+It works on the state directory itself, whether a relay runs or not; what a running relay is at work on is left to it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from korora.cli.options import help_without_command
+
+if TYPE_CHECKING:
+    from proxy.handover.record import Record
+
+STATE_DEFAULT: Final = Path("/var/lib/korora")  # the daemon's, as in its configuration
+IDENTITY_DEFAULT: Final = Path("/etc/korora/identity")
+_COLUMNS: Final = ("SESSION", "VM", "THIS SIDE", "PEER", "STATE", "SINCE", "LEFT TO DO")
+
+app = typer.Typer(
+    name="handover",
+    help="Hand-overs that broke off: what is known, and what is left to do.",
+    invoke_without_command=True,
+    add_completion=False,
+)
+
+_State = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help=f"The relay's state directory [default: {STATE_DEFAULT}]."),
+]
+_Identity = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="DIR",
+        help=f"This host's identity, to ask the other relay [default: {IDENTITY_DEFAULT}];"
+        " without --state, its DIR/state is meant.",
+    ),
+]
+_Session = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or the first digits of it.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+@app.callback()
+def root(context: typer.Context) -> None:
+    """Hand-overs that broke off: what is known, and what is left to do."""
+    help_without_command(context)
+
+
+@app.command("list")
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Those that are settled, too.")] = False,
+    state: _State = None,
+    identity: _Identity = None,
+    as_json: _AsJson = False,
+) -> None:
+    """List hand-overs with something left to do; with --all, every one that is kept."""
+    import json
+
+    from korora.handovers import open_handovers
+
+    records = open_handovers(_state(state, identity)).journal.records()
+    shown = [record for record in records if everything or not record.settled]
+    if as_json:
+        typer.echo(json.dumps({"handovers": [_as_dict(record) for record in shown]}))
+        return
+    if not shown:
+        typer.echo("nothing is left to do" if records else "no hand-over is on record")
+        return
+    rows = [_COLUMNS, *(_row(record) for record in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def show(session: _Session, state: _State = None, identity: _Identity = None, as_json: _AsJson = False) -> None:
+    """Show what is known of both sides: the journal, the copy on this host, and what the other relay says."""
+    import asyncio
+    import json
+
+    from korora.handovers import ask, open_handovers
+
+    handovers = open_handovers(_state(state, identity))
+    record = _find(handovers.journal.records(), session)
+    told = asyncio.run(ask(handovers, record, identity or IDENTITY_DEFAULT))
+    if as_json:
+        typer.echo(json.dumps(_as_dict(record) | {"copy": told.copy, "peer_says": told.peer, "advice": told.advice}))
+        return
+    from proxy.control import printable
+
+    typer.echo(f"{printable(record.vm.name) or 'a machine of unknown name'} ({record.vm.uuid or 'no uuid'})")
+    typer.echo(f"  session    {record.head.session}")
+    typer.echo(f"  this side  {record.head.side}, under {record.head.kind}")
+    typer.echo(f"  peer       {printable(record.head.peer)} {record.head.address}".rstrip())
+    typer.echo(f"  its copy here   {told.copy}")
+    typer.echo(f"  the peer says   {told.peer}")
+    typer.echo("  journal")
+    for entry in record.entries:
+        typer.echo(f"    {entry.at}  {entry.state:<10} {printable(entry.why)}{'  settled' if entry.settled else ''}")
+    typer.echo(f"  left to do: {told.advice}")
+
+
+@app.command()
+def recover(
+    session: Annotated[str | None, typer.Argument(metavar="SESSION", help="Only this one.")] = None,
+    wait: Annotated[
+        int, typer.Option("--wait", min=0, max=86_400, metavar="SECONDS", help="How long to try to reach the peer.")
+    ] = 0,
+    state: _State = None,
+    identity: _Identity = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Finish what can be finished, as a running relay does by itself: ask the other relay, and act on its answer."""
+    import asyncio
+    import json
+
+    from korora.handovers import finish, open_handovers
+
+    handovers = open_handovers(_state(state, identity))
+    records = [record for record in handovers.journal.records() if not record.settled]
+    if session is not None:
+        records = [_find(handovers.journal.records(), session)]
+    after = asyncio.run(finish(handovers, records, identity or IDENTITY_DEFAULT, wait))
+    if as_json:
+        typer.echo(json.dumps({"handovers": [_as_dict(record) for record in after]}))
+    else:
+        _say(after)
+    raise typer.Exit(0 if all(record.settled for record in after) else 6)
+
+
+@app.command()
+def resolve(
+    session: _Session,
+    run_here: Annotated[
+        bool, typer.Option("--run-here", help="Run this host's copy: the other one is destroyed, or its host fenced.")
+    ] = False,
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="Give this host's copy up: the other one runs, or shall not be missed.")
+    ] = False,
+    certain: Annotated[
+        bool, typer.Option("--certain", help="You have looked at both hosts: without it nothing is done.")
+    ] = False,
+    state: _State = None,
+    identity: _Identity = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Decide for relays that cannot: which copy is to run. Two that run destroy the disks they share."""
+    import asyncio
+    import json
+
+    from korora.handovers import decide, open_handovers
+    from proxy.errors import ConfigurationError
+
+    if run_here == give_up:
+        raise ConfigurationError("nothing says which copy is to run", "give --run-here or --give-up, not both")
+    handovers = open_handovers(_state(state, identity))
+    record = _find(handovers.journal.records(), session)
+    if not certain:
+        other = "destroyed, or its host off" if run_here else "running, or not wanted any more"
+        raise ConfigurationError(
+            f"only you can know that {record.vm.name or 'the machine'} is {other} at {record.head.peer}",
+            "look at both hosts, then say it again with --certain",
+        )
+    after = asyncio.run(decide(handovers, record, run_here=run_here))
+    if as_json:
+        typer.echo(json.dumps(_as_dict(after)))
+    else:
+        _say([after])
+
+
+def _say(records: "list[Record]") -> None:
+    from korora.handovers import advice
+    from proxy.control import printable
+
+    for record in records:
+        name = printable(record.vm.name) or "a machine of unknown name"
+        left = "settled" if record.settled else advice(record)
+        typer.echo(f"{record.head.session[:8]}  {name}: {record.state.value}, {left}")
+    if not records:
+        typer.echo("nothing is left to do")
+
+
+def _state(state: Path | None, identity: Path | None) -> Path:
+    from proxy.errors import ConfigurationError
+
+    directory = state or (identity / "state" if identity is not None else STATE_DEFAULT)
+    if not directory.is_dir():
+        raise ConfigurationError(f"there is no state directory {directory}", "name it by --state or --identity")
+    return directory
+
+
+def _find(records: "list[Record]", session: str) -> "Record":
+    from proxy.errors import ConfigurationError
+
+    found = [record for record in records if record.head.session.startswith(session.lower())] if session else []
+    if len(found) > 1 and len({record.head.session for record in found}) == 1:
+        found = [record for record in found if not record.settled] or found[:1]
+    if not found:
+        raise ConfigurationError(f"no hand-over {session!r} is on record here", "see korora handover list --all")
+    if len(found) > 1:
+        raise ConfigurationError(f"{session!r} means {len(found)} hand-overs", "give more digits of its id")
+    return found[0]
+
+
+def _row(record: "Record") -> tuple[str, ...]:
+    from korora.handovers import advice
+    from proxy.control import printable
+
+    since = record.entries[-1].at if record.entries else record.head.began
+    left = "nothing" if record.settled else advice(record)
+    vm = printable(record.vm.name) or "—"
+    return record.head.session[:8], vm, record.head.side, printable(record.head.peer), record.state.value, since, left
+
+
+def _as_dict(record: "Record") -> dict[str, object]:
+    import msgspec
+
+    return {
+        **msgspec.to_builtins(record.head),
+        "vm": record.vm.name or None,
+        "uuid": record.vm.uuid or None,
+        "state": record.state.value,
+        "settled": record.settled,
+        "why": record.why,
+        "journal": [msgspec.to_builtins(entry) for entry in record.entries],
+    }

@@ -1,0 +1,200 @@
+"""Hand-overs in a relay's process: its journal, its hypervisors, and the round that finishes what was left."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from crypto.errors import CryptoError
+from crypto.identity import Identity
+from crypto.tls import PeerRules, TlsConfig, TlsRole
+from proxy.endpoints.spec import parse_address
+from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
+from proxy.handover.record import Record
+from proxy.handover.table import Event, Side, State
+from proxy.hypervisors.base import Hypervisor
+from proxy.limits import RECOVERY_SECONDS
+from proxy.shell.contact import Contact, Peer
+from proxy.shell.errand import peek
+from proxy.shell.handovers import Handovers
+from proxy.shell.journal import Journal
+
+log = structlog.get_logger("korora.handover")
+
+DETACHED_SECONDS: Final = 3600  # how long a process of its own looks after what `korora xl` had to leave
+
+
+def toolstack(kind: str, monitor: str) -> Hypervisor:
+    """The local hypervisor of a kind; ``monitor`` is QEMU's socket.
+
+    Raises:
+        ConfigurationError: there is no such kind here.
+    """
+    if kind == "xl":
+        from proxy.hypervisors.xl import XlToolstack
+
+        return XlToolstack()
+    raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
+
+
+def open_handovers(state: Path) -> Handovers:
+    """The hand-overs of a relay that keeps its state in ``state``."""
+    return Handovers(Journal(state), toolstack)
+
+
+def reach(identity: Path) -> Callable[[Record], Contact | None]:
+    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to."""
+
+    def contact(record: Record) -> Contact | None:
+        if not record.head.address:
+            return None
+        host, port = parse_address(record.head.address, "the journal's address")
+        tls = TlsConfig(
+            Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules(frozenset({record.head.peer}))
+        )
+        return Contact(tls, Peer(host, port))
+
+    return contact
+
+
+async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled."""
+    while True:
+        try:
+            await handovers.recover(reach(identity))
+        except (RelayError, CryptoError, OSError) as error:
+            log.warning("hand-overs could not be looked after", reason=str(error))
+        await asyncio.sleep(RECOVERY_SECONDS)
+
+
+async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
+    """What an earlier migration to the same relay left: it would be in the next one's way."""
+    for record in await asyncio.to_thread(handovers.unsettled):
+        if record.side is Side.SOURCE and record.head.address == address:
+            try:
+                await handovers.recover_one(record, reach(identity)(record))
+            except (RelayError, CryptoError, OSError) as error:
+                log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
+
+
+def leave_behind(handovers: Handovers, session: str, identity: Path, state: Path) -> None:
+    """A command that must end leaves an unsettled hand-over to a process of its own, which outlives it."""
+    with suppress(OSError):
+        mine = [record for record in handovers.unsettled() if record.head.session == session]
+        if not any(record.side is Side.SOURCE for record in mine):
+            return
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "korora", "handover", "recover", session),
+                *("--identity", str(identity), "--state", str(state), "--wait", str(DETACHED_SECONDS)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        log.warning("the hand-over is looked after by a process of its own", session=session[:8])
+
+
+# ---- what an operator asks and says
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of a hand-over, in words for people.
+
+    Args:
+        copy: how the copy on this host stands.
+        peer: where the other relay says that it stands.
+        advice: what is left to do.
+    """
+
+    copy: str
+    peer: str
+    advice: str
+
+
+_ADVICE: Final = {
+    (Side.SOURCE, State.OPEN): "nothing is decided yet; korora handover recover sees that it runs here",
+    (Side.SOURCE, State.PREPARED): "it may be taken back: korora handover recover",
+    (Side.SOURCE, State.VOTED): "it may be taken back: korora handover recover",
+    (Side.SOURCE, State.COMMITTED): "it may run at the peer; reach that relay: korora handover recover --wait 600",
+    (Side.SOURCE, State.ABORTED): "it runs here; the peer is to be told: korora handover recover",
+    (Side.SOURCE, State.DONE): "it runs at the peer; the copy here is to go: korora handover recover",
+    (Side.SOURCE, State.DOUBT): "look at both hosts, then korora handover resolve --run-here or --give-up",
+    (Side.DESTINATION, State.OPEN): "the relay here clears up by itself: korora handover recover",
+    (Side.DESTINATION, State.PREPARED): "the source has to say how it ends; its relay does so once it is back",
+    (Side.DESTINATION, State.VOTED): "the source has to say how it ends; its relay does so once it is back",
+    (Side.DESTINATION, State.COMMITTED): "it is to run here: korora handover recover",
+    (Side.DESTINATION, State.DOUBT): "it may have run here and is gone: look at both hosts, then decide at the source",
+}
+
+
+def advice(record: Record) -> str:
+    """What is left to do about an unsettled hand-over."""
+    return _ADVICE.get((record.side, record.state), "nothing")
+
+
+async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
+    """Ask the local hypervisor, and the other relay if this side knows where it listens."""
+    hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
+    try:
+        look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
+        copy = (await look(record.vm)).value if record.vm.name else "unknown: the stream had not told its name"
+    except RelayError as error:
+        copy = f"unknown: {error}"
+    peer = "unknown: it calls this side, and has not"
+    if record.side is Side.SOURCE:
+        try:
+            contact = reach(identity)(record)
+            peer = "unknown: no address" if contact is None else await peek(contact, record)
+        except (RelayError, CryptoError, OSError) as error:
+            peer = f"unknown: {error}"
+    return Told(copy, peer, "nothing" if record.settled else advice(record))
+
+
+async def finish(handovers: Handovers, records: list[Record], identity: Path, wait: int) -> list[Record]:
+    """Take unsettled hand-overs up, each for ``wait`` seconds at most; how they stand afterwards.
+
+    Raises:
+        JournalBusy: a single one was asked for, and a relay is at work on it.
+    """
+    after = []
+    for record in records:
+        try:
+            contact = reach(identity)(record) if record.side is Side.SOURCE else None
+            party = await handovers.recover_one(record, contact, seconds=wait)
+        except JournalBusy:
+            if len(records) == 1:
+                raise
+            party = None
+        after.append(record if party is None else party.record)
+    return after
+
+
+async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Record:
+    """An operator says which copy is to run.
+
+    Raises:
+        ConfigurationError: the hand-over is not one that needs it.
+        HypervisorFailed: it could not be done.
+    """
+    before = record.state
+    event = Event.RUN_HERE if run_here else Event.GIVE_UP
+    party = await handovers.recover_one(record, None, operator=event)
+    if party is None:
+        raise ConfigurationError("that hand-over has gone", "see korora handover list --all")
+    if party.trouble:
+        raise HypervisorFailed(party.trouble)
+    if party.state is before and before in (State.DONE, State.ABORTED):
+        raise ConfigurationError(
+            f"that hand-over has ended: {before.value}", "use the hypervisor's own commands from here on"
+        )
+    return party.record
