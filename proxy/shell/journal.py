@@ -19,13 +19,12 @@ from proxy.errors import JournalBusy, JournalDamaged, JournalError
 from proxy.handover.record import Entry, Head, Record, line, read
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import Vm
-from proxy.limits import JOURNAL_BYTES_MAX, JOURNAL_DAYS, JOURNAL_FILES_MAX, REASON_CHARACTERS_MAX
+from proxy.limits import JOURNAL_BYTES_MAX, JOURNAL_FILES_MAX, JOURNAL_SECONDS, REASON_CHARACTERS_MAX
 
 log = structlog.get_logger("korora.handover")
 
 FOLDER: Final = "handover"
 _SUFFIX: Final = ".journal"
-_DAY_SECONDS: Final = 86_400
 
 
 def now() -> str:
@@ -223,4 +222,4 @@ def _age(path: Path) -> float:
 
 
 def _old(path: Path) -> bool:
-    return _age(path) > JOURNAL_DAYS * _DAY_SECONDS
+    return _age(path) > JOURNAL_SECONDS

@@ -334,7 +334,7 @@ def test_names_and_aliases_of_segments_as_the_page_has_them_are_the_code_s() -> 
 def _value(name: str, value: float) -> str:
     """A limit as the page writes it."""
     if "SECONDS" in name:
-        return f"{value:g} s"
+        return f"{value:g} s" if value < 86_400 else f"{value / 86_400:g} days"
     if "BYTES" not in name:
         return f"{value}"
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

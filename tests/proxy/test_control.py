@@ -5,7 +5,7 @@ import struct
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -32,10 +32,13 @@ from proxy.control import (
     Offer,
     PagesGiven,
     PagesWanted,
+    Recover,
     Refuse,
     Resume,
     Resumed,
+    Standing,
     StoredSegment,
+    Word,
     encode,
     printable,
 )
@@ -70,12 +73,23 @@ STATES = st.lists(st.builds(ChannelState, CHANNELS, U63, U63, opened=st.booleans
 CHAINS = st.integers(1, 16)
 TENANTS = st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", fullmatch=True)
 SEGMENTS = st.lists(st.builds(StoredSegment, IDS, st.integers(0, SEGMENT_PAGES_MAX)), max_size=SEGMENTS_MAX).map(tuple)
+KINDS = st.sampled_from(["", "xl", "qmp"])
+STANDINGS = st.sampled_from(get_args(Standing))
 PHASES = st.sampled_from(["open", "finishing", "closed"])
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS),
+    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS),
     st.builds(
-        Accept, U16, U16, st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple), U16, IDS, U63, CHAINS, SEGMENTS
+        Accept,
+        U16,
+        U16,
+        st.lists(GRANTS, min_size=1, max_size=LANES_MAX).map(tuple),
+        U16,
+        IDS,
+        U63,
+        CHAINS,
+        SEGMENTS,
+        KINDS,
     ),
     st.builds(PagesWanted, U63, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_WANTED_MAX).map(tuple)),
     st.builds(
@@ -95,6 +109,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Heartbeat, U63, st.lists(st.builds(LaneProgress, U16, U63), max_size=LANES_MAX).map(tuple)),
     st.builds(Finish),
     st.builds(Finished),
+    st.builds(Word, STANDINGS, REASONS),
+    st.builds(Recover, U16, IDS, STANDINGS, REASONS),
     st.builds(Abort, U16, REASONS),
 )
 
@@ -172,6 +188,7 @@ def altered(message: Message, **fields: object) -> bytes:
 
 OFFER = Offer(1, bytes(16), (1,), (0,), "default", 1, 30)
 ACCEPT = Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16))
+RECOVER = Recover(1, bytes(16), "voted")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,9 @@ ACCEPT = Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16))
         ("xl_flags", "x"),
         ("xl_flags", "eeee"),
         ("xl_flags", "e\n"),
+        ("handover", "libvirt"),
+        ("handover", "xl\n"),
+        ("handover", None),
         ("unknown", 1),
         ("type", "offer2"),
         ("type", None),
@@ -239,6 +259,17 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (PagesGiven(0, (1,), bytes(4096)), "ordinals", []),
         (PagesGiven(0, (1,), bytes(4096)), "ordinals", [1] * (PAGES_GIVEN_MAX + 1)),
         (PagesGiven(0, (1,), bytes(4096)), "pages", bytes(PAGES_GIVEN_MAX * 4096 + 1)),
+        (ACCEPT, "handover", "x"),
+        (Word("voted"), "state", "undoing"),
+        (Word("voted"), "state", ""),
+        (Word("voted"), "state", 4),
+        (Word("voted"), "why", "x" * (REASON_CHARACTERS_MAX + 1)),
+        (Word("voted"), "session", bytes(16)),
+        (RECOVER, "state", "undoing"),
+        (RECOVER, "session", bytes(15)),
+        (RECOVER, "session", "../../../etc/passwd"),
+        (RECOVER, "version", 65536),
+        (RECOVER, "why", "x" * (REASON_CHARACTERS_MAX + 1)),
         (Refuse(3, ""), "code", 65536),
         (Refuse(3, ""), "reason", b"bytes"),
     ],
@@ -303,7 +334,20 @@ TYPED = st.builds(
     TAGS,
     st.dictionaries(
         st.sampled_from(
-            ["version", "session", "lanes", "lane", "credit", "channel", "code", "reason", "grant", "number"]
+            [
+                "version",
+                "session",
+                "lanes",
+                "lane",
+                "credit",
+                "channel",
+                "code",
+                "reason",
+                "grant",
+                "number",
+                "state",
+                "why",
+            ]
         ),
         PLAIN,
         max_size=4,

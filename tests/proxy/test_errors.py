@@ -66,7 +66,7 @@ def test_the_docstrings_tree_is_the_tree(module: object, base: type[Exception]) 
         match = re.match(
             r"^(?P<branch>[ │├└─]*)(?P<name>[A-Z]\w+(?:Error|Refused|Violation|Corrupt|Lost|Failed|Aborted|Cancelled"
             r"|Unreachable|Vanished|Failure|Missing|Untrusted|Expired|Revoked|Malformed|Mismatch|TooLarge|Forged"
-            r"|OutOfOrder|Replayed|Gap|AfterFinal|Invalid|Reused|Exhausted|Permissions|Exists|Broken))\b",
+            r"|OutOfOrder|Replayed|Gap|AfterFinal|Invalid|Reused|Exhausted|Permissions|Exists|Broken|Busy|Damaged))\b",
             line,
         )
         if match is None or len(match["branch"]) < 4:

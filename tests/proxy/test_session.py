@@ -26,9 +26,11 @@ from proxy.control import (
     Offer,
     PagesGiven,
     PagesWanted,
+    Recover,
     Refuse,
     Resume,
     Resumed,
+    Word,
 )
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.flow import credit_bytes
@@ -54,6 +56,8 @@ EXAMPLES: dict[type, Message] = {
     PagesGiven: PagesGiven(0, (1,), bytes(4096)),
     Finish: Finish(),
     Finished: Finished(),
+    Word: Word("voted"),
+    Recover: Recover(1, ID, "voted"),
     Abort: Abort(7, "no"),
 }
 
@@ -66,14 +70,16 @@ HEARD = {
         LaneGranted: State.OPEN,
         LaneLost: State.OPEN,
         Heartbeat: State.OPEN,
+        Word: State.OPEN,
     },
     (Role.SOURCE, State.FINISHING): {
         Finished: State.CLOSED,
         LaneGranted: State.FINISHING,
         LaneLost: State.FINISHING,
         Heartbeat: State.FINISHING,
+        Word: State.FINISHING,
     },
-    (Role.SOURCE, State.CLOSED): {LaneLost: State.CLOSED, Heartbeat: State.CLOSED},
+    (Role.SOURCE, State.CLOSED): {LaneLost: State.CLOSED, Heartbeat: State.CLOSED, Word: State.CLOSED},
     (Role.DESTINATION, State.GREETING): {Offer: State.GREETING},
     (Role.DESTINATION, State.OPEN): {
         ChannelOpen: State.OPEN,
@@ -81,17 +87,20 @@ HEARD = {
         LaneRequest: State.OPEN,
         LaneLost: State.OPEN,
         Heartbeat: State.OPEN,
+        Word: State.OPEN,
         Finish: State.FINISHING,
     },
     (Role.DESTINATION, State.FINISHING): {
         LaneRequest: State.FINISHING,
         LaneLost: State.FINISHING,
         Heartbeat: State.FINISHING,
+        Word: State.FINISHING,
     },
     (Role.DESTINATION, State.CLOSED): {
         LaneRequest: State.CLOSED,
         LaneLost: State.CLOSED,
         Heartbeat: State.CLOSED,
+        Word: State.CLOSED,
     },
 }
 
