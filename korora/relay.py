@@ -80,6 +80,8 @@ class SendOptions:
     peer: Peer
     transport: bool = False
     """Whether xl has started us for one migration: it reads our standard output, and waits for our end."""
+    recover_seconds: int = 0
+    """How long a process of its own looks after a hand-over that such a transport could not finish."""
 
 
 def receive(options: ReceiveOptions) -> int:
@@ -382,10 +384,15 @@ class _Sender:
                 return await _account(_fails(error), report, options.common.report)
             with Progress(lambda: source.current):
                 code = await _account(source.session(first, report), report, options.common.report)
-            if options.transport:
+            if options.transport and options.recover_seconds:
                 common = options.common
                 await asyncio.to_thread(
-                    leave_behind, self._handovers, report.session_id, common.identity, common.state_folder
+                    leave_behind,
+                    self._handovers,
+                    report.session_id,
+                    identity=common.identity,
+                    state=common.state_folder,
+                    seconds=options.recover_seconds,
                 )
             if options.common.once or options.ingress.single or self._stopped:
                 return code

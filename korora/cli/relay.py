@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from korora.relay import Common
 
 RESUME_SECONDS = 30
+RECOVER_SECONDS = 3600
 DEFAULT_PORT = 8010
 IDENTITY_DEFAULT = Path("/etc/korora/identity")
 
@@ -159,6 +160,16 @@ def xl(
     name: opt.Names = None,
     report: opt.Report = None,
     state: opt.State = None,
+    recover_for: Annotated[
+        int,
+        typer.Option(
+            "--recover-for",
+            min=0,
+            max=86_400,
+            metavar="SECONDS",
+            help="How long a process left behind tries to finish a hand-over that broke off; 0: none is left.",
+        ),
+    ] = RECOVER_SECONDS,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.WARNING,
 ) -> None:
@@ -186,7 +197,11 @@ def xl(
 
     ingress = StdioEndpoint("xl's pipes")
     where = Peer(host, port, xl_flags=flags, handover="xl", paging=PagingTerms(tenant=opt.TENANT))
-    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True)))
+    raise typer.Exit(
+        relay.send(
+            relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True, recover_seconds=recover_for)
+        )
+    )
 
 
 def _digests(pins: list[str] | None) -> tuple[bytes, ...]:

@@ -424,6 +424,9 @@ class Destination:
         )
         try:
             await guard_arrival(runner, terms.handovers, egress, terms.monitors.get(offer.egress, ""))
+        except PolicyRefused:
+            runner.discard()
+            raise
         except JournalError as error:
             runner.discard()
             raise PolicyRefused(f"no journal can be kept there: {error}") from None

@@ -239,6 +239,8 @@ class Guard:
         """Wait until it is decided and everybody knows, or this process is to end."""
         while not self.party.decided and not self.stopping:
             await self.party.changed.wait()
+        if not self.party.trouble:
+            await self.party.settle()
 
     def stop(self) -> None:
         """This process is to end: what is not decided stays in the journal."""

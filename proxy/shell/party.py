@@ -161,7 +161,7 @@ class Party:
                     raise
                 # What is decided is so without being written: whoever takes the older state up comes to the same end.
                 self.log.warning("the end of a hand-over is not written down", reason=str(error))
-            self.log.info("hand-over", state=self.state.value, event=event.value, vm=self.vm.name, why=why)
+            self.log.info("hand-over", state=self.state.value, on=event.value, vm=self.vm.name, why=why)
         self._hear(event)
         for action in actions:
             if action is not Action.WRITE:

@@ -11,7 +11,7 @@ from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import Recover, Refuse, Word, printable
 from proxy.endpoints.base import Connection, Egress
-from proxy.errors import PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError, exit_code_of
 from proxy.handover.record import Head
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
 from proxy.shell.arrival import DestinationRunner
@@ -77,8 +77,12 @@ async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, 
 
     Raises:
         JournalError: it cannot be written down.
+        PolicyRefused: only the source cannot guard it, and here it has to be.
     """
     kind: Literal["", "xl", "qmp"] = "qmp" if monitor else egress.handover
+    if kind == "xl" and (handovers is None or runner.offer.handover != kind):
+        # Its receiver is always told to leave the domain paused: nobody would start it.
+        raise PolicyRefused("this egress takes only migrations whose hand-over both relays guard: update the source's")
     if handovers is None or not kind or runner.offer.handover != kind:
         return
     head = Head(
