@@ -69,7 +69,9 @@ async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
             await handovers.recover(reach(identity))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
-        await asyncio.sleep(RECOVERY_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                await handovers.left.wait()
 
 
 async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:

@@ -29,6 +29,7 @@ from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
 from proxy.shell.journal import Journal, JournalFile, now
 from proxy.shell.party import Bare, Party
+from proxy.shell.waiting import Signal
 
 log = structlog.get_logger("korora.handover")
 
@@ -51,6 +52,11 @@ class Handovers:
     def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
         self._live: dict[tuple[str, Side], Guard] = {}
+        self._untold: set[tuple[str, Side]] = set()
+        """Hand-overs of destinations here whose sources have not heard yet how they ended."""
+        self._told = Signal()
+        self.left = Signal()
+        """For whoever recovers: a session has left something unsettled."""
 
     # ---- of sessions
 
@@ -68,8 +74,23 @@ class Handovers:
 
     def released(self, guard: Guard) -> None:
         """It is not any more."""
-        self._live.pop(_key(guard.party.record), None)
+        key = _key(guard.party.record)
+        self._live.pop(key, None)
+        if guard.detached and key[1] is Side.DESTINATION and guard.party.decided and not guard.heard_of:
+            self._untold.add(key)
         guard.close()
+        if not guard.party.record.settled:
+            self.left.wake()
+
+    @property
+    def untold(self) -> int:
+        """How many such sources there are; see ``told``."""
+        return len(self._untold)
+
+    async def told(self) -> None:
+        """Wait until every source of a session that broke off here has heard how its hand-over ended."""
+        while self._untold:
+            await self._told.wait()
 
     def errand(self, contact: Callable[[], Contact]) -> "Callable[[Guard], asyncio.Future[None]]":
         """See ``XlSourceGuard``: as long as it takes to decide; a little longer for the destination to know."""
@@ -108,8 +129,11 @@ class Handovers:
         key = (session.hex(), Side.DESTINATION)
         guard = self._live.get(key)
         event, why = event_of(word), printable(word.why)
+        self._untold.discard(key)
+        self._told.wake()
         if guard is not None:
             _same_peer(guard.party.record, peer)
+            guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
             return _standing(guard.party)

@@ -40,8 +40,6 @@ class XlSourceGuard(Guard):
         self._given = 0
         """Bytes that xl has been told."""
         self._head, self._tail = b"", b""
-        self._silent = False
-        """Whether xl has said its last."""
 
     # ---- what passes
 
@@ -69,7 +67,7 @@ class XlSourceGuard(Guard):
 
     def ended(self) -> None:
         """See ``Guard.ended``: what comes after GO is for the destination to say, and needs no xl here."""
-        self._silent = True
+        self.dead = self.party.state is not State.DONE
         if self._ready and self.party.state in (State.PREPARED, State.ASKED, State.OPEN):
             raise HypervisorFailed("xl migrate ended before it gave the machine up")
 
@@ -111,9 +109,16 @@ class XlSourceGuard(Guard):
         await super().approve()
 
     async def revive(self, vm: Vm) -> None:
-        """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told."""
-        if self._given > len(BANNER):
-            await self._give(FAILED)
+        """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told.
+
+        The shell that xl has started us by holds the pipes as well: xl sees their end when this process ends, or the
+        one that has brought them. So nothing may be waited for here; recovery sees to it that the machine runs.
+        """
+        if self._given <= len(BANNER):
+            await self._let_go()
+            self.unverified = True
+            return
+        await self._give(FAILED)
         await self._let_go()
         await super().revive(vm)
 
@@ -140,6 +145,7 @@ class XlSourceGuard(Guard):
                     if rest and not took:
                         await asyncio.sleep(_POLL_SECONDS)
         except (OSError, TimeoutError, HypervisorFailed) as error:
+            self.dead = not isinstance(error, TimeoutError)
             self.party.log.warning("xl does not hear how it ended", reason=str(error) or "it does not read")
 
     async def _let_go(self) -> None:
@@ -153,7 +159,8 @@ class XlSourceGuard(Guard):
     async def _until_over(self) -> None:
         if self.party.state is State.DONE and self.connection is not None:
             await self.remove(self.party.vm)
-        await self._errand(self)
+        if not self.unverified:
+            await self._errand(self)
 
     async def finish(self) -> None:
         """See ``Guard.finish``."""
