@@ -1,7 +1,9 @@
 """What the journal keeps of one side of a hand-over: a head, then a line for each state, every line with its sum.
 
-A line is JSON, a space, and the CRC-32 of the JSON in 8 hexadecimal digits. A crash can leave the last line torn: it
-was never acted upon, for nothing follows from a line before it is on the disk. Anything else that is wrong is damage.
+A line is JSON, a space, and the CRC-32 of the JSON in 8 hexadecimal digits. A crash can leave the last line torn: its
+end is missing, or sectors of it were never written and read as zeros. It was never acted upon, for nothing follows from
+a line before it is on the disk. Anything else that is wrong is damage, in the last line too: that one says where a side
+stands, and to take the line before it for the last would be to forget a promise.
 """
 
 import zlib
@@ -117,8 +119,8 @@ def read(content: bytes) -> tuple[Record, int]:
         raise JournalDamaged(f"{len(content)} bytes, {JOURNAL_BYTES_MAX} allowed")
     record: Record | None = None
     good = 0
-    lines = content.split(b"\n")
-    for number, text in enumerate(lines[:-1], 1):
+    *lines, tail = content.split(b"\n")
+    for number, text in enumerate(lines, 1):
         try:
             body = _checked(text)
             if record is None:
@@ -126,17 +128,28 @@ def read(content: bytes) -> tuple[Record, int]:
             else:
                 record.entries.append(msgspec.json.decode(body, type=Entry))
         except (ValueError, msgspec.DecodeError) as error:
-            if number == len(lines) - 1 and not lines[-1] and record is not None:
+            _, hole, rest = text.rpartition(b"\0")
+            if number == len(lines) and not tail and hole and not _is_whole(rest) and record is not None:
                 break  # torn, although its newline is there: sectors are written in any order
             raise JournalDamaged(f"line {number}: {error}") from None
         good += len(text) + 1
     if record is None:
         raise JournalDamaged("it has no first line")
+    if _is_whole(tail[:-1]):
+        raise JournalDamaged("the last line's end is not what was written")
     return record, good
+
+
+def _is_whole(text: bytes) -> bool:
+    try:
+        _checked(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _checked(text: bytes) -> bytes:
     body, _, crc = text.rpartition(b" ")
-    if len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
+    if crc != b"%08x" % zlib.crc32(body):
         raise ValueError("its sum is wrong")
     return body

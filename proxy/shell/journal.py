@@ -1,12 +1,15 @@
 """The journal of hand-overs: one append-only file for each side of each, locked by whoever acts on it (ADR 16).
 
-A file is made whole under another name and renamed, so that it never lacks its head. The lock is the kernel's (flock):
-it goes with the process, however that dies. Everything here blocks for as long as a disk takes to write a line.
+A file is made whole under another name and linked to its own, so that it never lacks its head and none is ever
+replaced. The lock is the kernel's (flock): it goes with the process, however that dies. Everything here blocks for as
+long as a disk takes to write a line.
 """
 
 import errno
 import fcntl
 import os
+import stat
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,6 +28,8 @@ log = structlog.get_logger("korora.handover")
 
 FOLDER: Final = "handover"
 _SUFFIX: Final = ".journal"
+_FRESH_SECONDS: Final = 3600.0  # making one takes as long as a disk takes to write two lines
+_FRESH: Final = ".new-"  # while it is made; a crash may leave one, which then says nothing
 
 
 def now() -> str:
@@ -38,6 +43,10 @@ class JournalFile:
     def __init__(self, path: Path, descriptor: int, record: Record) -> None:
         self.path, self.record = path, record
         self._descriptor = descriptor
+        self._busy = threading.Lock()
+        """Held while a thread writes: a descriptor that were closed meanwhile could be another file's by then."""
+        self._broken = False
+        """Whether part of a line stands at its end and cannot be taken away."""
 
     def write(self, state: State, why: str, vm: Vm | None = None, *, settled: bool = False) -> None:
         """Append a state; it is on the disk when this returns.
@@ -54,19 +63,36 @@ class JournalFile:
             uuid=told.uuid,
             settled=settled,
         )
+        with self._busy:
+            try:
+                self._append(line(entry))
+            except OSError as error:
+                raise JournalError(
+                    f"cannot write {self.path}: {error.strerror}", "make room on its disk, or repair it"
+                ) from None
+            self.record.entries.append(entry)
+
+    def _append(self, content: bytes) -> None:
+        if self._descriptor < 0 or self._broken:
+            raise OSError(errno.EBADF, "it is closed" if self._descriptor < 0 else "its end is damaged")
+        size = os.fstat(self._descriptor).st_size
+        if size + len(content) > JOURNAL_BYTES_MAX:
+            raise OSError(errno.EFBIG, "it is full")
         try:
-            _append(self._descriptor, line(entry))
-        except OSError as error:
-            raise JournalError(
-                f"cannot write {self.path}: {error.strerror}", "make room on its disk, or repair it"
-            ) from None
-        self.record.entries.append(entry)
+            _write(self._descriptor, content)
+        except OSError:
+            try:
+                os.ftruncate(self._descriptor, size)  # half a line would make damage of the next one
+            except OSError:
+                self._broken = True
+            raise
 
     def close(self) -> None:
-        """Let the lock go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let the lock go; a line that is being written is written first."""
+        with self._busy:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 class Journal:
@@ -86,27 +112,37 @@ class Journal:
             JournalError: it cannot be made, or is there.
         """
         path = self._path(head.session, Side(head.side))
-        fresh = path.with_suffix(f".new-{os.getpid()}")
+        fresh = path.with_suffix(f"{_FRESH}{os.getpid()}")
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync_folder(self.folder.parent)
             self._prune()
-            if path.exists():
-                raise JournalError(f"{path} is there already", "a session's id is used once: migrate again")
-            descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _append(descriptor, line(head) + line(entry))
-                fresh.rename(path)
-                _sync_folder(self.folder)
-            except BaseException:
-                os.close(descriptor)
-                raise
+            descriptor = self._make(fresh, path, line(head) + line(entry))
         except OSError as error:
             raise JournalError(
                 f"cannot keep a journal in {self.folder}: {error.strerror}",
                 "name a folder that can be written by --state",
             ) from None
         return JournalFile(path, descriptor, Record(head, [entry]))
+
+    def _make(self, fresh: Path, path: Path, content: bytes) -> int:
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(descriptor, content)
+            os.link(fresh, path)
+            _sync_folder(self.folder)
+        except FileExistsError:
+            os.close(descriptor)
+            raise JournalError(f"{path} is there already", "a session's id is used once: migrate again") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            with suppress(OSError):
+                fresh.unlink()
+        return descriptor
 
     def open(self, session: str, side: Side) -> JournalFile | None:
         """Take a hand-over up; None if there is none of it.
@@ -117,7 +153,7 @@ class Journal:
         """
         path = self._path(session, side)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = _open(path, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -145,7 +181,7 @@ class Journal:
         found = []
         for path in self._files():
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                descriptor = _open(path, os.O_RDONLY)
             except OSError:
                 continue
             try:
@@ -164,13 +200,21 @@ class Journal:
 
     def _prune(self) -> None:
         """Remove settled hand-overs that are old, or too many; an unsettled one is never removed."""
+        for path in self.folder.glob(f"*{_FRESH}*"):
+            if _age(path) > _FRESH_SECONDS:
+                with suppress(OSError):
+                    path.unlink()
         files = sorted(self._files(), key=_age, reverse=True)
         excess = len(files) - JOURNAL_FILES_MAX
         for path in files:
             if excess <= 0 and not _old(path):
                 return
             try:
-                settled = read(path.read_bytes())[0].settled
+                descriptor = _open(path, os.O_RDONLY)
+                try:
+                    settled = _read(path, descriptor)[0].settled
+                finally:
+                    os.close(descriptor)
                 if settled:
                     path.unlink()
                     excess -= 1
@@ -181,19 +225,21 @@ class Journal:
         return self.folder / f"{session}-{side.value}{_SUFFIX}"
 
 
-def _append(descriptor: int, content: bytes) -> None:
-    size = os.fstat(descriptor).st_size
-    if size + len(content) > JOURNAL_BYTES_MAX:
-        raise OSError(errno.EFBIG, "it is full")
+def _open(path: Path, flags: int) -> int:
+    """Open a file that is one: what else has its name is not followed, and not waited for."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file")
+    return descriptor
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """All of it, and on the disk."""
     rest = memoryview(content)
-    try:
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, size)  # half a line would make damage of the next one
-        raise
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
 
 
 def _read(path: Path, descriptor: int) -> tuple[Record, int]:
