@@ -55,6 +55,8 @@ class Peer:
     resume_seconds: int = 30
     egress: str = "default"
     xl_flags: str = ""
+    one_channel: bool = False
+    """Whether what connects while a session is open is another migration, as with xl, and has to wait."""
     rate_limit: float | None = None
     paging: PagingTerms = field(default_factory=PagingTerms)
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
