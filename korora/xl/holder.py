@@ -229,7 +229,10 @@ class _Holder:
         with daemon:
             self._daemon = daemon
             try:
-                self._pipes.give(daemon, msgspec.structs.replace(self._order.carry, session=self._session))
+                with suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # then its answer, if it gave one, is there already
+                    self._pipes.give(daemon, msgspec.structs.replace(self._order.carry, session=self._session))
                 async with asyncio.timeout(self._order.patience_seconds):
                     word = await self._hear(daemon)
                 while not isinstance(word, Verdict):
