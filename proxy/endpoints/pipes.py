@@ -25,7 +25,7 @@ _DRAIN_BYTES: Final = 64 * 1024
 _DRAIN_POLL_SECONDS: Final = 0.02
 
 
-def _own_description(fd: int, flags: int) -> int:
+def own_description(fd: int, flags: int) -> int:
     """A descriptor for the same stream that can be used without waiting, and without harm to who else has it.
 
     O_NONBLOCK belongs to the description, which a standard stream shares with whoever started us: setting it there
@@ -160,6 +160,16 @@ class PipeConnection:
         self._reader.close()
 
 
+def ends(reader: int, writer: int) -> tuple[_ReadEnd, _WriteEnd]:
+    """What a ``PipeConnection`` is made of; it owns both descriptors from then on."""
+    made = _ReadEnd(reader)
+    try:
+        return made, _WriteEnd(writer)
+    except BaseException:
+        made.close()
+        raise
+
+
 class StdioEndpoint:
     """Standard input and output, as ingress and as egress."""
 
@@ -208,8 +218,8 @@ class StdioEndpoint:
         self._used = True
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         # Nobody migrates from a keyboard: a terminal as the far side's standard input has nothing to say.
-        reader = os.dup(null) if os.isatty(0) else _own_description(0, os.O_RDONLY)
-        writer = _own_description(1, os.O_WRONLY)
+        reader = os.dup(null) if os.isatty(0) else own_description(0, os.O_RDONLY)
+        writer = own_description(1, os.O_WRONLY)
         # Our own copies would keep the pipes open after we have finished with them.
         os.dup2(null, 0)
         os.dup2(null, 1)

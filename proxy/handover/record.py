@@ -22,7 +22,7 @@ VERSION: Final = 1
 _Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Name = Annotated[str, msgspec.Meta(max_length=VM_NAME_CHARACTERS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
-_State = Literal["open", "prepared", "voted", "committed", "done", "aborted", "doubt"]
+_State = Literal["open", "prepared", "voted", "committed", "done", "undoing", "aborted", "doubt"]
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
