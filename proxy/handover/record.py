@@ -35,6 +35,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peer: the name in the other relay's certificate.
         address: where the other relay listens; empty at a destination, whom its source calls.
         monitor: where the hypervisor is asked, if it is not known from ``kind``.
+        holder: the process that holds xl's pipes at a source, if it is not the relay's; see ``proxy.shell.holder``.
         paused: whether the machine is to stay paused where it arrives.
         began: ISO 8601, UTC.
     """
@@ -46,6 +47,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     began: _Text
     address: _Text = ""
     monitor: _Text = ""
+    holder: _Text = ""
     paused: bool = False
     version: Literal[1] = 1
 

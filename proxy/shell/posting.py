@@ -32,6 +32,7 @@ async def guard_departure(
     *,
     contact: Callable[[], Contact],
     monitor: str,
+    holder: str,
     first: Connection,
 ) -> None:
     """Write down that a session has a hand-over, and stand guard over it.
@@ -42,6 +43,7 @@ async def guard_departure(
         kind: of the hypervisor, as ACCEPT says.
         contact: how the destination is reached now.
         monitor: where the local hypervisor is asked, if not by its kind.
+        holder: the process that holds xl's pipes, if it is not this one.
         first: its connection.
 
     Raises:
@@ -55,6 +57,7 @@ async def guard_departure(
         peer=runner.peer.name,
         address=where.address,
         monitor=monitor,
+        holder=holder,
         paused="p" in where.xl_flags,
         began=now(),
     )
