@@ -19,7 +19,7 @@ from proxy.endpoints.spec import parse_address
 from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
-from proxy.hypervisors.base import Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor
 from proxy.limits import RECOVERY_SECONDS
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
@@ -128,7 +128,8 @@ _ADVICE: Final = {
     (Side.SOURCE, State.COMMITTED): "it may run at the peer; reach that relay: korora handover recover --wait 600",
     (Side.SOURCE, State.ABORTED): "it runs here; the peer is to be told: korora handover recover",
     (Side.SOURCE, State.DONE): "it runs at the peer; the copy here is to go: korora handover recover",
-    (Side.SOURCE, State.DOUBT): "look at both hosts, then korora handover resolve --run-here or --give-up",
+    (Side.SOURCE, State.DOUBT): "look at both hosts, then korora handover resolve, here or there",
+    (Side.DESTINATION, State.UNDOING): "its copy here is to go: korora handover recover",
     (Side.DESTINATION, State.OPEN): "the relay here clears up by itself: korora handover recover",
     (Side.DESTINATION, State.PREPARED): "the source has to say how it ends; its relay does so once it is back",
     (Side.DESTINATION, State.VOTED): "the source has to say how it ends; its relay does so once it is back",
@@ -187,6 +188,14 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
         HypervisorFailed: it could not be done.
     """
     before = record.state
+    if run_here:
+        hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
+        look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
+        if await look(record.vm) is CopyState.ABSENT:
+            raise ConfigurationError(
+                f"there is no copy of {record.vm.name or 'the machine'} here to run",
+                "run the one at the peer: korora handover resolve --run-here there, --give-up here",
+            )
     event = Event.RUN_HERE if run_here else Event.GIVE_UP
     party = await handovers.recover_one(record, None, operator=event)
     if party is None:

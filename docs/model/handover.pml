@@ -60,7 +60,7 @@ byte late = LATE;
 #define OPERATOR_IS_TRUE 7   /* an operator's RUN_HERE: the other copy is gone for good, and has not run on */
 #define DISK_IS_FIRST 8      /* what follows a WRITE begins when the record is on the disk */
 #define ONE_ACTS 9           /* a relay that was restarted acts only once its predecessor is dead */
-#define DEAD_RECEIVER_IS_NO_FAILURE 10 /* no FAILED of a PREPARED copy that is whole */
+#define FAILURE_ENDS_THE_SESSION 10 /* what fails at one end is told to the other */
 #define RECORD_IS_KEPT 11    /* a record is kept as long as the peer may ask */
 #define ERRAND_GOES_ON 12    /* the source asks until both sides have ended, also when it has itself */
 #define LOSS_IS_SEEN 13      /* LOST: in time, where the session that was is over */
@@ -144,6 +144,9 @@ bit excused;  /* the only copy was lost with its host, disk or hypervisor, or gi
 bit useless;  /* destination: its copy cannot be made to run */
 bit operated;
 bit calm;
+bit unkept;   /* an end was acted upon that could not be written */
+bit s_unwritten;
+bit d_unwritten;
 hidden byte action;
 hidden byte before;
 hidden unsigned rest : 16;
@@ -164,7 +167,7 @@ inline never_two()
 inline source_runs()
 {
     s_ran_on = (s_copy == STILL || s_ran_on);
-    assert(!d_ran || operated || s_copy == RUNS); /* the source's memory is older than the disks */
+    assert(!d_ran || operated || unkept || s_copy == RUNS); /* the source's memory is older than the disks */
     s_copy = RUNS;
     never_two()
 }
@@ -172,7 +175,7 @@ inline source_runs()
 inline destination_runs()
 {
     assert(d_copy != PART);          /* half a machine was started */
-    assert(!s_ran_on || operated);   /* the destination's memory is older than the disks */
+    assert(!s_ran_on || operated || unkept);   /* the destination's memory is older than the disks */
     d_copy = RUNS;
     d_ran = 1;
     never_two()
@@ -197,7 +200,7 @@ inline destination(event)
 /* One action of a state; a record must be on the disk before anything follows from it. */
 inline source_does(act, state)
 {
-    assert(act == WRITE || act == APPROVE || s_journal == state || outcomes); /* the record is behind */
+    assert(act == WRITE || act == APPROVE || s_journal == state || s_unwritten || outcomes); /* the record is behind */
     if
     :: act == WRITE -> s_journal = state
     :: act == APPROVE -> s_asks = 1
@@ -214,7 +217,7 @@ inline source_does(act, state)
 
 inline destination_does(act, state)
 {
-    assert(act == WRITE || act == APPROVE || d_journal == state || outcomes); /* the record is behind */
+    assert(act == WRITE || act == APPROVE || d_journal == state || d_unwritten || outcomes || state == UNDOING && d_journal == OPEN);
     if
     :: act == WRITE -> d_journal = state
     :: act == APPROVE -> d_asks = 1
@@ -241,7 +244,7 @@ inline over()
 inline source_dies(goes_on)
 {
     if :: !HOLDS(ONE_ACTS) -> s_undead = s_todo; s_undead_state = s_state :: else fi;
-    s_up = 0; s_todo = 0; s_asks = 0; s_lets = 0; s_failed = 0; s_missing = 0; s_heard = 0; d_heard = 0; s_restarted = 1; s_state = OPEN;
+    s_up = 0; s_todo = 0; s_unwritten = 0; s_asks = 0; s_lets = 0; s_failed = 0; s_missing = 0; s_heard = 0; d_heard = 0; s_restarted = 1; s_state = OPEN;
     s_revive = (s_revive && goes_on -> ORPHAN : 0);
     s_remove = (s_remove && goes_on -> ORPHAN : 0);
     over()
@@ -250,7 +253,7 @@ inline source_dies(goes_on)
 inline destination_dies(goes_on)
 {
     if :: !HOLDS(ONE_ACTS) -> d_undead = d_todo; d_undead_state = d_state :: else fi;
-    d_up = 0; d_todo = 0; d_asks = 0; d_failed = 0; d_passed_go = 0; s_heard = 0; d_heard = 0; d_state = OPEN;
+    d_up = 0; d_todo = 0; d_unwritten = 0; d_asks = 0; d_failed = 0; d_passed_go = 0; s_heard = 0; d_heard = 0; d_state = OPEN;
     d_took = 0; d_started = 0; d_destroyed = 0; d_missing = 0;
     d_take = (d_take && goes_on -> ORPHAN : 0);
     d_start = (d_start && goes_on -> ORPHAN : 0);
@@ -361,7 +364,7 @@ active proctype world()
     :: d_step { s_missing && s_todo == 0 -> s_missing = 0; source(MISSING) }
     :: d_step { D_IDLE && d_failed ->
         d_failed = 0;
-        if :: d_state == PREPARED && !useless && HOLDS(DEAD_RECEIVER_IS_NO_FAILURE) :: else -> destination(FAILED) fi }
+        if :: DESTINATION_HEEDS(FAILED) -> destination(FAILED) :: else -> if :: HOLDS(FAILURE_ENDS_THE_SESSION) -> over() :: else fi fi }
 
     /* -------------------------------------------------------------------------------- commands to the hypervisors */
     :: d_step { s_revive ->
@@ -440,10 +443,8 @@ active proctype world()
     :: d_step { faults && d_xl == SENDS && !qemu -> faults--; d_xl = ENDED; d_failed = (d_failed || d_up) }
     :: d_step { faults && (d_xl == WAITS || d_xl == LEAVES) && !qemu ->
         faults--; d_xl = ENDED; d_failed = (d_failed || d_up) }
-    /* the destination's copy turns out to be of no use */
-    :: d_step { faults && D_IDLE && d_state == PREPARED ->
-        faults--; useless = 1; excused = (excused || s_copy == GONE || s_state == DONE || s_journal == DONE); destination(FAILED) }
-    :: d_step { faults && d_take == GIVEN -> faults--; d_take = 0; d_failed = 1; useless = 1; excused = (excused || s_copy == GONE) }
+    /* a command, once; the errand comes again */
+    :: d_step { faults && d_take == GIVEN -> faults--; d_take = 0; d_failed = 1; s_heard = 0; d_heard = 0 }
     :: d_step { faults && d_start == GIVEN -> faults--; d_start = 0; d_failed = 1 }
     :: d_step { faults && d_destroy == GIVEN -> faults--; d_destroy = 0; d_failed = 1 }
     /* a host */
@@ -460,6 +461,8 @@ active proctype world()
     :: d_step { faults && alive -> faults--; alive = 0; over() }
     :: d_step { faults && S_IDLE && !session && SOURCE_HEEDS(LOST) -> faults--; source(LOST) }
     /* a journal's disk */
+    :: d_step { faults && s_up && (s_todo & 15) == WRITE && (s_state == ABORTED || s_state == DONE) -> faults--; s_todo = s_todo >> 4; s_unwritten = 1; excused = 1; unkept = 1 }
+    :: d_step { faults && d_up && (d_todo & 15) == WRITE && (d_state == ABORTED || d_state == DONE) -> faults--; d_todo = d_todo >> 4; d_unwritten = 1; excused = 1; unkept = 1 }
     :: d_step { faults && !s_up && s_journal != NO_RECORD -> faults--; s_journal = NO_RECORD; excused = 1 }
     :: d_step { faults && !d_up && d_journal != NO_RECORD -> faults--; d_journal = NO_RECORD; excused = 1 }
 
@@ -483,9 +486,9 @@ active proctype world()
             s_journal == DOUBT && s_copy == GONE && PROMISED(d_journal) ||
             !alive && (s_journal == COMMITTED || s_copy == GONE && PROMISED(d_journal)));
         /* and everybody knows: nobody waits for what will not come */
-        assert(FINAL(s_state) || !alive && s_state == COMMITTED);
-        assert(FINAL(d_state) || (!alive || s_state == NO_RECORD || s_state == DOUBT) && (d_state == PREPARED || d_state == VOTED));
-        assert(s_state == s_journal && d_state == d_journal);
+        assert(FINAL(s_state) || (!alive || useless && s_copy == GONE) && s_state == COMMITTED);
+        assert(FINAL(d_state) || (!alive || useless && s_copy == GONE || s_state == NO_RECORD || s_state == DOUBT) && (d_state == PREPARED || d_state == VOTED));
+        assert((s_state == s_journal || s_unwritten) && (d_state == d_journal || d_unwritten));
         /* nothing is left behind, and what runs has its name */
         assert(s_state != DONE || s_copy == GONE);
         assert(s_state != ABORTED || s_copy == RUNS || s_copy == GONE);

@@ -265,7 +265,7 @@ class XlDestinationGuard(Guard):
     async def take(self, vm: Vm) -> bool:
         """See ``Hands.take``: while the session runs, GO comes by itself and the report tells."""
         if not self.detached:
-            return False
+            return self.party.state is State.COMMITTED
         if self.connection is not None:
             await self._clear(self.connection)
         return await super().take(vm)
