@@ -102,6 +102,8 @@ def xl_destination(
         host, port = parse_address(known.address, "the address")
         return known.name, _destination(config, config.xl, (host, port), stored, flags)
     host, port = parse_address(text, "PEER")
+    if not host:
+        raise ConfigurationError(f"PEER {peer!r} names no host", "give a name or an address")
     for each in allowed.values():
         if each.address is not None and parse_address(each.address, "the address") == (host, port):
             return each.name, _destination(config, config.xl, (host, port), stored, flags)
