@@ -29,6 +29,7 @@ REMEDIES: Final = MappingProxyType(
         proxy.StreamCorrupt: "no wrong byte was handed on; see that both relays have one version, then retry",
         proxy.PeerUnreachable: "see that korora receive runs there, and check address and firewall",
         proxy.PeerLost: "check the network and the other relay's log, then migrate again",
+        proxy.DaemonLost: "its log says why; look at xl list on both hosts, then migrate again",
         proxy.HypervisorFailed: "see that the hypervisor runs; its own log says why",
         proxy.PeerAborted: "the other relay's log says more",
     }

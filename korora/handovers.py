@@ -28,8 +28,6 @@ from proxy.shell.journal import Journal
 
 log = structlog.get_logger("korora.handover")
 
-DETACHED_SECONDS: Final = 3600  # how long a process of its own looks after what `korora xl` had to leave
-
 
 def toolstack(kind: str, monitor: str) -> Hypervisor:
     """The local hypervisor of a kind; ``monitor`` is QEMU's socket.
@@ -71,7 +69,9 @@ async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
             await handovers.recover(reach(identity))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
-        await asyncio.sleep(RECOVERY_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                await handovers.left.wait()
 
 
 async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
@@ -84,7 +84,7 @@ async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> 
                 log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
 
 
-def leave_behind(handovers: Handovers, session: str, identity: Path, state: Path) -> None:
+def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: Path, seconds: int) -> None:
     """A command that must end leaves an unsettled hand-over to a process of its own, which outlives it."""
     with suppress(OSError):
         mine = [record for record in handovers.unsettled() if record.head.session == session]
@@ -93,7 +93,7 @@ def leave_behind(handovers: Handovers, session: str, identity: Path, state: Path
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "korora", "handover", "recover", session),
-                *("--identity", str(identity), "--state", str(state), "--wait", str(DETACHED_SECONDS)),
+                *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -32,6 +32,7 @@ from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
+from proxy.shell.handovers import Handovers
 from proxy.shell.source import Peer, Source
 
 log = structlog.get_logger("korora")
@@ -80,6 +81,8 @@ class SendOptions:
     peer: Peer
     transport: bool = False
     """Whether xl has started us for one migration: it reads our standard output, and waits for our end."""
+    recover_seconds: int = 0
+    """How long a process of its own looks after a hand-over that such a transport could not finish."""
 
 
 def receive(options: ReceiveOptions) -> int:
@@ -249,7 +252,7 @@ class _Receiver:
             if stopper.reason is not None:
                 await self._drained()
             else:
-                await self._told(self._destination)
+                await self._told(self._destination, handovers)
             return code
         finally:
             listener.close()
@@ -307,16 +310,19 @@ class _Receiver:
             runner.stop(reason)
         self._end(reason.code)
 
-    async def _told(self, destination: Destination) -> None:
+    async def _told(self, destination: Destination, handovers: Handovers) -> None:
         """A source that was away at the end may still come and ask how it was; a signal ends the wait."""
-        telling = asyncio.create_task(destination.told())
-        await asyncio.wait({telling}, timeout=0)
-        if not telling.done():
-            log.info("the source may not know yet how it ended", seconds_max=self._options.common.resume_seconds)
+        seconds = self._options.common.resume_seconds
+        both = asyncio.gather(destination.told(), handovers.told())
         stopped = asyncio.create_task(self._signalled.wait())
-        await asyncio.wait({telling, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (telling, stopped):
+        await asyncio.sleep(0)
+        if destination.untold or handovers.untold:
+            log.info("the source may not know yet how it ended", seconds_max=seconds)
+        waiting: tuple[asyncio.Future[Any], ...] = (both, stopped)
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
             task.cancel()
+        await asyncio.gather(both, stopped, return_exceptions=True)
 
     async def _drained(self) -> None:
         while self._running:
@@ -382,10 +388,15 @@ class _Sender:
                 return await _account(_fails(error), report, options.common.report)
             with Progress(lambda: source.current):
                 code = await _account(source.session(first, report), report, options.common.report)
-            if options.transport:
+            if options.transport and options.recover_seconds:
                 common = options.common
                 await asyncio.to_thread(
-                    leave_behind, self._handovers, report.session_id, common.identity, common.state_folder
+                    leave_behind,
+                    self._handovers,
+                    report.session_id,
+                    identity=common.identity,
+                    state=common.state_folder,
+                    seconds=options.recover_seconds,
                 )
             if options.common.once or options.ingress.single or self._stopped:
                 return code

@@ -48,7 +48,12 @@ def check_writable(path: Path | None) -> None:
 
 def write(path: Path, report: SessionReport) -> None:
     """Write the report by a temporary file, fsync and rename; mode 0600. A pipe or device is written directly."""
-    content = msgspec.json.format(msgspec.json.encode(as_dict(report)), indent=2) + b"\n"
+    write_built(path, as_dict(report))
+
+
+def write_built(path: Path, built: dict[str, Any]) -> None:
+    """The same for what ``as_dict`` made, in whichever process."""
+    content = msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n"
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return

@@ -13,6 +13,7 @@
     │   └── ProtocolViolation         5   an authenticated peer broke the protocol
     ├── PeerUnreachable               6   no connection to the peer
     ├── PeerLost                      6   a connection to the peer broke or fell silent
+    ├── DaemonLost                    6   the local daemon went away, and took a session along
     ├── HypervisorFailed              7   the local hypervisor's connection failed or ended too early
     └── PeerAborted               3–7     the peer ended the session and said why
 
@@ -101,6 +102,12 @@ class PeerUnreachable(RelayError):
 
 class PeerLost(RelayError):
     """The control connection or a lane broke, or the peer's heartbeat stopped."""
+
+    exit_code = EXIT_LOST
+
+
+class DaemonLost(RelayError):
+    """The local daemon, or the worker of it that had the session, went away."""
 
     exit_code = EXIT_LOST
 

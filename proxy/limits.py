@@ -94,5 +94,13 @@ EXEC_EXIT_SECONDS_MAX: Final = 1.0  # a command that closed its output usually e
 ABORT_SECONDS_MAX: Final = 2.0  # telling the peer why
 DRAIN_SECONDS_MAX: Final = 5.0  # FINAL records and close_notify
 
+# ---- xl as the local toolstack
+XL_SECONDS_MAX: Final = 30.0  # xl list, rename, unpause: below 0.1 s, unless another xl holds libxl's lock
+XL_DESTROY_SECONDS_MAX: Final = 60.0  # libxl waits for device backends and hotplug scripts, 10 s and more each
+XL_REVIVE_SECONDS_MAX: Final = 60.0  # a pretended migration: about a second
+XL_OUTPUT_BYTES_MAX: Final = MIB  # what one command may say; a line of xl list has about 150 bytes
+XL_DOMAINS_MAX: Final = 4096  # in one list
+XL_GONE_POLL_SECONDS: Final = 0.2  # between looks at a domain that is being destroyed
+
 # ---- local transport
 PIPE_BYTES: Final = MIB  # F_SETPIPE_SZ: fewer wake-ups than the default 64 KiB

@@ -48,6 +48,15 @@ RateLimit = Annotated[
         show_default=False,
     ),
 ]
+XlFlags = Annotated[
+    str | None,
+    typer.Option(
+        "--xl-flags",
+        metavar="FLAGS",
+        help="What connects is xl, a migration each; its receiver gets these of -e -d -p, or none of them: ''.",
+        show_default=False,
+    ),
+]
 
 
 @unique

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from korora.relay import Common
 
 RESUME_SECONDS = 30
+RECOVER_SECONDS = 3600
 DEFAULT_PORT = 8010
 IDENTITY_DEFAULT = Path("/etc/korora/identity")
+XL_SOCKET_DEFAULT = "/run/korora/xl.sock"
+XL_SOCKET_VARIABLE = "KORORA_XL_SOCKET"
+XL_PATIENCE_SECONDS = 60
 
 _EXIT_CODES = """
 Exit codes: 0 done; 2 usage or configuration; 3 refused by policy; 4 authentication failed; 5 integrity; 6 unreachable
@@ -108,15 +112,17 @@ def send(
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     rate_limit: opt.RateLimit = None,
+    xl_flags: opt.XlFlags = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
     allow_classical: opt.AllowClassical = False,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Carry a migration from the local hypervisor to another host."""
-    from proxy.endpoints.spec import parse_address, parse_ingress
+    from proxy.endpoints.spec import parse_address, parse_ingress, parse_xl_flags
 
     ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
+    flags = None if xl_flags is None else parse_xl_flags(xl_flags, "--xl-flags")
     configure(log_format, log_level)
     from korora import relay
     from proxy.shell.source import Peer
@@ -141,6 +147,8 @@ def send(
         resume_seconds=resume_timeout,
         rate_limit=rate_limit,
         handover="xl",
+        xl_flags=flags or "",
+        one_channel=flags is not None,
         paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
     raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
@@ -159,17 +167,47 @@ def xl(
     name: opt.Names = None,
     report: opt.Report = None,
     state: opt.State = None,
+    recover_for: Annotated[
+        int,
+        typer.Option(
+            "--recover-for",
+            min=0,
+            max=86_400,
+            metavar="SECONDS",
+            help="How long a process left behind tries to finish a hand-over that broke off; 0: none is left.",
+        ),
+    ] = RECOVER_SECONDS,
+    daemon: Annotated[
+        str,
+        typer.Option(
+            "--daemon",
+            envvar=XL_SOCKET_VARIABLE,
+            metavar="PATH|no",
+            help="The daemon's xl socket: it carries the migration if it runs; no: relay in this process.",
+        ),
+    ] = XL_SOCKET_DEFAULT,
+    daemon_timeout: Annotated[
+        int,
+        typer.Option(
+            "--daemon-timeout",
+            min=0,
+            max=3600,
+            metavar="SECONDS",
+            help="How long to wait for a daemon that went away while it had the migration.",
+        ),
+    ] = XL_PATIENCE_SECONDS,
     log_format: opt.Format = LogFormat.CONSOLE,
     log_level: opt.Level = LogLevel.WARNING,
 ) -> None:
     """Be the transport of `xl migrate -s "" DOMAIN "korora xl PEER"`."""
-    from proxy.endpoints.pipes import StdioEndpoint
     from proxy.endpoints.spec import parse_address
 
     host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
     flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
     configure(log_format, log_level)
+    _by_daemon(daemon, peer, flags, name, report, daemon_timeout)
     from korora import relay
+    from proxy.endpoints.pipes import StdioEndpoint
     from proxy.shell.source import Peer
 
     common = _common(
@@ -186,7 +224,29 @@ def xl(
 
     ingress = StdioEndpoint("xl's pipes")
     where = Peer(host, port, xl_flags=flags, handover="xl", paging=PagingTerms(tenant=opt.TENANT))
-    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True)))
+    raise typer.Exit(
+        relay.send(
+            relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True, recover_seconds=recover_for)
+        )
+    )
+
+
+def _by_daemon(
+    daemon: str, peer: str, flags: str, names: list[str] | None, report: Path | None, patience_seconds: int
+) -> None:
+    """Leave the migration to the daemon, and end as it says; come back where none runs."""
+    import structlog
+
+    log = structlog.get_logger("korora")
+    if daemon != "no":
+        from korora.xl import holder
+        from korora.xl.words import VERSION, Carry
+
+        sock = holder.reach(Path(daemon))
+        if sock is not None:
+            carry = Carry(VERSION, peer, flags, tuple(names or ()))
+            raise typer.Exit(holder.hand_over(holder.Order(Path(daemon), carry, report, patience_seconds), sock))
+    log.info("no daemon: this process relays", socket=daemon)
 
 
 def _digests(pins: list[str] | None) -> tuple[bytes, ...]:

@@ -37,14 +37,14 @@ class Admission:
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         self._folder, self._clock = folder, clock
         self._users: dict[str, frozenset[str]] = {}
-        self._single: dict[str, bool] = {}
+        self._exclusive: dict[str, bool] = {}
         self._admitted: dict[bytes, _Admitted] = {}
 
     def reconfigure(self, config: Config, egresses: dict[str, Egress]) -> None:
         """Answer by this from now on."""
         everybody = frozenset(peer.name for peer in config.peer)
         self._users = {egress.name: frozenset(egress.peers) or everybody for egress in config.egress}
-        self._single = {name: egress.single for name, egress in egresses.items()}
+        self._exclusive = {name: egress.exclusive for name, egress in egresses.items()}
 
     def admit(self, peer: PeerInfo, offer: Offer) -> None:
         """See ``Terms.admit``.
@@ -57,7 +57,7 @@ class Admission:
         self._forget_stillborn()
         if offer.session in self._admitted:
             return
-        lock = self._locked(offer.egress) if self._single.get(offer.egress) else None
+        lock = self._locked(offer.egress) if self._exclusive.get(offer.egress) else None
         self._admitted[offer.session] = _Admitted(offer.egress, self._clock(), lock)
 
     def begun(self, session: bytes) -> str:

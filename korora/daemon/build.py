@@ -1,22 +1,25 @@
 """What a configuration stands for: identities, rules, endpoints, peers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import host_store
-from korora.daemon.config import Config, Ingress, bytes_per_second
+from korora.daemon.config import XL, Config, Departure, Ingress, bytes_per_second
 from korora.daemon.rates import least
 from proxy.endpoints.base import Egress
-from proxy.endpoints.spec import parse_address, parse_egress
+from proxy.endpoints.spec import parse_address, parse_egress, parse_xl_flags
+from proxy.errors import ConfigurationError, PolicyRefused
 from proxy.paging import Encode, PagingTerms, StoreAccess
 from proxy.shell import source
 
 REPORTS = "reports"
 LOCKS = "locks"
+ANY_PEER = ""  # in place of a peer's name: whoever `korora xl` may send to
+PORT_DEFAULT = 8010  # where `korora xl` finds a host that was written without
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Credentials:
     server: TlsConfig
     """Arriving peers: by the table, pins by each one's own."""
     clients: Mapping[str, TlsConfig]
-    """By the name of the peer that an ingress sends to: it must be that one."""
+    """By the name of the peer that an ingress or `korora xl` sends to: it must be that one."""
 
     @classmethod
     def load(cls, config: Config) -> "Credentials":
@@ -42,7 +45,8 @@ class Credentials:
             pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
             allow_classical=config.allow_classical,
         )
-        wanted = {ingress.peer for ingress in config.ingress}
+        served = config.xl_peers() if config.xl.socket else ()
+        wanted = {ingress.peer for ingress in config.ingress} | {peer.name for peer in served}
         clients = {
             peer.name: TlsConfig(
                 identity,
@@ -52,22 +56,80 @@ class Credentials:
             for peer in config.peer
             if peer.name in wanted
         }
+        if served and config.xl.any_address:
+            any_of_them = PeerRules(
+                names=frozenset(peer.name for peer in served),
+                pins_by_name={peer.name: _digests(peer.pins) for peer in served if peer.pins},
+                allow_classical=config.allow_classical,
+            )
+            clients[ANY_PEER] = TlsConfig(identity, TlsRole.CLIENT, any_of_them)
         return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
 
 
 def destination_of(config: Config, ingress: Ingress, stored: StoreAccess | None = None) -> source.Peer:
     """Where the migrations of an ingress go; ``stored`` is this process's content store."""
-    address = config.peer_named(ingress.peer).address or ""
-    host, port = parse_address(address, "the address")
+    host, port = parse_address(config.peer_named(ingress.peer).address or "", "the address")
+    where = _destination(config, ingress, (host, port), stored)
+    if ingress.xl_flags is None:
+        return where
+    return replace(where, xl_flags=parse_xl_flags(ingress.xl_flags, "it"), one_channel=True)
+
+
+def xl_destination(
+    config: Config, peer: str, names: Sequence[str], flags: str, stored: StoreAccess | None = None
+) -> tuple[str, source.Peer]:
+    """Where a migration of `korora xl` goes: a name among ``Credentials.clients``, and where that is.
+
+    Args:
+        config: it has a table `[xl]`.
+        peer: what the operator wrote: the name of a `[[peer]]`, its address, or another where any is allowed.
+        names: whom he accepts; none: all.
+        flags: for the receiving xl.
+        stored: this process's content store.
+
+    Raises:
+        PolicyRefused: the configuration does not let it go there.
+        ConfigurationError: there is nothing to be made of what was written.
+    """
+    allowed = {each.name: each for each in config.xl_peers() if not names or each.name in names}
+    if not allowed:
+        raise PolicyRefused(f"of the hosts named by --name, the daemon sends to none: {', '.join(names)}")
+    text = peer if ":" in peer else f"{peer}:{PORT_DEFAULT}"
+    known = allowed.get(peer)
+    if known is not None and (known.address is not None or not config.xl.any_address):
+        if known.address is None:
+            raise PolicyRefused(f"the daemon knows no address of {peer!r}")
+        host, port = parse_address(known.address, "the address")
+        return known.name, _destination(config, config.xl, (host, port), stored, flags)
+    host, port = parse_address(text, "PEER")
+    for each in allowed.values():
+        if each.address is not None and parse_address(each.address, "the address") == (host, port):
+            return each.name, _destination(config, config.xl, (host, port), stored, flags)
+    if not config.xl.any_address:
+        raise PolicyRefused(f"{peer} is no host that the daemon sends to: {', '.join(sorted(allowed))}")
+    if names and len(allowed) > 1:
+        raise ConfigurationError("of several --name none can be meant at an address of any host", "give one --name")
+    client = known.name if known is not None else next(iter(allowed)) if names else ANY_PEER
+    return client, _destination(config, config.xl, (host, port), stored, flags)
+
+
+def _destination(
+    config: Config,
+    departure: Departure,
+    address: tuple[str, int],
+    stored: StoreAccess | None,
+    xl_flags: str = "",
+) -> source.Peer:
+    name = departure.name if isinstance(departure, Ingress) else XL
     return source.Peer(
-        host,
-        port,
-        lanes=ingress.lanes,
+        *address,
+        lanes=departure.lanes,
         resume_seconds=config.limits.resume_timeout,
-        egress=ingress.egress,
+        egress=departure.egress,
+        xl_flags=xl_flags,
         # To begin with; the parent's word on its part of the total follows at once.
-        rate_limit=least(session_limit(config, ingress.name), bytes_per_second(config.limits.rate_limit)),
-        paging=_paging(config, Encode(ingress.encode), ingress.tenant, stored),
+        rate_limit=least(session_limit(config, name), bytes_per_second(config.limits.rate_limit)),
+        paging=_paging(config, Encode(departure.encode), departure.tenant, stored),
     )
 
 
@@ -91,9 +153,9 @@ def open_host_store(config: Config) -> host_store.HostStore | None:
     return host_store.open_host_store(Path(config.state), config.pages.store_bytes)
 
 
-def session_limit(config: Config, ingress: str) -> float | None:
+def session_limit(config: Config, way: str) -> float | None:
     """What a session may send at most, in bytes a second; an ingress that has gone has no limit of its own."""
-    entry = config.ingress_named(ingress)
+    entry = config.departure_named(way)
     own = None if entry is None else bytes_per_second(entry.rate_limit)
     return least(own, bytes_per_second(config.limits.session_rate_limit))
 

@@ -3,11 +3,17 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from crypto.files import make_private_directory
 from korora.daemon import build
 from korora.daemon.config import Config
 from proxy.errors import ConfigurationError
+
+# What a reload cannot change; the rest of a new file counts.
+_FIXED: Final = ("workers", "state", "control", "metrics")
 
 
 async def check(wanted: Config) -> str:
@@ -39,3 +45,23 @@ def make_state(path: Path) -> None:
         raise ConfigurationError(
             f"the state directory {path} cannot be used: {error.strerror}", "give one that this user may write"
         ) from None
+
+
+def unchanged(served: Config, wanted: Config, *, listening: bool) -> tuple[Config, list[str]]:
+    """A new configuration with what a reload cannot change as it is; and the keys that wait for a restart.
+
+    Args:
+        served: what counts now.
+        wanted: what the file says.
+        listening: whether the relay port is open.
+    """
+    needed = [key for key in _FIXED if getattr(wanted, key) != getattr(served, key)]
+    address, path = served.listen.address, served.xl.socket
+    if wanted.listen.address != address or (wanted.egress and not listening):
+        needed.append("listen.address")
+    if wanted.xl.socket != path:
+        needed.append("xl.socket")
+    listen = msgspec.structs.replace(wanted.listen, address=address)
+    xl = msgspec.structs.replace(wanted.xl, socket=path)
+    fixed = {key: getattr(served, key) for key in _FIXED}
+    return msgspec.structs.replace(wanted, listen=listen, xl=xl, **fixed), needed

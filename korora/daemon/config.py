@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX, STORE_BYTES_DEFAULT
 from chunking.pages import PAGE_BYTES
 from crypto.files import read_bounded
-from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress
+from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress, parse_xl_flags
 from proxy.errors import ConfigurationError
 from proxy.limits import KIB, LANES_MAX
 from proxy.paging import CHAINS_DEFAULT
@@ -24,6 +24,9 @@ WORKERS_MAX: Final = 64  # a lane's token names its worker in one byte; more cor
 SESSIONS_MAX: Final = 1024  # arriving ones, all workers together: memory is the operator's to count
 SESSIONS_DEFAULT: Final = 64
 INGRESSES_MAX: Final = 512  # each holds a listening socket and a task
+XL_SESSIONS_MAX: Final = 512  # departing ones of `korora xl`, all workers together
+XL_SESSIONS_DEFAULT: Final = 16
+XL: Final = "xl"  # what the sessions of `korora xl` came by, where an ingress has its name
 SECONDS_MAX: Final = 86_400  # a day: whoever waits longer than that waits for ever
 RESUME_SECONDS_MAX: Final = 3600
 TENANT_DEFAULT: Final = "default"  # as of the ad hoc commands
@@ -84,6 +87,21 @@ class Metrics(_Table, frozen=True):
     address: str = "127.0.0.1:9464"
 
 
+class Xl(_Table, frozen=True):
+    """`[xl]`: where `korora xl` of this host hands xl's migrations over; an empty socket turns it off."""
+
+    socket: str = ""
+    sessions_max: Annotated[int, Meta(ge=1, le=XL_SESSIONS_MAX)] = XL_SESSIONS_DEFAULT
+    peers: tuple[Name, ...] = ()
+    any_address: bool = False
+    egress: Name = "default"
+    lanes: Annotated[int, Meta(ge=1, le=LANES_MAX)] = 1
+    priority: Priority = "normal"
+    rate_limit: Rate = None
+    encode: Encoding = "auto"
+    tenant: Name = TENANT_DEFAULT
+
+
 class Peer(_Table, frozen=True):
     """`[[peer]]`: a host that sessions may come from, and, with an address, go to."""
 
@@ -104,6 +122,11 @@ class Ingress(_Table, frozen=True, rename={"source": "from"}):
     rate_limit: Rate = None
     encode: Encoding = "auto"
     tenant: Name = TENANT_DEFAULT
+    xl_flags: str | None = None
+
+
+Departure = Ingress | Xl
+"""What sessions leave by: both say where to, how fast and how."""
 
 
 class Egress(_Table, frozen=True):
@@ -128,6 +151,7 @@ class Config(_Table, frozen=True):
     limits: Limits = Limits()
     pages: Pages = Pages()
     metrics: Metrics = Metrics()
+    xl: Xl = Xl()
     peer: tuple[Peer, ...] = ()
     ingress: Annotated[tuple[Ingress, ...], Meta(max_length=INGRESSES_MAX)] = ()
     egress: tuple[Egress, ...] = ()
@@ -143,6 +167,14 @@ class Config(_Table, frozen=True):
     def ingress_named(self, name: str) -> Ingress | None:
         """The ingress of that name, if there is one."""
         return next((ingress for ingress in self.ingress if ingress.name == name), None)
+
+    def departure_named(self, name: str) -> Departure | None:
+        """The ingress of that name, or `[xl]`, if it is there."""
+        return self.xl if name == XL and self.xl.socket else self.ingress_named(name)
+
+    def xl_peers(self) -> tuple[Peer, ...]:
+        """The hosts that `korora xl` may send to."""
+        return tuple(peer for peer in self.peer if not self.xl.peers or peer.name in self.xl.peers)
 
 
 def read(path: Path) -> Config:
@@ -225,8 +257,7 @@ class _Check:
         config = self._config
         for key, path in (("identity", config.identity), ("state", config.state), ("control", config.control)):
             self._path(key, path)
-        if len(config.control.encode()) > UNIX_PATH_BYTES_MAX:
-            self._wrong("control", f"the path of a unix socket has at most {UNIX_PATH_BYTES_MAX} bytes")
+        self._socket("control", config.control)
         self._address("listen.address", config.listen.address)
         if config.metrics.address:
             self._address("metrics.address", config.metrics.address)
@@ -243,7 +274,9 @@ class _Check:
         self._distinct("ingress", "from", fixed)
         for number, egress in enumerate(config.egress):
             self._egress(f"egress[{number}]", egress)
-        if not config.ingress and not config.egress:
+        if config.xl.socket:
+            self._xl(config.xl)
+        if not config.ingress and not config.egress and not config.xl.socket:
             self._wrong("ingress", "there is neither an [[ingress]] nor an [[egress]]", "add what is to be served")
 
     def _ingress(self, key: str, ingress: Ingress) -> None:
@@ -255,6 +288,21 @@ class _Check:
         if peer.address is None:
             self._wrong(f"{key}.peer", f"peer {peer.name!r} has no address", "give that [[peer]] an address")
         self._rate(f"{key}.rate_limit", ingress.rate_limit)
+        with _Told(self._where, f"{key}.xl_flags"):
+            parse_xl_flags(ingress.xl_flags or "", "it")
+
+    def _xl(self, xl: Xl) -> None:
+        self._path("xl.socket", xl.socket)
+        self._socket("xl.socket", xl.socket)
+        if xl.socket == self._config.control:
+            self._wrong("xl.socket", "it is the control socket's path", "give it one of its own")
+        for number, name in enumerate(xl.peers):
+            self._known(f"xl.peers[{number}]", name)
+        if not any(peer.address or xl.any_address for peer in self._config.xl_peers()):
+            self._wrong("xl", "there is no [[peer]] with an address that it could send to", "add one")
+        self._rate("xl.rate_limit", xl.rate_limit)
+        if self._config.ingress_named(XL) is not None:
+            self._wrong("ingress", f"the name {XL!r} is that of [xl]", "give the ingress another one")
 
     def _egress(self, key: str, egress: Egress) -> None:
         with _Told(self._where, f"{key}.to"):
@@ -280,6 +328,10 @@ class _Check:
     def _path(self, key: str, path: str) -> None:
         if not path.startswith("/") or "\0" in path:
             self._wrong(key, f"expected an absolute path, got {path!r}")
+
+    def _socket(self, key: str, path: str) -> None:
+        if len(path.encode()) > UNIX_PATH_BYTES_MAX:
+            self._wrong(key, f"the path of a unix socket has at most {UNIX_PATH_BYTES_MAX} bytes")
 
     def _address(self, key: str, text: str) -> tuple[str, int]:
         with _Told(self._where, key):

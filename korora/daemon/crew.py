@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from korora.daemon.messages import Configure, Configured, Quit, Take, ToParent, ToWorker
+from korora.daemon.messages import Configure, Configured, Greet, Quit, Take, ToParent, ToWorker
 from korora.daemon.wire import Wire
 from korora.log import LogFormat, LogLevel
 from proxy.errors import ConfigurationError
@@ -71,6 +71,8 @@ class Member:
         self.lag_seconds = 0.0
         self._handed: deque[float] = deque()
         """When it was given the connections that have not become sessions yet, nor been refused."""
+        self.greeted = 0
+        """Connections of `korora xl` that it was given, and that are no sessions yet, nor answered."""
 
     @property
     def pid(self) -> int | None:
@@ -101,6 +103,11 @@ class Member:
         """Give it a connection, which the caller closes here."""
         if self.ready and self.send(Take(address), sock.fileno()) and new:
             self._handed.append(asyncio.get_running_loop().time())
+
+    def greet(self, sock: socket.socket, message: Greet) -> None:
+        """Give it a `korora xl`, which the caller closes here."""
+        if self.ready and self.send(message, sock.fileno()):
+            self.greeted += 1
 
     @property
     def handed(self) -> int:
@@ -232,4 +239,5 @@ class Member:
             self._wire.close()
         self._wire, self._process, self.ready = None, None, False
         self._handed.clear()
+        self.greeted = 0
         self._owner.died(self)

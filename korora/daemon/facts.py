@@ -61,6 +61,9 @@ def facts(
         "ingresses": [
             {"name": way.name, "from": way.ingress.label, "worker": way.worker, "leaving": way.leaving} for way in ways
         ],
+        "xl": {"socket": config.xl.socket, "peers": [peer.name for peer in config.xl_peers()]}
+        if config.xl.socket
+        else None,
         "egresses": [{"name": egress.name, "to": egress.to} for egress in config.egress],
         "workers": [
             {
@@ -74,3 +77,10 @@ def facts(
             for member in members
         ],
     }
+
+
+def _xl(config: Config) -> dict[str, Any] | None:
+    """Where `korora xl` finds the daemon, and to whom it may send; None where it does not."""
+    if not config.xl.socket:
+        return None
+    return {"socket": config.xl.socket, "peers": [peer.name for peer in config.xl_peers()]}

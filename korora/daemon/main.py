@@ -59,7 +59,7 @@ def _plan(wanted: Config, name: str) -> dict[str, Any]:
     full = {field: getattr(wanted, field) for field in wanted.__struct_fields__}
     for table in ("peer", "ingress", "egress"):
         full[table] = [_full(entry) for entry in full[table]]
-    for table in ("listen", "limits", "metrics"):
+    for table in ("listen", "limits", "metrics", "xl"):
         full[table] = _full(full[table])
     return {"name": name} | full
 
@@ -81,4 +81,10 @@ def _lines(wanted: Config, name: str) -> list[str]:
         f"egress {each.egress}, priority {each.priority}"
         for each in wanted.ingress
     ]
+    if wanted.xl.socket:
+        names = ", ".join(f"{peer.name} ({peer.address or 'no address'})" for peer in wanted.xl_peers())
+        lines.append(
+            f"korora xl: at {wanted.xl.socket}, to {names}{', at any address' if wanted.xl.any_address else ''}, "
+            f"egress {wanted.xl.egress}, priority {wanted.xl.priority}"
+        )
     return lines

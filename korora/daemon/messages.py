@@ -27,12 +27,21 @@ class Configure(_Message, frozen=True):
     config: Config
     arriving_max: int
     """This worker's part of `sessions_max`."""
+    xl_max: int = 0
+    """This worker's part of `xl.sessions_max`."""
 
 
 class Take(_Message, frozen=True):
     """A connection from another relay; its descriptor comes along, unread."""
 
     address: str
+
+
+class Greet(_Message, frozen=True):
+    """A connection from `korora xl`; its descriptor comes along, unread. Who it is, by the kernel."""
+
+    uid: int
+    pid: int
 
 
 class Serve(_Message, frozen=True):
@@ -128,6 +137,10 @@ class Refused(_Message, frozen=True):
     reason: str
 
 
+class Greeted(_Message, frozen=True):
+    """What `Greet` brought is a session now, or has been answered."""
+
+
 class Left(_Message, frozen=True):
     """An ingress is served no longer: its listening socket is closed here."""
 
@@ -138,5 +151,5 @@ class Drained(_Message, frozen=True):
     """After `Drain`: nothing is left."""
 
 
-ToWorker = Configure | Take | Serve | Leave | Rates | Lanes | Cancel | Drain | Stop | Quit
-ToParent = Configured | Begun | Ended | Sample | Refused | Left | Drained
+ToWorker = Configure | Take | Greet | Serve | Leave | Rates | Lanes | Cancel | Drain | Stop | Quit
+ToParent = Configured | Begun | Ended | Sample | Refused | Greeted | Left | Drained

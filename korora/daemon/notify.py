@@ -11,7 +11,7 @@ from proxy.errors import ConfigurationError
 
 LISTEN_FDS_START: Final = 3  # sd_listen_fds(3)
 LISTEN_FDS_MAX: Final = 1024
-RELAY, CONTROL, METRICS = "relay", "control", "metrics"
+RELAY, CONTROL, METRICS, XL = "relay", "control", "metrics", "xl"
 INGRESS_PREFIX: Final = "ingress-"
 
 
@@ -57,26 +57,29 @@ def inherited(environ: MutableMapping[str, str]) -> dict[str, socket.socket]:
     sockets: dict[str, socket.socket] = {}
     for number in range(int(count)):
         name = named[number] if number < len(named) else ""
-        if name in sockets or not (name in {RELAY, CONTROL, METRICS} or name.startswith(INGRESS_PREFIX)):
+        if name in sockets or not (name in {RELAY, CONTROL, METRICS, XL} or name.startswith(INGRESS_PREFIX)):
             raise ConfigurationError(
                 f"socket {number} of LISTEN_FDS has the name {name!r}",
-                f"set FileDescriptorName= to {RELAY}, {CONTROL}, {METRICS} or {INGRESS_PREFIX}NAME, each once",
+                f"set FileDescriptorName= to {RELAY}, {CONTROL}, {METRICS}, {XL} or {INGRESS_PREFIX}NAME, each once",
             )
         sockets[name] = _listening(LISTEN_FDS_START + number, name)
     return sockets
 
 
 def _listening(fd: int, name: str) -> socket.socket:
-    """Take over a descriptor that must be a listening stream socket."""
+    """Take over a descriptor that must be a listening socket, of packets for `korora xl` and else of a stream."""
+    kind, words = socket.SOCK_STREAM, ("stream", "ListenStream=")
+    if name == XL:
+        kind, words = socket.SOCK_SEQPACKET, ("packet", "ListenSequentialPacket=")
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise OSError
         sock = socket.socket(fileno=fd)
-        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if sock.type != kind or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError
     except OSError:
         raise ConfigurationError(
-            f"the inherited socket {name!r} is no listening stream socket", "give it ListenStream= and Accept=no"
+            f"the inherited socket {name!r} is no listening {words[0]} socket", f"give it {words[1]} and Accept=no"
         ) from None
     os.set_inheritable(fd, False)
     sock.setblocking(False)

@@ -10,6 +10,12 @@ GROWTH: Final = 1.25  # how much more than it used a session is thought to want
 IDLE_SHARE: Final = 0.1  # of its fair share: what a session that sends nothing is thought to want, to begin with
 
 
+def part(count: int, workers: int, index: int) -> int:
+    """A worker's part of a number of sessions that all workers may have together."""
+    each, over = divmod(count, workers)
+    return each + (index < over)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One sending session's part in the division.

@@ -10,16 +10,15 @@ from enum import StrEnum, unique
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from crypto.errors import CryptoError
 from korora.daemon import config, control, notify
-from korora.daemon.checks import check, make_state
-from korora.daemon.config import Config
+from korora.daemon.checks import check, make_state, unchanged
+from korora.daemon.config import XL, Config
 from korora.daemon.crew import QUIT_SECONDS_MAX, Member
-from korora.daemon.door import Door
 from korora.daemon.facts import Counts, facts
+from korora.daemon.listeners import Listeners
 from korora.daemon.messages import (
     Begun,
     Cancel,
@@ -27,6 +26,8 @@ from korora.daemon.messages import (
     Drain,
     Drained,
     Ended,
+    Greet,
+    Greeted,
     Lanes,
     Leave,
     Left,
@@ -36,15 +37,13 @@ from korora.daemon.messages import (
     Stop,
     ToParent,
 )
-from korora.daemon.metering import Metering
 from korora.daemon.observer import Observer, Unobserved
+from korora.daemon.rates import part
 from korora.daemon.table import Sessions
-from korora.daemon.ways import Listening, Way, Ways
+from korora.daemon.ways import Way, Ways
 from korora.errors import complain, line_of
 from korora.log import LogFormat, LogLevel
 from korora.relay import announce_ready
-from proxy.endpoints.sockets import GivenIngress, UnixIngress, listen_tcp
-from proxy.endpoints.spec import parse_address
 from proxy.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGNAL_BASE, ConfigurationError, RelayError
 from proxy.session import Role
 
@@ -52,9 +51,6 @@ log = structlog.get_logger("korora.daemon")
 
 TICK_SECONDS: Final = 1.0  # rates are divided anew, the service manager is told how we are
 STOP_SECONDS_MAX: Final = 70.0  # to tell peers and hypervisors, once sessions are ended; then workers are killed
-
-# What a reload cannot change; the rest of a new file counts.
-_FIXED: Final = ("workers", "state", "control", "metrics")
 
 
 @unique
@@ -92,7 +88,6 @@ class Supervisor:
         self._path, self._config = path, first
         self._inherited = dict(inherited)
         self._notifier = notifier
-        self._metering: Metering | None = None
         self._observer: Observer = Unobserved()
         self._log_options = (log_format, log_level)
         self._loop = asyncio.get_running_loop()
@@ -105,9 +100,7 @@ class Supervisor:
         self._workers = first.workers or len(os.sched_getaffinity(0))
         self._ways = Ways(self._inherited, self._workers)
         self._sessions = Sessions(first)
-        self._door: Door | None = None
-        self._control: control.ControlServer | None = None
-        self._control_socket: Listening | None = None
+        self._listeners = Listeners(self._inherited)
         self._reloading = asyncio.Lock()
         self._counts = Counts()
         self._code = EXIT_DONE
@@ -132,7 +125,12 @@ class Supervisor:
             if self.phase is Phase.STARTING:
                 self.phase = Phase.SERVING
                 announce_ready(stdio=False)
-                log.info("serving", ingresses=len(self._ways), egresses=len(self._config.egress), address=self._address)
+                log.info(
+                    "serving",
+                    ingresses=len(self._ways),
+                    egresses=len(self._config.egress),
+                    address=self._listeners.address,
+                )
                 self._notifier.send(READY=1, STATUS="serving")
             return await self._outcome
         finally:
@@ -143,33 +141,22 @@ class Supervisor:
         wanted = self._config
         self._name = await check(wanted)
         make_state(Path(wanted.state))
-        relay = self._inherited.pop(notify.RELAY, None)
-        if relay is None and wanted.egress:
-            relay = listen_tcp(*parse_address(wanted.listen.address, "the address"), wanted.listen.address)
-        if relay is not None:
-            self._door = Door(relay, self._route)
-        await self._open_metrics(wanted)
-        counted = None if self._metering is None else self._metering.path
+        self._listeners.open_relay(wanted, self._route)
+        await self._listeners.open_metrics(wanted, health=self._health, ready=self._readiness, status=self._status)
+        metering = self._listeners.metering
+        if metering is not None:
+            self._observer = metering.observer
+        counted = None if metering is None else metering.path
         self._members = [Member(index, self, *self._log_options, counted) for index in range(self._workers)]
         self._ways.add(await self._ways.open(wanted.ingress))
-        self._control_socket = await self._control_listener(wanted.control)
+        await self._listeners.open_control(wanted.control, self._answer)
+        await self._listeners.open_xl(wanted.xl.socket, self._greet, self._greeted)
         left = ", ".join(self._inherited)
         if left:
             raise ConfigurationError(f"nothing here uses the inherited socket {left}", "correct the .socket unit")
 
-    async def _open_metrics(self, wanted: Config) -> None:
-        given = self._inherited.pop(notify.METRICS, None)
-        if given is None:
-            if not wanted.metrics.address:
-                return
-            given = listen_tcp(*parse_address(wanted.metrics.address, "the address"), wanted.metrics.address)
-        self._metering = Metering(Path(wanted.state))
-        self._observer = self._metering.observer
-
-        async def status() -> object:
-            return self.status()
-
-        await self._metering.start(given, health=self._health, ready=self._readiness, status=status)
+    async def _status(self) -> object:
+        return self.status()
 
     def _health(self) -> str | None:
         """What is so wrong that somebody should act."""
@@ -183,19 +170,9 @@ class Supervisor:
             return self._health()
         return self.phase.value
 
-    async def _control_listener(self, path: str) -> Listening:
-        given = self._inherited.pop(notify.CONTROL, None)
-        listening = UnixIngress(path, f"unix:{path}") if given is None else GivenIngress(given, f"unix:{path}")
-        await listening.open()
-        if listening.listener is not None:
-            self._control = control.ControlServer(listening.listener.dup(), self._answer)
-            await self._control.start()
-        return listening
-
     async def _start(self) -> None:
         await asyncio.gather(*(member.start() for member in self._members))
-        if self._door is not None:
-            self._door.open()
+        self._listeners.start()
         self._task(self._tick())
         if self._notifier.watchdog_seconds is not None:
             self._task(self._feed_watchdog(self._notifier.watchdog_seconds))
@@ -204,35 +181,28 @@ class Supervisor:
         self._notifier.send(STOPPING=1)
         if self._timer is not None:
             self._timer.cancel()
-        if self._door is not None:
-            await self._door.close()
+        await self._listeners.close_doors()
         await asyncio.gather(*(member.quit() for member in self._members), return_exceptions=True)
         await self._ways.close()
-        if self._control is not None:
-            await self._control.close()
-        if self._control_socket is not None:
-            await self._control_socket.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._metering is not None:
-            await self._metering.close()
+        await self._listeners.close()
 
     def _task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @property
-    def _address(self) -> str | None:
-        return None if self._door is None else self._door.address
-
     # ---- workers
 
     def configuration(self, index: int) -> Configure:
         """See ``Owner.configuration``."""
-        most, over = divmod(self._config.sessions_max, len(self._members))
-        return Configure(self._generation, self._config, most + (index < over))
+        arriving, departing = (
+            part(count, len(self._members), index)
+            for count in (self._config.sessions_max, self._config.xl.sessions_max)
+        )
+        return Configure(self._generation, self._config, arriving, departing)
 
     def arrived(self, member: Member) -> None:
         """See ``Owner.arrived``."""
@@ -244,8 +214,8 @@ class Supervisor:
 
     def died(self, member: Member) -> None:
         """See ``Owner.died``."""
-        if self._metering is not None:
-            self._metering.forget(member.index)
+        if self._listeners.metering is not None:
+            self._listeners.metering.forget(member.index)
         lost = self._sessions.lost(member.index)
         for session_id, role in lost:
             self._observer.session_died(role)
@@ -282,6 +252,8 @@ class Supervisor:
             case Refused(reason):
                 member.settled()
                 self._counts.peer_refused(reason)
+            case Greeted():
+                member.greeted = max(0, member.greeted - 1)
             case Left(name):
                 way = self._ways.get(name)
                 if way is not None and way.worker == member.index:
@@ -305,6 +277,20 @@ class Supervisor:
         arriving = self._sessions.arriving(member.index) + member.handed
         full = arriving >= self.configuration(member.index).arriving_max
         return full, len(self._sessions.of(member.index)) + member.handed, member.index
+
+    def _greet(self, sock: socket.socket, uid: int, pid: int) -> None:
+        """See ``XlDoor``: to the worker with the fewest sessions that may have one more."""
+        ready = [member for member in self._members if member.ready]
+        if ready:
+            min(ready, key=self._xl_load).greet(sock, Greet(uid, pid))
+
+    def _greeted(self) -> int:
+        return sum(member.greeted for member in self._members)
+
+    def _xl_load(self, member: Member) -> tuple[bool, int, int]:
+        departing = self._sessions.departing(member.index, XL) + member.greeted
+        full = departing >= self.configuration(member.index).xl_max
+        return full, len(self._sessions.of(member.index)) + member.handed + member.greeted, member.index
 
     # ---- rates
 
@@ -425,13 +411,7 @@ class Supervisor:
     async def _replace(self) -> list[str]:
         """Check and open everything first, so that it cannot fail half-way; why workers stayed behind none the less."""
         wanted = config.read(self._path)
-        needed = [key for key in _FIXED if getattr(wanted, key) != getattr(self._config, key)]
-        address = self._config.listen.address
-        if wanted.listen.address != address or (wanted.egress and self._door is None):
-            needed.append("listen.address")
-        listen = msgspec.structs.replace(wanted.listen, address=address)
-        fixed = {key: getattr(self._config, key) for key in _FIXED}
-        wanted = msgspec.structs.replace(wanted, listen=listen, **fixed)
+        wanted, needed = unchanged(self._config, wanted, listening=self._listeners.address is not None)
         name = await check(wanted)
         kept = {way.name: way.source for way in self._ways if not way.leaving}
         fresh = [ingress for ingress in wanted.ingress if kept.get(ingress.name) != ingress.source]
@@ -513,5 +493,5 @@ class Supervisor:
 
     def status(self) -> control.Answer:
         """How everything stands."""
-        said = {"name": self._name, "phase": self.phase.value, "listen": self._address}
+        said = {"name": self._name, "phase": self.phase.value, "listen": self._listeners.address}
         return said | facts(self._counts, self._config, self._sessions, ways=self._ways, members=self._members)

@@ -152,6 +152,10 @@ class Sessions:
         """How many of them came from another host."""
         return sum(live.status.role == Role.DESTINATION.value for live in self.of(worker))
 
+    def departing(self, worker: int, way: str) -> int:
+        """How many of them leave by one way."""
+        return sum(live.status.role == Role.SOURCE.value and live.way == way for live in self.of(worker))
+
     def find(self, text: str) -> list[Key]:
         """The sessions of an id, or of the beginning of one.
 
@@ -188,8 +192,8 @@ class Sessions:
 
     def priority(self, live: Live) -> str:
         """Of the ingress that a session came by."""
-        ingress = self.config.ingress_named(live.way)
-        return "normal" if ingress is None else ingress.priority
+        departure = self.config.departure_named(live.way)
+        return "normal" if departure is None else departure.priority
 
     def rates(self) -> dict[int, dict[str, float | None]]:
         """Divide the total anew: what each worker must tell which session, where that has changed."""

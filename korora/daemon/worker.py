@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +23,9 @@ from crypto.errors import CryptoError
 from korora import report as reports
 from korora.daemon import build
 from korora.daemon.admission import Admission
-from korora.daemon.config import Config
+from korora.daemon.config import XL, Config
+from korora.daemon.departing import WayIn, XlErrand
+from korora.daemon.kept import keep
 from korora.daemon.messages import (
     SAMPLE_SESSIONS,
     Begun,
@@ -34,6 +35,8 @@ from korora.daemon.messages import (
     Drain,
     Drained,
     Ended,
+    Greet,
+    Greeted,
     Lanes,
     Leave,
     Left,
@@ -52,13 +55,16 @@ from korora.errors import complain, line_of
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
+from korora.xl.desk import Desk, lost
+from korora.xl.words import Carry
+from proxy.endpoints.handed import HandedIngress, HandedPipes
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
     EXIT_BUG,
     EXIT_DONE,
-    HypervisorFailed,
     Interrupted,
     PeerLost,
+    PolicyRefused,
     RelayError,
     SessionCancelled,
     exit_code_of,
@@ -74,7 +80,6 @@ log = structlog.get_logger("korora.worker")
 
 SAMPLE_SECONDS: Final = 1.0
 LAG_SECONDS: Final = 0.25  # how often the loop's lag is looked at
-REPORTS_KEPT: Final = 1000  # in the state directory, some 2 KiB each; older ones are removed
 _GC_ALLOCATIONS: Final = 10_000  # the default 700 costs 3 % of a relay's time
 
 
@@ -85,59 +90,6 @@ def tokens_of(index: int) -> Callable[[int], bytes]:
         return bytes([index]) + os.urandom(size - 1) if size == LANE_TOKEN_BYTES else os.urandom(size)
 
     return random
-
-
-class WayIn:
-    """One ingress: a migration after another, until it is told to leave.
-
-    Args:
-        name: of the ingress.
-        ingress: its listening socket.
-        source: makes the sessions.
-        carry: runs one session to its end, whatever happens.
-        left: called when it has ended; its socket is to be closed then.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        ingress: GivenIngress,
-        source: Source,
-        carry: Callable[[Coroutine[Any, Any, None], SessionReport, str], Coroutine[Any, Any, None]],
-        left: Callable[["WayIn"], None],
-    ) -> None:
-        self.name, self.ingress, self.source = name, ingress, source
-        self._carry = carry
-        self._leaving = False
-        self._idle = True
-        self.task = asyncio.get_running_loop().create_task(self._serve(), name=f"ingress {name}")
-        self.task.add_done_callback(lambda _: left(self))  # a task that is cancelled before its first step has no end
-
-    async def _serve(self) -> None:
-        while not self._leaving:
-            self._idle = True
-            try:
-                first = await self.ingress.accept()
-            except HypervisorFailed as error:
-                log.warning("an ingress is given up", ingress=self.name, reason=str(error))
-                return
-            self._idle = False
-            report = self.source.new_report()
-            await self._carry(self.source.session(first, report), report, self.name)
-
-    def leave(self) -> None:
-        """Take no further migration: end now where none is under way, else with that."""
-        self._leaving = True
-        if self._idle:
-            self.task.cancel()
-
-    def stop(self, reason: RelayError) -> None:
-        """End the migration that is under way, and then."""
-        self._leaving = True
-        if self._idle or self.source.current is None:
-            self.task.cancel()
-        else:
-            self.source.current.stop(reason)
 
 
 class Worker:
@@ -161,6 +113,8 @@ class Worker:
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
+        self._xl_max = 0
+        self._desk = Desk(self._xl_session, lost, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
@@ -182,6 +136,7 @@ class Worker:
         finally:
             for task in services:
                 task.cancel()
+            await self._desk.close()
             if self._destination is not None:
                 await self._destination.close()
             for way in list(self._ways.values()):
@@ -199,14 +154,10 @@ class Worker:
         match message:
             case Configure():
                 self._task(self._configure(message))
-            case Take(address) if fd is not None:
-                self._take(socket.socket(fileno=fd), address)
-            case Serve(name, label) if fd is not None:
-                self._serve(name, GivenIngress(socket.socket(fileno=fd), label))
-            case Leave(name) if name in self._ways:
-                self._ways[name].leave()
+            case Take() | Greet() | Serve():
+                self._given(message, fd)
             case Leave(name):
-                self._wire.send(Left(name))
+                self._leave(name)
             case Rates(rates):
                 self._change_rates(rates)
             case Cancel(session_id):
@@ -219,8 +170,26 @@ class Worker:
                 self._stop(Interrupted(number))
             case Quit():
                 self._end(EXIT_DONE)
-            case _:
-                log.error("the parent sent a connection message without its connection")
+
+    def _given(self, message: Take | Greet | Serve, fd: int | None) -> None:
+        """A message that brings a socket along."""
+        if fd is None:
+            log.error("the parent sent a connection message without its connection")
+            return
+        sock = socket.socket(fileno=fd)
+        match message:
+            case Take(address):
+                self._take(sock, address)
+            case Greet(uid, pid):
+                self._desk.take(sock, uid, pid)
+            case Serve(name, label):
+                self._serve(name, GivenIngress(sock, label))
+
+    def _leave(self, name: str) -> None:
+        if name in self._ways:
+            self._ways[name].leave()
+        else:
+            self._wire.send(Left(name))
 
     def _orphaned(self) -> None:
         """The parent has gone: nobody hands us lanes any more, and nobody could stop us."""
@@ -256,7 +225,7 @@ class Worker:
             random=self._random,
             admit=self._admission.admit,
         )
-        self._config, self._credentials = config, credentials
+        self._config, self._credentials, self._xl_max = config, credentials, message.xl_max
         self._observer.identity(credentials.identity)
         if self._destination is None:
             self._destination = Destination(
@@ -289,6 +258,27 @@ class Worker:
             credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
+
+    def _xl_session(self, ask: Carry, uid: int, pipes: HandedPipes, begun: Callable[[], None]) -> XlErrand:
+        """See ``Begin``."""
+        config, credentials = self._config, self._credentials
+        if config is None or credentials is None or not config.xl.socket or self._draining:
+            raise PolicyRefused("no further session is taken now: the daemon is coming up or going down")
+        if self._desk.errands >= self._xl_max:
+            raise PolicyRefused(f"{config.xl.sessions_max} sessions of korora xl run, and no more may")
+        client, where = build.xl_destination(config, ask.peer, ask.names, ask.flags, self._host_store)
+
+        def opened(runner: SourceRunner) -> None:
+            begun()
+            self._opened(runner, XL)
+
+        source = Source(credentials.clients[client], where, HandedIngress(), begun=opened)
+        errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
+        log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)
+        return errand
+
+    def _greeted(self) -> None:
+        self._wire.send(Greeted())
 
     def _left(self, way: WayIn) -> None:
         self._task(self._close_way(way))
@@ -340,8 +330,14 @@ class Worker:
         if self._stopping is not None:
             runner.stop(self._stopping)  # it was agreed on just before
 
-    async def _account(self, work: Coroutine[Any, Any, None], report: SessionReport, way: str) -> None:
-        """Run a session to its end, keep its report, say how it went."""
+    async def _account(
+        self,
+        work: Coroutine[Any, Any, None],
+        report: SessionReport,
+        way: str,
+        why: Callable[[], RelayError | None] = lambda: None,
+    ) -> None:
+        """Run a session to its end, keep its report, say how it went; `why` tells the reason of a cancellation."""
         began = self._loop.time()
         self._carried += 1
         code, words = EXIT_DONE, None
@@ -354,7 +350,7 @@ class Worker:
             if code == EXIT_BUG:
                 log.debug("internal error", exc_info=error)
         except asyncio.CancelledError:
-            stopping = self._stopping or PeerLost("the relay is stopping")
+            stopping = why() or self._stopping or PeerLost("the relay is stopping")
             code, words = exit_code_of(stopping), line_of(stopping)
             raise
         finally:
@@ -394,7 +390,7 @@ class Worker:
             return
         folder = Path(self._config.state) / build.REPORTS
         try:
-            await asyncio.to_thread(_keep, folder, report)
+            await asyncio.to_thread(keep, folder, report)
         except OSError as error:
             log.warning("a report cannot be kept", session=report.session_id[:8], reason=error.strerror or str(error))
 
@@ -416,13 +412,15 @@ class Worker:
     def _maybe_drained(self) -> None:
         """Something has ended: was it the last?"""
         destination = self._destination
-        left = self._carried + len(self._ways) + (0 if destination is None else destination.sessions)
+        left = (
+            self._carried + self._desk.errands + len(self._ways) + (0 if destination is None else destination.sessions)
+        )
         if destination is not None and self._stopping is None:
             left += destination.untold  # a source that was away at the end may still come and ask how it was
         if self._draining and not self._drained and not left:
             self._drained = True
             self._wire.send(Drained())
-        if self._code is not None and not self._carried and not self._over.done():
+        if self._code is not None and not self._carried and not self._desk.errands and not self._over.done():
             self._over.set_result(self._code)
 
     def _stop(self, reason: RelayError) -> None:
@@ -431,6 +429,7 @@ class Worker:
         self._drain()
         for live in list(self._live.values()):
             live.stop(reason)
+        self._desk.stop(reason)
         for way in list(self._ways.values()):
             way.stop(reason)
 
@@ -449,6 +448,7 @@ class Worker:
             self._observer.sample(statuses, lag)
             if self._host_store is not None:
                 self._observer.store(self._host_store.counts())
+            self._desk.sample()
             self._maybe_drained()
             for start in range(0, max(1, len(statuses)), SAMPLE_SESSIONS):
                 self._wire.send(Sample(tuple(statuses[start : start + SAMPLE_SESSIONS]), lag))
@@ -458,19 +458,6 @@ class Worker:
             before = self._loop.time()
             await asyncio.sleep(LAG_SECONDS)
             self._lag = max(self._lag, self._loop.time() - before - LAG_SECONDS)
-
-
-def _keep(folder: Path, report: SessionReport) -> None:
-    """Sources choose the ids of their sessions: one that is used again must not replace what was reported before."""
-    name = f"{report.session_id}-{report.role}"
-    numbered = (f"{name}{'' if number == 1 else f'-{number}'}.json" for number in range(1, REPORTS_KEPT + 2))
-    reports.write(next(path for path in (folder / name for name in numbered) if not path.exists()), report)
-    ages: dict[Path, int] = {}
-    for path in folder.glob("*.json"):
-        with suppress(FileNotFoundError):  # another worker has just made room, too
-            ages[path] = path.stat().st_mtime_ns
-    for path in sorted(ages, key=ages.__getitem__)[:-REPORTS_KEPT]:
-        path.unlink(missing_ok=True)
 
 
 def _observer(directory: Path, worker: str) -> Observer:

@@ -81,7 +81,10 @@ class Egress(Protocol):
     label: str
 
     single: bool
-    """Whether a session may open only one channel to it, and sessions must take turns."""
+    """Whether a session may open only one channel to it (stdio, file, exec, xl)."""
+
+    exclusive: bool
+    """Whether sessions must take turns: there is one of it, not one for each session (stdio, file, exec)."""
 
     handover: Literal["", "xl"]
     """The kind of hypervisor whose last handshake passes here; empty where the endpoint does not know."""

@@ -260,6 +260,7 @@ class FileEgress:
     """Writes one stream to the file."""
 
     single = True
+    exclusive = True
     handover: Literal["", "xl"] = ""
     paused = False
 

@@ -1,10 +1,9 @@
-"""stdio:, exec: and xl: endpoints: pipes, and the processes behind them."""
+"""stdio: and exec: endpoints, and what xl: has in common with them: pipes, and the processes behind them."""
 
 import asyncio
 import errno
 import os
 import select
-import shlex
 import signal
 import socket
 import stat
@@ -26,7 +25,7 @@ _DRAIN_BYTES: Final = 64 * 1024
 _DRAIN_POLL_SECONDS: Final = 0.02
 
 
-def _own_description(fd: int, flags: int) -> int:
+def own_description(fd: int, flags: int) -> int:
     """A descriptor for the same stream that can be used without waiting, and without harm to who else has it.
 
     O_NONBLOCK belongs to the description, which a standard stream shares with whoever started us: setting it there
@@ -161,10 +160,21 @@ class PipeConnection:
         self._reader.close()
 
 
+def ends(reader: int, writer: int) -> tuple[_ReadEnd, _WriteEnd]:
+    """What a ``PipeConnection`` is made of; it owns both descriptors from then on."""
+    made = _ReadEnd(reader)
+    try:
+        return made, _WriteEnd(writer)
+    except BaseException:
+        made.close()
+        raise
+
+
 class StdioEndpoint:
     """Standard input and output, as ingress and as egress."""
 
     single = True
+    exclusive = True
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -208,8 +218,8 @@ class StdioEndpoint:
         self._used = True
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         # Nobody migrates from a keyboard: a terminal as the far side's standard input has nothing to say.
-        reader = os.dup(null) if os.isatty(0) else _own_description(0, os.O_RDONLY)
-        writer = _own_description(1, os.O_WRONLY)
+        reader = os.dup(null) if os.isatty(0) else own_description(0, os.O_RDONLY)
+        writer = own_description(1, os.O_WRONLY)
         # Our own copies would keep the pipes open after we have finished with them.
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -344,6 +354,7 @@ class ExecEndpoint:
     """A shell command, as ingress and as egress."""
 
     single = True
+    exclusive = True
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -367,26 +378,6 @@ class ExecEndpoint:
 
     async def close(self) -> None:
         """The command belongs to its connection."""
-
-
-class XlEgress:
-    """``xl migrate-receive`` as a process of its own; see docs/operations.md on winding it down."""
-
-    single = True
-    handover: Literal["", "xl"] = "xl"
-
-    def __init__(self, flags: str, label: str, program: str = "xl") -> None:
-        self._flags, self.label, self._program = flags, label, program
-        self.paused = "p" in flags
-
-    async def check(self) -> None:
-        """See ``Egress.check``."""
-
-    async def connect(self, xl_flags: str) -> ProcessConnection:
-        """See ``Egress.connect``: the operator's flags and those the source asked for."""
-        flags = sorted(set(self._flags) | set(xl_flags))
-        command = [self._program, "migrate-receive", *(f"-{flag}" for flag in flags)]
-        return start(command, f"{self.label} ({shlex.join(command)})", wind_down=True)
 
 
 def start(command: list[str], label: str, *, wind_down: bool) -> ProcessConnection:

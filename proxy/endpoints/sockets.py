@@ -237,15 +237,15 @@ class TcpIngress(_SocketIngress):
 class UnixIngress(_SocketIngress):
     """Listens for the local hypervisor on a unix socket, mode 0600."""
 
-    def __init__(self, path: str, label: str) -> None:
+    def __init__(self, path: str, label: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
         super().__init__(label)
-        self._path = path
+        self._path, self._kind = path, kind
         self._inode: int | None = None
 
     async def open(self) -> None:
         """See ``Ingress.open``. A socket nobody listens on any more is replaced, a living one is not."""
         _clear_stale(self._path, self.label)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, self._kind)
         try:
             before = os.umask(0o177)
             try:
@@ -308,6 +308,7 @@ class TcpEgress:
     """Connects to the local hypervisor on TCP; never probes it."""
 
     single = False
+    exclusive = False
     handover: Literal["", "xl"] = ""
     paused = False
 
@@ -331,6 +332,7 @@ class UnixEgress:
     """Connects to the local hypervisor on a unix socket."""
 
     single = False
+    exclusive = False
     handover: Literal["", "xl"] = ""
     paused = False
 

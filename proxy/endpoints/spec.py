@@ -5,8 +5,9 @@ from typing import Final
 
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.files import FileEgress, FileIngress
-from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint, XlEgress
+from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress
+from proxy.endpoints.xl import XlEgress
 from proxy.errors import ConfigurationError
 
 FORMS: Final = "tcp:HOST:PORT, unix:PATH, stdio:, file:PATH, exec:COMMAND"
@@ -102,8 +103,17 @@ def parse_egress(text: str) -> Egress:
         case "exec" if rest.strip():
             return ExecEndpoint(rest, text)
         case "xl":
-            flags = rest.replace("-", "").replace(" ", "")
-            if not _XL_FLAGS.match(flags):
-                raise ConfigurationError(f"{text!r}: unknown flags of xl", "xl: takes -e, -d and -p")
-            return XlEgress(flags, text)
+            return XlEgress(parse_xl_flags(rest, "xl:"), text)
     raise ConfigurationError(f"{text!r} is no endpoint a migration can go to", f"write one of {forms}")
+
+
+def parse_xl_flags(text: str, what: str) -> str:
+    """Flags of xl migrate-receive: "-e -p", "-ep" or "ep" gives "ep".
+
+    Raises:
+        ConfigurationError: there are others among them.
+    """
+    flags = text.replace("-", "").replace(" ", "")
+    if not _XL_FLAGS.match(flags):
+        raise ConfigurationError(f"{what} {text!r}: unknown flags of xl", f"{what} takes -e, -d and -p")
+    return flags

@@ -22,7 +22,7 @@ VERSION: Final = 1
 _Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Name = Annotated[str, msgspec.Meta(max_length=VM_NAME_CHARACTERS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
-_State = Literal["open", "prepared", "voted", "committed", "done", "aborted", "doubt"]
+_State = Literal["open", "prepared", "voted", "committed", "done", "undoing", "aborted", "doubt"]
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +35,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peer: the name in the other relay's certificate.
         address: where the other relay listens; empty at a destination, whom its source calls.
         monitor: where the hypervisor is asked, if it is not known from ``kind``.
+        holder: the process that holds xl's pipes at a source, if it is not the relay's; see ``proxy.shell.holder``.
         paused: whether the machine is to stay paused where it arrives.
         began: ISO 8601, UTC.
     """
@@ -46,6 +47,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     began: _Text
     address: _Text = ""
     monitor: _Text = ""
+    holder: _Text = ""
     paused: bool = False
     version: Literal[1] = 1
 

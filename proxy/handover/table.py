@@ -1,4 +1,4 @@
-"""The hand-over as one literal table, for both roles. docs/model/ checks what is generated from it.
+"""The hand-over as one literal table, for both roles. docs/model/ checks it in every order of faults.
 
 A two-phase commit with the source as coordinator. The destination promises nothing to run before it has read the
 source's COMMITTED and written down its own; the source, having written down COMMITTED, does not run its copy again
@@ -22,7 +22,7 @@ class Side(Enum):
 
 @unique
 class State(Enum):
-    """Where one side stands. All but OPEN and ASKED are in the journal before anything follows from them."""
+    """Where one side stands. All but ASKED are in the journal before anything follows from them."""
 
     OPEN = "open"  # memory is under way; the source's copy runs
     ASKED = "asked"  # whole at the destination; is everybody here agreed?
@@ -46,7 +46,7 @@ class Event(Enum):
     STARTED = "started"  # destination: its copy was seen to run
     DESTROYED = "destroyed"  # destination: its copy was seen to be gone
     MISSING = "missing"  # this side's copy is not there, and nobody here destroyed it
-    FAILED = "failed"  # the local hypervisor, a hook or the relay will not go on
+    FAILED = "failed"  # the local hypervisor, a hook or the relay will not go on; no whole copy's receiver that died
     LOST = "lost"  # the peer was away too long
     RESTARTED = "restarted"  # this relay was, and its copy is there
     RUN_HERE = "run_here"  # operator: run this side's copy; the other is gone or fenced
@@ -62,7 +62,11 @@ class Event(Enum):
 
 @unique
 class Action(Enum):
-    """What has to be done, in the order given: WRITE is on the disk before anything after it begins."""
+    """What has to be done, in the order given: WRITE is on the disk before anything after it begins.
+
+    A command to the hypervisor may outlive the relay that gave it. What a table asks for again after FAILED is to be
+    done after a pause.
+    """
 
     WRITE = "write"  # the new state into the journal
     APPROVE = "approve"  # ask everybody who has a say; APPROVED or FAILED will follow
@@ -86,11 +90,16 @@ Table = Mapping[tuple[State, Event], Step]
 
 _TURN_BACK: Final = Step(State.ABORTED, (Action.WRITE, Action.REVIVE, Action.SAY))
 _GIVEN_AWAY: Final = Step(State.DONE, (Action.WRITE, Action.REMOVE, Action.SAY))
-_UNDO: Final = Step(State.UNDOING, (Action.DESTROY,))
+_UNDO: Final = Step(State.UNDOING, (Action.WRITE, Action.DESTROY))
+_UNDO_AGAIN: Final = Step(State.UNDOING, (Action.DESTROY,))
+_UNCERTAIN: Final = Step(State.DOUBT, (Action.WRITE, Action.SAY))
 _NEVER_RAN: Final = Step(State.ABORTED, (Action.WRITE, Action.SAY))
 _RUN: Final = Step(State.COMMITTED, (Action.WRITE, Action.START))
+_RUN_AGAIN: Final = Step(State.COMMITTED, (Action.TAKE,))
 
-# A source whose copy is MISSING has lost its host: the destination's is the only one, and has to go on.
+# A source whose copy is MISSING has lost its host. If it had voted, that copy did not run on, and the destination's is
+# the only one: from here on there is nothing to turn back to. Otherwise it may have run on meanwhile (xl resumes it by
+# itself) and left the destination's memory older than the disks: an operator must say.
 SOURCE: Final[Table] = MappingProxyType(
     {
         (State.OPEN, Event.PEER_PREPARED): Step(State.ASKED, (Action.APPROVE,)),
@@ -98,22 +107,24 @@ SOURCE: Final[Table] = MappingProxyType(
         (State.OPEN, Event.LOST): _TURN_BACK,
         (State.OPEN, Event.RESTARTED): _TURN_BACK,
         (State.OPEN, Event.PEER_ABORTED): _TURN_BACK,
-        (State.OPEN, Event.MISSING): Step(State.VOTED, (Action.WRITE, Action.SAY)),
+        (State.OPEN, Event.MISSING): _UNCERTAIN,
         (State.ASKED, Event.APPROVED): Step(State.PREPARED, (Action.WRITE, Action.RELEASE)),
         (State.ASKED, Event.FAILED): _TURN_BACK,
         (State.ASKED, Event.LOST): _TURN_BACK,
+        (State.ASKED, Event.MISSING): _UNCERTAIN,
         (State.ASKED, Event.PEER_ABORTED): _TURN_BACK,
         (State.PREPARED, Event.GAVE_UP): Step(State.VOTED, (Action.WRITE, Action.RELEASE, Action.SAY)),
         (State.PREPARED, Event.FAILED): _TURN_BACK,
         (State.PREPARED, Event.LOST): _TURN_BACK,
         (State.PREPARED, Event.RESTARTED): _TURN_BACK,
         (State.PREPARED, Event.PEER_ABORTED): _TURN_BACK,
-        (State.PREPARED, Event.MISSING): Step(State.VOTED, (Action.WRITE, Action.SAY)),
+        (State.PREPARED, Event.MISSING): _UNCERTAIN,
         (State.VOTED, Event.PEER_VOTED): Step(State.COMMITTED, (Action.WRITE, Action.SAY)),
         (State.VOTED, Event.PEER_PREPARED): Step(State.VOTED, (Action.SAY,)),
         (State.VOTED, Event.FAILED): _TURN_BACK,
         (State.VOTED, Event.LOST): _TURN_BACK,
         (State.VOTED, Event.RESTARTED): _TURN_BACK,
+        (State.VOTED, Event.MISSING): Step(State.COMMITTED, (Action.WRITE, Action.SAY)),
         (State.VOTED, Event.PEER_ABORTED): _TURN_BACK,
         (State.VOTED, Event.PEER_UNKNOWN): _TURN_BACK,
         (State.COMMITTED, Event.PEER_VOTED): Step(State.COMMITTED, (Action.SAY,)),
@@ -137,7 +148,9 @@ SOURCE: Final[Table] = MappingProxyType(
     }
 )
 
-# A destination that is PREPARED keeps its copy even if its source is LOST: it may be the only one left.
+# A destination that is PREPARED keeps its copy even if its source is LOST: it may be the only one left. That it is
+# UNDOING is written down, because a destroy may outlive the relay that asked for it, and its copy must not be started
+# meanwhile.
 DESTINATION: Final[Table] = MappingProxyType(
     {
         (State.OPEN, Event.WHOLE): Step(State.ASKED, (Action.APPROVE,)),
@@ -149,13 +162,15 @@ DESTINATION: Final[Table] = MappingProxyType(
         (State.ASKED, Event.APPROVED): Step(State.PREPARED, (Action.WRITE, Action.RELEASE, Action.SAY)),
         (State.ASKED, Event.FAILED): _UNDO,
         (State.ASKED, Event.LOST): _UNDO,
+        (State.ASKED, Event.MISSING): _NEVER_RAN,
         (State.ASKED, Event.PEER_ABORTED): _UNDO,
         (State.PREPARED, Event.TOOK): Step(State.VOTED, (Action.WRITE, Action.SAY)),
         (State.PREPARED, Event.FAILED): _UNDO,
         (State.PREPARED, Event.MISSING): _NEVER_RAN,
-        (State.PREPARED, Event.RUN_HERE): Step(State.COMMITTED, (Action.WRITE, Action.TAKE, Action.START)),
+        (State.PREPARED, Event.RUN_HERE): Step(State.COMMITTED, (Action.WRITE, Action.TAKE)),
         (State.PREPARED, Event.GIVE_UP): _UNDO,
         (State.PREPARED, Event.PEER_VOTED): Step(State.PREPARED, (Action.TAKE,)),
+        (State.PREPARED, Event.PEER_COMMITTED): Step(State.PREPARED, (Action.TAKE,)),
         (State.PREPARED, Event.PEER_DONE): Step(State.PREPARED, (Action.TAKE,)),
         (State.PREPARED, Event.PEER_ABORTED): _UNDO,
         (State.VOTED, Event.MISSING): _NEVER_RAN,
@@ -165,9 +180,13 @@ DESTINATION: Final[Table] = MappingProxyType(
         (State.VOTED, Event.PEER_COMMITTED): _RUN,
         (State.VOTED, Event.PEER_DONE): _RUN,
         (State.VOTED, Event.PEER_ABORTED): _UNDO,
+        (State.COMMITTED, Event.TOOK): Step(State.COMMITTED, (Action.START,)),
         (State.COMMITTED, Event.STARTED): Step(State.DONE, (Action.WRITE, Action.SAY, Action.RELEASE)),
-        (State.COMMITTED, Event.MISSING): Step(State.DOUBT, (Action.WRITE, Action.SAY)),
-        (State.COMMITTED, Event.RESTARTED): Step(State.COMMITTED, (Action.START,)),
+        (State.COMMITTED, Event.MISSING): _UNCERTAIN,
+        (State.COMMITTED, Event.RESTARTED): _RUN_AGAIN,
+        (State.COMMITTED, Event.FAILED): _RUN_AGAIN,
+        (State.UNDOING, Event.RESTARTED): _UNDO_AGAIN,
+        (State.UNDOING, Event.FAILED): _UNDO_AGAIN,
         (State.UNDOING, Event.DESTROYED): _NEVER_RAN,
         (State.UNDOING, Event.MISSING): _NEVER_RAN,
         (State.DONE, Event.PEER_VOTED): Step(State.DONE, (Action.SAY,)),
@@ -176,13 +195,14 @@ DESTINATION: Final[Table] = MappingProxyType(
         (State.ABORTED, Event.PEER_COMMITTED): Step(State.ABORTED, (Action.SAY,)),
         (State.ABORTED, Event.PEER_ABORTED): Step(State.ABORTED, (Action.SAY,)),
         (State.DOUBT, Event.GIVE_UP): _UNDO,
+        (State.DOUBT, Event.PEER_ABORTED): _UNDO,
         (State.DOUBT, Event.PEER_COMMITTED): Step(State.DOUBT, (Action.SAY,)),
     }
 )
 
 TABLES: Final[Mapping[Side, Table]] = MappingProxyType({Side.SOURCE: SOURCE, Side.DESTINATION: DESTINATION})
 
-# What a side says of itself, and what the other hears of it. UNDOING and ASKED say what came before them.
+# What a side says of itself, and what the other hears of it. In OPEN, ASKED and UNDOING it says nothing.
 HEARD: Final[Mapping[State, Event]] = MappingProxyType(
     {
         State.PREPARED: Event.PEER_PREPARED,
@@ -194,7 +214,5 @@ HEARD: Final[Mapping[State, Event]] = MappingProxyType(
     }
 )
 
-# What is found in the journal after a restart: the others are passed through in one process or not at all.
-WRITTEN: Final = frozenset(
-    {State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DONE, State.ABORTED, State.DOUBT}
-)
+# What is found in the journal after a restart: ASKED is passed through in one process or not at all.
+WRITTEN: Final = frozenset(State) - {State.ASKED}

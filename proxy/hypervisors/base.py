@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum, unique
 from typing import Protocol
 
+from proxy.handover.table import Side
+
 
 @dataclass(frozen=True, slots=True)
 class Vm:
@@ -16,6 +18,9 @@ class Vm:
     name: str
     uuid: str
     """In lower case with dashes; empty where the stream does not tell."""
+
+    copy: str = ""
+    """What this host's hypervisor calls its copy, once ``Hypervisor.pin`` has said; never told to the peer."""
 
 
 @unique
@@ -34,6 +39,20 @@ class Hypervisor(Protocol):
 
     kind: str
     """``xl`` or ``qmp``, as OFFER and the journal call it."""
+
+    async def pin(self, vm: Vm, side: Side) -> Vm:
+        """Which copy here is meant, so that no other of the same name and UUID is ever taken for it.
+
+        There may be two: a machine may migrate within its host, and one that came back may meet what an earlier
+        migration left of it. To be asked and written down as soon as that side's copy is there: at the source when the
+        stream begins, at the destination when it is whole. Afterwards only that copy is asked about and acted upon.
+
+        Returns:
+            ``vm`` with ``copy``; as it is where a hypervisor has but one machine.
+
+        Raises:
+            HypervisorFailed: that side has no copy here, or it cannot be told which is meant.
+        """
 
     async def arriving(self, vm: Vm) -> CopyState:
         """How the destination's copy stands: never SUSPENDED.

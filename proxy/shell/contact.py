@@ -56,6 +56,8 @@ class Peer:
     resume_seconds: int = 30
     egress: str = "default"
     xl_flags: str = ""
+    one_channel: bool = False
+    """Whether what connects while a session is open is another migration, as with xl, and has to wait."""
     rate_limit: float | None = None
     handover: Literal["", "xl", "qmp"] = ""
     """The kind of hypervisor whose hand-over can be guarded here."""

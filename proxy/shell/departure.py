@@ -155,7 +155,8 @@ class SourceRunner(Runner):
         self.serve(self.bundle.acknowledge(), "acknowledge")
         self.serve(self.bundle.resend(), "resend")
         await self._add(self._first)
-        accepting = self.serve(self._accept(), "accept") if not self._ingress.single else None
+        alone = self._ingress.single or self._contact().where.one_channel
+        accepting = None if alone else self.serve(self._accept(), "accept")
         await self._all_ended()
         if accepting is not None:
             # What connects from here on is the next migration.

@@ -424,6 +424,9 @@ class Destination:
         )
         try:
             await guard_arrival(runner, terms.handovers, egress, terms.monitors.get(offer.egress, ""))
+        except PolicyRefused:
+            runner.discard()
+            raise
         except JournalError as error:
             runner.discard()
             raise PolicyRefused(f"no journal can be kept there: {error}") from None
@@ -460,7 +463,7 @@ class Destination:
             raise PolicyRefused("that session id is in use")
         egress = self._egresses[offer.egress]
         used = {runner.offer.egress for runner in self._sessions.values()} | set(self._reserved.values())
-        if egress.single and offer.egress in used:
+        if egress.exclusive and offer.egress in used:
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite

@@ -13,13 +13,11 @@ from proxy.endpoints.base import Connection
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
-from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.hypervisors.base import Hypervisor, Vm
 from proxy.limits import (
     APPROVAL_SECONDS_MAX,
-    HYPERVISOR_PAUSE_SECONDS,
     REASON_CHARACTERS_MAX,
     RECOVERY_SECONDS,
-    RESUMED_SECONDS_MAX,
     XL_CONFIG_BYTES_MAX,
 )
 from proxy.shell.journal import JournalFile
@@ -86,6 +84,12 @@ class Guard:
         self.connection: Connection | None = None
         """The hypervisor's, once the channel is open."""
         self.stopping = False
+        self.unverified = False
+        """Whether it was left to recovery to see that the source's copy runs."""
+        self.heard_of = False
+        """Whether the source has come to ask, after the session."""
+        self.dead = False
+        """Whether the hypervisor's own tool at this end is known to have died."""
 
     @property
     def kind(self) -> Literal["xl", "qmp"]:
@@ -195,24 +199,11 @@ class Guard:
 
     async def revive(self, vm: Vm) -> None:
         """See ``Hands.revive``: its own hypervisor does it if it can; only what it left undone is done here."""
-        await self._patiently(vm, (CopyState.RUNNING, CopyState.PAUSED))
-        await self._bare.revive(vm)
+        await self._bare.revive(vm, hurry=self.dead)
 
     async def remove(self, vm: Vm) -> None:
         """See ``Hands.remove``."""
-        await self._patiently(vm, (CopyState.ABSENT,))
-        await self._bare.remove(vm)
-
-    async def _patiently(self, vm: Vm, wanted: tuple[CopyState, ...]) -> None:
-        """Give the local hypervisor its time to get there by itself."""
-        if not vm.name:
-            return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + RESUMED_SECONDS_MAX
-        while True:
-            if await self._hypervisor.departing(vm) in wanted or loop.time() > deadline:
-                return
-            await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
+        await self._bare.remove(vm, hurry=self.dead)
 
     # ---- while the session runs
 
@@ -300,6 +291,8 @@ class Guard:
         """Wait until it is decided and everybody knows, or this process is to end."""
         while not self.party.decided and not self.stopping:
             await self._change()
+        if not self.party.trouble:
+            await self.party.settle()
 
     async def _change(self) -> None:
         """Wait until something has changed; what could not be done to the local copy is tried again meanwhile."""

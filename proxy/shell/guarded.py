@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import structlog
 
+from crypto.errors import CryptoError
 from proxy.control import Message
 from proxy.errors import HypervisorFailed, RelayError
 from proxy.handover.table import State
@@ -29,6 +30,8 @@ class Guarded(Services):
         self.session = session
         self.guard: Guard | None = None
         """Its hand-over; None where the hypervisors hand over unguarded."""
+        self._parted = False
+        """Whether the peer was told that the session is over."""
         self.let_go: Callable[[Guard], None] = _close
         """What becomes of the guard afterwards."""
 
@@ -51,9 +54,10 @@ class Guarded(Services):
             log.error("the hand-over cannot be seen through", reason=str(error))  # noqa: TRY400 - told, not traced
 
     async def say_word(self, state: State, why: str) -> None:
-        """See ``guard.Session``."""
-        with suppress(RelayError):
-            await self.say(word_of(state, why))
+        """See ``guard.Session``; once the peer was told that the session is over, visits have to do."""
+        if not self._parted:
+            with suppress(RelayError, CryptoError):
+                await self.say(word_of(state, why))
 
     async def until_delivered(self) -> None:
         """See ``guard.Session``."""

@@ -12,6 +12,7 @@ import structlog
 
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
+from proxy.endpoints.base import Connection
 from proxy.errors import (
     HypervisorFailed,
     JournalBusy,
@@ -22,13 +23,17 @@ from proxy.errors import (
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
+from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Hypervisor
 from proxy.limits import ERRAND_SECONDS_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
+from proxy.shell.holder import holds_on
 from proxy.shell.journal import Journal, JournalFile, now
 from proxy.shell.party import Bare, Party
+from proxy.shell.waiting import Signal
+from proxy.shell.xl_guard import XlBack, XlEnd
 
 log = structlog.get_logger("korora.handover")
 
@@ -54,6 +59,11 @@ class Handovers:
     def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
         self._live: dict[tuple[str, Side], Guard] = {}
+        self._untold: set[tuple[str, Side]] = set()
+        """Hand-overs of destinations here whose sources have not heard yet how they ended."""
+        self._told = Signal()
+        self.left = Signal()
+        """For whoever recovers: a session has left something unsettled."""
 
     # ---- of sessions
 
@@ -71,8 +81,23 @@ class Handovers:
 
     def released(self, guard: Guard) -> None:
         """It is not any more."""
-        self._live.pop(_key(guard.party.record), None)
+        key = _key(guard.party.record)
+        self._live.pop(key, None)
+        if guard.detached and key[1] is Side.DESTINATION and guard.party.decided and not guard.heard_of:
+            self._untold.add(key)
         guard.close()
+        if not guard.party.record.settled:
+            self.left.wake()
+
+    @property
+    def untold(self) -> int:
+        """How many such sources there are; see ``told``."""
+        return len(self._untold)
+
+    async def told(self) -> None:
+        """Wait until every source of a session that broke off here has heard how its hand-over ended."""
+        while self._untold:
+            await self._told.wait()
 
     def errand(self, contact: Callable[[], Contact]) -> "Callable[[Guard], asyncio.Future[None]]":
         """See ``XlSourceGuard``: as long as it takes to decide; a little longer for the destination to know."""
@@ -111,8 +136,11 @@ class Handovers:
         key = (session.hex(), Side.DESTINATION)
         guard = self._live.get(key)
         event, why = event_of(word), printable(word.why)
+        self._untold.discard(key)
+        self._told.wake()
         if guard is not None:
             _same_peer(guard.party.record, peer)
+            guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
             return _standing(guard.party)
@@ -149,8 +177,15 @@ class Handovers:
     # ---- what the journal has
 
     def unsettled(self) -> list[Record]:
-        """Hand-overs with something left to be done, and nobody in this process at work on them."""
-        return [record for record in self.journal.records() if not record.settled and _key(record) not in self._live]
+        """Hand-overs with something left to be done, and nobody at work on them in this process or about to be.
+
+        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them.
+        """
+        return [
+            record
+            for record in self.journal.records()
+            if not record.settled and _key(record) not in self._live and not holds_on(record.head.holder)
+        ]
 
     async def recover(self, reach: Reach) -> None:
         """Go through what is unsettled once, and do what can be done."""
@@ -160,6 +195,47 @@ class Handovers:
                     await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
                 except (JournalError, HypervisorFailed) as error:
                     log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+
+    async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
+        """xl's pipes have come back after the process that had its session died: see the hand-over through.
+
+        Args:
+            session: its id.
+            connection: the pipes; closed when xl has been told how it ended.
+            reach: how the destination is reached.
+
+        Returns:
+            How it ended; None where READY had not passed: xl has seen the end, and resumes by itself.
+
+        Raises:
+            JournalBusy: another process is at work on it; the pipes are untouched.
+            JournalError, HypervisorFailed: it cannot be taken up; likewise.
+        """
+        file = await _kept(self.journal.open, session, Side.SOURCE)
+        if file is None or file.record.state is State.OPEN:
+            if file is not None:
+                file.close()
+            await connection.abort()
+            self.left.wake()
+            return None
+        party = self._bare(file)
+        try:
+            hypervisor = self._hypervisor(file.record)
+            end = XlEnd(connection, READY_END, party.log)
+            party.hands = XlBack(hypervisor, end)
+            await _look(party, hypervisor)
+            contact = reach(file.record)
+            while not party.decided:
+                if contact is None:
+                    raise HypervisorFailed("the journal does not say where the destination is")
+                await run_errand(contact, party)
+            if contact is not None and not party.peer_agrees:
+                await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
+            await _settle(party, await _standing_here(party, hypervisor))
+            return party
+        finally:
+            party.close()
+            self.left.wake()
 
     async def recover_one(
         self, record: Record, contact: Contact | None, *, seconds: float = 0.0, operator: Event | None = None

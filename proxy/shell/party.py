@@ -12,7 +12,7 @@ from proxy.handover.machine import Handover
 from proxy.handover.record import Record
 from proxy.handover.table import WRITTEN, Action, Event, Side, State
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
-from proxy.limits import HYPERVISOR_ATTEMPTS_MAX, HYPERVISOR_PAUSE_SECONDS
+from proxy.limits import HYPERVISOR_ATTEMPTS_MAX, HYPERVISOR_PAUSE_SECONDS, RESUMED_SECONDS_MAX
 from proxy.shell.journal import JournalFile
 from proxy.shell.waiting import Signal
 
@@ -81,14 +81,24 @@ class Bare:
         if vm.name or self._hypervisor.kind != "xl":
             await self._hypervisor.destroy(vm)
 
-    async def revive(self, vm: Vm) -> None:
-        """See ``Hands``; before that it ran, and does."""
+    async def revive(self, vm: Vm, *, hurry: bool = False) -> None:
+        """See ``Hands``; before that it ran, and does. Unless ``hurry``, xl is given its time to do so by itself."""
         if vm.name or self._hypervisor.kind != "xl":
+            await self._patiently(vm, (CopyState.RUNNING, CopyState.PAUSED, CopyState.ABSENT), hurry=hurry)
             await self._hypervisor.revive(vm)
 
-    async def remove(self, vm: Vm) -> None:
-        """See ``Hands``."""
+    async def remove(self, vm: Vm, *, hurry: bool = False) -> None:
+        """See ``Hands``; likewise."""
+        await self._patiently(vm, (CopyState.ABSENT,), hurry=hurry)
         await self._hypervisor.remove(vm)
+
+    async def _patiently(self, vm: Vm, wanted: tuple[CopyState, ...], *, hurry: bool) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (HYPERVISOR_PAUSE_SECONDS if hurry else RESUMED_SECONDS_MAX)
+        while True:
+            if await self._hypervisor.departing(vm) in wanted or loop.time() > deadline:
+                return
+            await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
 
 
 class Party:
@@ -212,7 +222,7 @@ class Party:
             # What is decided is so without being written: whoever takes the older state up comes to the same end,
             # unless it was an operator who ended it.
             self.log.warning("the end of a hand-over is not written down", reason=str(error))
-        self.log.info("hand-over", state=state.value, event=event.value, vm=self.vm.name, why=why)
+        self.log.info("hand-over", state=state.value, on=event.value, vm=self.vm.name, why=why)
 
     async def _act(self, action: Action, why: str) -> list[tuple[Event, str]]:
         match action:

@@ -11,7 +11,7 @@ from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import Recover, Refuse, Word, printable
 from proxy.endpoints.base import Connection, Egress
-from proxy.errors import PeerLost, ProtocolViolation, RelayError, exit_code_of
+from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError, exit_code_of
 from proxy.handover.record import Head
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
 from proxy.shell.arrival import DestinationRunner
@@ -32,6 +32,7 @@ async def guard_departure(
     *,
     contact: Callable[[], Contact],
     monitor: str,
+    holder: str,
     first: Connection,
 ) -> None:
     """Write down that a session has a hand-over, and stand guard over it.
@@ -42,6 +43,7 @@ async def guard_departure(
         kind: of the hypervisor, as ACCEPT says.
         contact: how the destination is reached now.
         monitor: where the local hypervisor is asked, if not by its kind.
+        holder: the process that holds xl's pipes, if it is not this one.
         first: its connection.
 
     Raises:
@@ -55,6 +57,7 @@ async def guard_departure(
         peer=runner.peer.name,
         address=where.address,
         monitor=monitor,
+        holder=holder,
         paused="p" in where.xl_flags,
         began=now(),
     )
@@ -77,8 +80,12 @@ async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, 
 
     Raises:
         JournalError: it cannot be written down.
+        PolicyRefused: only the source cannot guard it, and here it has to be.
     """
     kind: Literal["", "xl", "qmp"] = "qmp" if monitor else egress.handover
+    if kind == "xl" and (handovers is None or runner.offer.handover != kind):
+        # Its receiver is always told to leave the domain paused: nobody would start it.
+        raise PolicyRefused("this egress takes only migrations whose hand-over both relays guard: update the source's")
     if handovers is None or not kind or runner.offer.handover != kind:
         return
     head = Head(

@@ -223,6 +223,7 @@ class Runner(Guarded):
             await asyncio.gather(self._listening, return_exceptions=True)
         self._account()
         link = self.link
+        self._parted = True
         if link is not None:
             told = await link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
             self.heard = told or isinstance(failure, PeerAborted)

@@ -30,6 +30,7 @@ class Source:
         begun: told of each session as it opens.
         handovers: of this process; None to guard none.
         monitor: where the local hypervisor is asked, if not by its kind.
+        holder: the process that holds xl's pipes, if it is not this one.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class Source:
         *,
         handovers: Handovers | None = None,
         monitor: str = "",
+        holder: str = "",
     ) -> None:
         where = replace(where, handover=where.handover if handovers is not None else "")
         self._contact, self._ingress, self._begun = Contact(tls, where), ingress, begun
-        self._handovers, self._monitor = handovers, monitor
+        self._handovers, self._monitor, self._holder = handovers, monitor, holder
         self.current: SourceRunner | None = None
 
     def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
@@ -114,6 +116,7 @@ class Source:
                     accept.handover,
                     contact=lambda: self._contact,
                     monitor=self._monitor,
+                    holder=self._holder,
                     first=first,
                 )
             except BaseException:

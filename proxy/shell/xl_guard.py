@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from structlog.typing import FilteringBoundLogger
+
 from proxy.endpoints.base import Connection
 from proxy.errors import HypervisorFailed
 from proxy.handover.table import Event, State
@@ -12,10 +14,64 @@ from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import HANDOVER_SECONDS_MAX, HYPERVISOR_PAUSE_SECONDS
 from proxy.shell.guard import Approval, Guard, Session
 from proxy.shell.journal import JournalFile
+from proxy.shell.party import Bare
 from proxy.streams.formats import XEN_END_RECORD, XL_MAGIC
 
 _GIVE_SECONDS_MAX: Final = 5.0  # xl reads its pipe at once, or never
 _POLL_SECONDS: Final = 0.05
+
+
+class XlEnd:
+    """The pipes of a source's xl, once nobody else reads or writes them.
+
+    Args:
+        connection: xl's.
+        given: bytes that xl has been told of what the destination's says.
+        log: of the hand-over.
+    """
+
+    def __init__(self, connection: Connection, given: int, log: FilteringBoundLogger) -> None:
+        self._connection, self._given, self._log = connection, given, log
+        self.dead = False
+        """Whether nobody reads them any more."""
+
+    async def give(self, answer: bytes) -> None:
+        """Tell xl the rest of what it has not heard of ``answer``, and close; it may be dead, or not read."""
+        rest = memoryview(answer)[max(0, self._given - READY_END) :]
+        try:
+            async with asyncio.timeout(_GIVE_SECONDS_MAX):
+                while rest:
+                    took = self._connection.write(rest)
+                    rest = rest[took:]
+                    if rest and not took:
+                        await asyncio.sleep(_POLL_SECONDS)
+        except (OSError, TimeoutError, HypervisorFailed) as error:
+            self.dead = not isinstance(error, TimeoutError)
+            self._log.warning("xl does not hear how it ended", reason=str(error) or "it does not read")
+        await self._connection.abort()
+
+
+class XlBack(Bare):
+    """Hands of a source whose session another process had: xl's pipes have come back, READY has passed.
+
+    Args:
+        hypervisor: the local one.
+        end: the pipes.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, end: XlEnd) -> None:
+        super().__init__(hypervisor, paused=False)
+        self._end = end
+
+    async def revive(self, vm: Vm, *, hurry: bool = False) -> None:
+        """See ``Hands.revive``."""
+        await self._end.give(FAILED)
+        await super().revive(vm, hurry=hurry or self._end.dead)
+
+    async def remove(self, vm: Vm, *, hurry: bool = False) -> None:
+        """See ``Hands.remove``."""
+        await self._end.give(SUCCEEDED)
+        await super().remove(vm, hurry=hurry or self._end.dead)
 
 
 class XlSourceGuard(Guard):
@@ -40,8 +96,6 @@ class XlSourceGuard(Guard):
         self._given = 0
         """Bytes that xl has been told."""
         self._head, self._tail = b"", b""
-        self._silent = False
-        """Whether xl has said its last."""
 
     # ---- what passes
 
@@ -69,7 +123,7 @@ class XlSourceGuard(Guard):
 
     def ended(self) -> None:
         """See ``Guard.ended``: what comes after GO is for the destination to say, and needs no xl here."""
-        self._silent = True
+        self.dead = self.party.state is not State.DONE
         if self._ready and self.party.state in (State.PREPARED, State.ASKED, State.OPEN):
             raise HypervisorFailed("xl migrate ended before it gave the machine up")
 
@@ -112,49 +166,41 @@ class XlSourceGuard(Guard):
         await super()._approved()
 
     async def revive(self, vm: Vm) -> None:
-        """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told."""
-        if self._ready:
-            await self._give(FAILED)
-        await self._let_go()
+        """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told.
+
+        The shell that xl has started us by holds the pipes as well: xl sees their end when this process ends, or the
+        one that has brought them. So nothing may be waited for here; recovery sees to it that the machine runs.
+        """
+        connection, self.connection = self.connection, None
+        if not self._ready:
+            if connection is not None:
+                await connection.abort()
+            self.unverified = True
+            return
+        await self._tell(connection, FAILED)
         await super().revive(vm)
+
+    async def _tell(self, connection: Connection | None, answer: bytes) -> None:
+        if connection is not None:
+            end = XlEnd(connection, self._given, self.party.log)
+            await end.give(answer)
+            self.dead = self.dead or end.dead
 
     async def remove(self, vm: Vm) -> None:
         """See ``Guard.remove``: xl does it, once the report has passed or is given."""
         if not self.detached:
             return
-        await self._give(SUCCEEDED)
-        await self._let_go()
-        await super().remove(vm)
-
-    async def _give(self, answer: bytes) -> None:
-        """Tell xl the rest of what it has not heard; it may be dead, or not read."""
-        if self.connection is None:
-            return
-        said = max(0, self._given - READY_END)
-        rest = memoryview(answer)[said:]
-        try:
-            async with asyncio.timeout(_GIVE_SECONDS_MAX):
-                while rest:
-                    took = self.connection.write(rest)
-                    rest = rest[took:]
-                    self._given += took
-                    if rest and not took:
-                        await asyncio.sleep(_POLL_SECONDS)
-        except (OSError, TimeoutError, HypervisorFailed) as error:
-            self.party.log.warning("xl does not hear how it ended", reason=str(error) or "it does not read")
-
-    async def _let_go(self) -> None:
-        """Close xl's pipes; it has been told all there is."""
         connection, self.connection = self.connection, None
-        if connection is not None:
-            await connection.abort()
+        await self._tell(connection, SUCCEEDED)
+        await super().remove(vm)
 
     # ---- afterwards
 
     async def _until_over(self) -> None:
         if self.party.state is State.DONE and self.connection is not None:
             await self.remove(self.party.vm)
-        await self._errand(self)
+        if not self.unverified:
+            await self._errand(self)
 
     async def finish(self) -> None:
         """See ``Guard.finish``."""

@@ -632,6 +632,7 @@ class Unhurried:
 
     label = "slow:"
     single = False
+    exclusive = False
 
     async def check(self) -> None:
         """Nothing to check."""

@@ -1,9 +1,7 @@
-"""`korora xl` and `--to xl:` between stand-ins for xl: its conversation goes through, and a cut one is wound down.
-
-The stand-ins say what tools/xl/xl_migrate.c of Xen says; the real xl is not needed.
-"""
+"""`korora xl` and `--to xl:` between two hosts whose xl is a stand-in (tests/standins): the real one is not needed."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,102 +12,75 @@ from pathlib import Path
 
 import pytest
 
+from tests.standins.xen_host import XenHost
+
 KORORA = (sys.executable, "-m", "korora")
 SECONDS_MAX = 30.0
 
-BANNER = b"xl migration receiver ready, send binary domain data.\n"
-STREAM = b"Xen saved domain, xl format\n \0 \r".ljust(48, b"\0") + os.urandom(3_000_000)
-READY = b"domain received, ready to unpause\0"
-GO = b"domain is yours, you are cleared to unpause\0"
-REPORT = b"my copy unpause results are as follows\0" + b"\0"
 
-# xl migrate-receive: its own words, and a file that says how it ended. It takes a moment to destroy a copy.
-RECEIVER = f"""#!{sys.executable}
-import sys, time
-def note(words):
-    with open(sys.argv[0] + ".note", "a") as file:
-        file.write(words + "\\n")
-def say(words):
-    sys.stdout.buffer.write(words)
-    sys.stdout.buffer.flush()
-def hear(count):
-    heard = sys.stdin.buffer.read(count)
-    if len(heard) < count:
-        time.sleep(0.3)
-        note("destroyed")
-        sys.exit(0)
-    return heard
-note(" ".join(sys.argv[1:]))
-say({BANNER!r})
-hear({len(STREAM)})
-say({READY!r})
-assert hear({len(GO)}) == {GO!r}
-say({REPORT!r})
-note("unpaused")
-"""
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Hosts:
-    """A destination whose `xl` is the stand-in, and the source's `korora xl` as xl starts it."""
+    """A guest on its way from alpha to beta: `xl migrate` there, with `korora xl` as its transport; a relay here."""
 
-    def __init__(self, receiver: "subprocess.Popen[bytes]", transport: "subprocess.Popen[bytes]", xl: Path) -> None:
-        self.receiver, self.transport, self._xl = receiver, transport, xl
-
-    def say(self, words: bytes) -> None:
-        assert self.transport.stdin is not None
-        self.transport.stdin.write(words)
-        self.transport.stdin.flush()
-
-    def hear(self, words: bytes) -> None:
-        assert self.transport.stdout is not None
-        assert self.transport.stdout.read(len(words)) == words
+    def __init__(
+        self, alpha: XenHost, beta: XenHost, receiver: "subprocess.Popen[bytes]", migrate: "subprocess.Popen[bytes]"
+    ) -> None:
+        self.alpha, self.beta = alpha, beta
+        self.receiver, self.migrate = receiver, migrate
 
     @property
-    def notes(self) -> list[str]:
-        return self._xl.with_name("xl.note").read_text().splitlines()
+    def transport(self) -> int:
+        """The process id of `korora xl`, which xl has started."""
+        children = Path(f"/proc/{self.migrate.pid}/task/{self.migrate.pid}/children")
+        until(children.read_text)
+        return int(children.read_text().split()[0])
+
+    def ended(self) -> tuple[int, int, bytes]:
+        """Exit codes of xl and of the relay, and what xl and its transport said to people."""
+        said = self.migrate.communicate(timeout=SECONDS_MAX)[1]
+        return self.migrate.returncode, self.receiver.wait(SECONDS_MAX), said
+
+    @property
+    def states(self) -> tuple[dict[str, str], dict[str, str]]:
+        return self.alpha.states, self.beta.states
 
 
 @pytest.fixture
 def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
-    """Start both sides; `flags` are what `korora xl` is given."""
+    """Start both sides; `flags` are what `korora xl` is given, `steps` where alpha's xl is held or dies."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(*flags: str, to: str = "xl:") -> Hosts:
-        xl = tmp_path / "xl"
-        xl.write_text(RECEIVER)
-        xl.chmod(0o755)
+    def start(*flags: str, to: str = "xl:", fault: tuple[str, str] | None = None, has_xl: bool = True) -> Hosts:
+        alpha, beta = XenHost(tmp_path / "alpha"), XenHost(tmp_path / "beta")
+        alpha.create("g1", pages=2048)
+        if fault:
+            alpha.fault(*fault)
+        if not has_xl:
+            beta.program.unlink()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
+        words = ["--listen", address, "--to", to, "--identity", identity_beta, "--once", "--resume-timeout", "1"]
         receiver = subprocess.Popen(
-            [
-                *KORORA,
-                "receive",
-                "--listen",
-                address,
-                "--to",
-                to,
-                "--identity",
-                identity_beta,
-                "--once",
-                "--resume-timeout",
-                "1",
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            [*KORORA, "receive", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=beta.env
         )
         running.append(receiver)
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == b"ready\n"
-        transport = subprocess.Popen(
-            [*KORORA, "xl", *flags, address, "--name", "beta"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        command = shlex.join([*KORORA, "xl", *flags, address, "--name", "beta"])
+        migrate = subprocess.Popen(
+            [alpha.program, "migrate", "-s", "", "g1", f"exec {command}"],
+            stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, "KORORA_IDENTITY": str(identity_alpha)},
+            env={**alpha.env, "KORORA_IDENTITY": str(identity_alpha)},
         )
-        running.append(transport)
-        return Hosts(receiver, transport, xl)
+        running.append(migrate)
+        return Hosts(alpha, beta, receiver, migrate)
 
     yield start
     for process in running:
@@ -119,49 +90,44 @@ def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator
 
 def test_a_whole_migration(hosts: Callable[..., Hosts]) -> None:
     made = hosts("-p", to="xl:-e")
-    made.hear(BANNER)
-    made.say(STREAM)
-    made.hear(READY)
-    made.say(GO)
-    made.hear(REPORT)
-    out, err = made.transport.communicate(timeout=SECONDS_MAX)
-    # What xl reads from its transport is the other xl's and nothing of ours.
-    assert (made.transport.returncode, out, err) == (0, b"", b"")
-    assert made.receiver.wait(SECONDS_MAX) == 0
-    assert made.notes == ["migrate-receive -e -p", "unpaused"]
+    sent = made.alpha.stream_of("g1")
+    code, receiver, said = made.ended()
+    # What xl reads from its transport is the other xl's and nothing of ours, or it would have given up.
+    assert (code, receiver) == (0, 0)
+    assert said.splitlines()[-1] == b"Migration successful."
+    assert made.beta.log[0] == "migrate-receive -e -p"
+    assert made.states == ({}, {"g1": "paused"})
+    assert made.beta.stream_of("g1") == sent
 
 
 def test_xl_dies_in_the_middle_of_its_stream(hosts: Callable[..., Hosts]) -> None:
-    made = hosts()
-    made.hear(BANNER)
-    made.say(STREAM[: len(STREAM) // 2])
-    _, err = made.transport.communicate(timeout=SECONDS_MAX)
-    assert made.transport.returncode == 7
-    assert b"the xl stream ended after" in err
-    assert made.receiver.wait(SECONDS_MAX) == 7
+    made = hosts(fault=("migrate:stream", "die"))
+    code, receiver, said = made.ended()
+    assert (code, receiver) == (-signal.SIGKILL, 7)
+    assert b"the xl stream ended after" in said
     # Killed, the receiver would have left a paused copy: it has seen the end of its input and had time to clean up.
-    assert made.notes == ["migrate-receive", "destroyed"]
+    assert made.states == ({"g1": "running"}, {})
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_source_s_relay_dies(hosts: Callable[..., Hosts], number: signal.Signals) -> None:
-    made = hosts()
-    made.hear(BANNER)
-    made.say(STREAM[: len(STREAM) // 2])
-    time.sleep(0.2)
-    made.transport.send_signal(number)
-    assert made.transport.wait(SECONDS_MAX) in {-number, 128 + number}
-    # xl resumes its domain when its transport's output ends.
-    assert made.transport.communicate()[0] == b""
-    assert made.receiver.wait(SECONDS_MAX) == 6
-    assert made.notes == ["migrate-receive", "destroyed"]
+    made = hosts(fault=("migrate:stream", "hold"))
+    until(lambda: made.beta.states and made.alpha.reached("migrate:stream"))
+    os.kill(made.transport, number)
+    until(lambda: made.beta.states == {})
+    made.alpha.heal("migrate:stream")
+    code, receiver, said = made.ended()
+    # xl resumes its domain when its transport is gone.
+    assert (code, receiver) == (1, 6)
+    assert b"Migration failed, resuming at sender." in said
+    assert made.states == ({"g1": "running"}, {})
 
 
-def test_the_destination_has_no_xl(hosts: Callable[..., Hosts], tmp_path: Path) -> None:
-    made = hosts("-d")
-    (tmp_path / "xl").unlink()
-    out, err = made.transport.communicate(timeout=SECONDS_MAX)
-    if made.transport.returncode == 0:
+def test_the_destination_has_no_xl(hosts: Callable[..., Hosts]) -> None:
+    made = hosts("-d", has_xl=False)
+    code, receiver, said = made.ended()
+    if receiver == 0:
         pytest.skip("this host has a real xl")
-    assert (made.transport.returncode, out) == (7, b"")
-    assert b"cannot start xl: (xl migrate-receive -d)" in err
+    assert (code, receiver) == (1, 7)
+    assert b"cannot start xl: (xl migrate-receive -d -p)" in said
+    assert made.states == ({"g1": "running"}, {})

@@ -40,8 +40,8 @@ class Domain:
 
 def guest_stream(name: str, uuid: str = UUID, pages: int = PAGES) -> bytes:
     """All that xl sends of a small domain before GO."""
-    batch = made.page_data([(pfn, 0) for pfn in range(pages)])
-    image = made.libxc(made.record(0x10), batch, batch)
+    batches = [made.page_data([(pfn, 0) for pfn in range(at, min(at + 512, pages))]) for at in range(0, pages, 512)]
+    image = made.libxc(made.record(0x10), *batches, batches[0])
     return made.xl_header(made.config(name, uuid)) + made.libxl(image)
 
 
@@ -109,7 +109,7 @@ class XenHost:
         *,
         paused: bool = False,
         shutdown: str | None = None,
-        stream: bytes | None = None,
+        pages: int = PAGES,
     ) -> int:
         """A domain in any state, with the stream that it is sent away as; its id."""
         with self._state() as state:
@@ -119,7 +119,7 @@ class XenHost:
             domain.update(paused=paused, shutdown=shutdown, monitor=shutdown is None)
             state["domains"].append(domain)
         base = name.removesuffix("--incoming").removesuffix("--migratedaway")
-        (self.folder / "streams" / str(number)).write_bytes(stream or guest_stream(base, uuid))
+        (self.folder / "streams" / str(number)).write_bytes(guest_stream(base, uuid, pages))
         return number
 
     def alter(self, number: int, **changes: Any) -> None:

@@ -72,6 +72,7 @@ def test_check_as_json_has_every_key(alpha: Host) -> None:
             "rate_limit": "5 MiB/s",
             "encode": "auto",
             "tenant": "default",
+            "xl_flags": None,
         }
     ]
     assert [peer["pins"] for peer in said["peer"]] == [[], []]

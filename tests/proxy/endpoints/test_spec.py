@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.endpoints.files import FileEgress, FileIngress
-from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint, XlEgress
+from proxy.endpoints.pipes import ExecEndpoint, StdioEndpoint
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress
 from proxy.endpoints.spec import UNIX_PATH_BYTES_MAX, parse_address, parse_egress, parse_ingress
+from proxy.endpoints.xl import XlEgress
 from proxy.errors import ConfigurationError
 
 ENDPOINTS = st.one_of(

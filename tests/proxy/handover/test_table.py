@@ -39,7 +39,8 @@ def reached(table: Table, start: Iterable[State], *, without: Iterable[State] = 
 def test_nothing_is_done_before_it_is_written(side: Side, state: State, event: Event, step: Step) -> None:
     if Action.WRITE in step.actions:
         assert step.actions[0] is Action.WRITE
-    if step.state is not state and step.state not in (State.ASKED, State.UNDOING):
+    promised = state not in (State.OPEN, State.ASKED)
+    if step.state is not state and (promised or step.state not in (State.ASKED, State.UNDOING)):
         assert Action.WRITE in step.actions, "a new state that a restart would forget"
     assert len(set(step.actions)) == len(step.actions)
     assert step.actions.count(Action.WRITE) <= 1
@@ -183,7 +184,7 @@ def test_a_destination_that_may_have_run_its_copy_never_says_that_it_did_not() -
         if state in (State.COMMITTED, State.DONE):
             assert Action.DESTROY not in step.actions, event
         if state is State.DOUBT and step.state is not State.DOUBT:
-            assert event is Event.GIVE_UP
+            assert event in (Event.GIVE_UP, Event.PEER_ABORTED), "whoever says so knows what became of the machine"
 
 
 def test_a_destination_says_that_its_copy_never_ran_only_once_it_is_gone() -> None:
@@ -196,7 +197,7 @@ def test_a_destination_turns_back_by_itself_only_before_its_vote() -> None:
     """From then on its source may have committed: an end that nobody there decided would leave none."""
     by_itself = {Event.FAILED, Event.LOST, Event.RESTARTED}
     left = {state for state, event, after in edges(DESTINATION) if event in by_itself and after is State.UNDOING}
-    assert left - {State.UNDOING} == {State.OPEN, State.ASKED, State.PREPARED}
+    assert {State.OPEN, State.ASKED} <= left <= {State.OPEN, State.ASKED, State.PREPARED, State.UNDOING}
     assert (State.PREPARED, Event.LOST) not in DESTINATION, "it may have the only copy there is"
     for event in by_itself:
         assert (State.VOTED, event) not in DESTINATION
@@ -229,14 +230,12 @@ def test_a_source_gives_its_copy_away_only_when_the_other_runs() -> None:
 
 def test_a_source_commits_only_what_both_have_voted_for_or_what_it_has_lost() -> None:
     into = {(state, event) for state, event, after in edges(SOURCE) if after is State.COMMITTED is not state}
-    assert into <= {(State.VOTED, Event.PEER_VOTED), (State.DOUBT, Event.PEER_VOTED), (State.VOTED, Event.MISSING)}
-    assert (State.VOTED, Event.PEER_VOTED) in into
+    assert into == {(State.VOTED, Event.PEER_VOTED), (State.DOUBT, Event.PEER_VOTED), (State.VOTED, Event.MISSING)}
 
 
-def test_a_source_votes_only_once_its_hypervisor_gave_the_machine_up_or_has_lost_it() -> None:
+def test_a_source_votes_only_once_its_hypervisor_gave_the_machine_up() -> None:
     into = {(state, event) for state, event, after in edges(SOURCE) if after is State.VOTED is not state}
-    assert {event for _, event in into} <= {Event.GAVE_UP, Event.MISSING}
-    assert (State.PREPARED, Event.GAVE_UP) in into
+    assert into == {(State.PREPARED, Event.GAVE_UP)}
 
 
 def test_the_hypervisors_may_go_on_only_as_both_are_prepared() -> None:
@@ -296,8 +295,7 @@ def test_who_may_turn_back() -> None:
             step = TABLES[side].get((state, Event.FAILED))
             back = step is not None and state not in (State.COMMITTED, State.UNDOING)
             if side is Side.DESTINATION and state is State.PREPARED:
-                assert back
-                assert not handover.may_turn_back, "not without the peer's word: it may have the only copy"
+                assert not handover.may_turn_back, "not whenever it likes: it may have the only copy"
             else:
                 assert handover.may_turn_back is back, (side, state)
 

@@ -1,0 +1,375 @@
+"""xl as the hypervisor of the hand-over: what it has of a machine, and what is done to that copy.
+
+Every command names the domain by its id as ``xl list -v`` has just told it: one that has the machine's name and another
+UUID is somebody else's, and two copies of one UUID on one host (a migration within it, or what an earlier one left) are
+told apart. xl's exit codes are not believed; the list is asked again.
+
+What a killed xl leaves behind, and what becomes of it (Xen 4.17):
+
+- The copy that leaves: NAME running, NAME suspended, or NAME--migratedaway suspended. ``revive`` mends each.
+- Its log-dirty mode stays on and costs the guest some speed; the next migration switches it off and on again.
+- Its libxl-save-helper goes on writing to the transport until it needs its xl for the next step, and ends there.
+- The copy that arrives: NAME--incoming or NAME, paused. ``take`` or ``destroy`` mend each.
+- No monitor of a copy that was suspended: it ends when it sees that (handle_domain_death in tools/xl/xl_vmcontrol.c),
+  even if xl itself resumes the copy a moment later. See ``proxy.hypervisors.xl_monitor``.
+"""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import structlog
+
+from proxy.control import printable
+from proxy.errors import HypervisorFailed
+from proxy.handover.table import Side
+from proxy.hypervisors.base import CopyState, Vm
+from proxy.hypervisors.xl_list import AWAY, INCOMING, XlDomain, read_list
+from proxy.limits import (
+    VM_NAME_CHARACTERS_MAX,
+    XL_DESTROY_SECONDS_MAX,
+    XL_GONE_POLL_SECONDS,
+    XL_OUTPUT_BYTES_MAX,
+    XL_REVIVE_SECONDS_MAX,
+    XL_SECONDS_MAX,
+)
+
+log = structlog.get_logger("korora.xl")
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_SWALLOWED_BYTES: Final = 200_000  # of a pretended migration: enough for xl to be sending pages when it breaks
+# The words are migrate_receiver_banner of tools/xl/xl.h, at which xl begins to send.
+_PRETENCE: Final = (
+    f"echo 'xl migration receiver ready, send binary domain data.'; exec head -c {_SWALLOWED_BYTES} >/dev/null"
+)
+_WORDS_MAX: Final = 200  # of what xl said, in a message
+_PIECE_BYTES: Final = 65536
+
+
+class _Said(NamedTuple):
+    """What a command has said; its exit code says little."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """Its last words, for a message."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        return f"; xl said: {printable(lines[-1])[:_WORDS_MAX]}" if lines else f"; xl ended with status {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A domain that is this machine, and how it stands for one side."""
+
+    domain: XlDomain
+    state: CopyState
+
+
+class XlToolstack:
+    """See ``Hypervisor``.
+
+    A copy that has ended by itself (powered off, crashed) counts as RUNNING: it did run, and nothing here may destroy
+    or revive it. One that is being destroyed counts as ABSENT.
+
+    Args:
+        program: xl, by name or path.
+        tend: called with the id of a copy that was suspended and runs again, which has lost xl's monitor; what it says
+            is logged as a warning, None if all is well.
+    """
+
+    kind = "xl"
+
+    def __init__(self, program: str = "xl", tend: Callable[[int], str | None] | None = None) -> None:
+        self._program, self._tend = program, tend
+
+    # ---- how things stand
+
+    async def pin(self, vm: Vm, side: Side) -> Vm:
+        """See ``Hypervisor.pin``: the domain's id, and the boot it belongs to."""
+        copy = await (self._departing(vm) if side is Side.SOURCE else self._arriving(vm))
+        if copy is None:
+            raise HypervisorFailed(f"there is no domain {vm.name!r} with the UUID {vm.uuid or '(not told)'} here")
+        return replace(vm, copy=f"{copy.domain.domid}@{_boot_id()}")
+
+    async def arriving(self, vm: Vm) -> CopyState:
+        """See ``Hypervisor.arriving``."""
+        return _state(await self._arriving(vm))
+
+    async def departing(self, vm: Vm) -> CopyState:
+        """See ``Hypervisor.departing``."""
+        return _state(await self._departing(vm))
+
+    async def _arriving(self, vm: Vm) -> _Copy | None:
+        """The copy that came here.
+
+        Not pinned, a suspended one is not it: no copy is suspended before it has run, so that is the one that leaves
+        when a machine migrates within its host.
+        """
+        ours = await self._ours(vm)
+        for domain in ours:
+            if domain.name == vm.name + INCOMING:
+                return _Copy(domain, CopyState.INCOMING)
+        for domain in ours:
+            if vm.copy or (domain.name == vm.name and not domain.suspended):
+                waits = domain.name == vm.name and domain.paused and not domain.shutdown
+                return _Copy(domain, CopyState.PAUSED if waits else CopyState.RUNNING)
+        return None
+
+    async def _departing(self, vm: Vm) -> _Copy | None:
+        """The copy that was here first.
+
+        Raises:
+            HypervisorFailed: there are two, and it was not written down which.
+        """
+        ours = [domain for domain in await self._ours(vm) if domain.name != vm.name + INCOMING]
+        if len(ours) > 1:
+            raise HypervisorFailed(
+                f"there are two copies of {vm.name} here, {' and '.join(map(str, ours))}, and nothing says which one "
+                f"was to leave: look which runs (xl list), and destroy or rename the other by its id"
+            )
+        if not ours:
+            return None
+        domain = ours[0]
+        if domain.suspended:
+            return _Copy(domain, CopyState.SUSPENDED)
+        return _Copy(domain, CopyState.PAUSED if domain.paused and not domain.shutdown else CopyState.RUNNING)
+
+    async def _ours(self, vm: Vm) -> list[XlDomain]:
+        """Domains that are this machine: of its UUID, under one of its three names, and the pinned one if it is."""
+        _check_name(vm.name)
+        names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
+        domains = [
+            domain
+            for domain in await self._list()
+            if domain.domid and domain.name in names and not domain.dying and vm.uuid in ("", domain.uuid)
+        ]
+        if not vm.copy:
+            return domains
+        domid, _, boot = vm.copy.partition("@")
+        if boot != _boot_id():
+            return []  # what has that id today was made after the host came up again
+        return [domain for domain in domains if str(domain.domid) == domid]
+
+    async def _refuse_twin(self, domain: XlDomain) -> None:
+        """Whatever anybody says, no copy is made to run beside one that does, or that has run on.
+
+        Raises:
+            HypervisorFailed: there is one.
+        """
+        for other in await self._list():
+            still = other.paused or other.suspended or other.dying
+            if other.uuid == domain.uuid and other.domid != domain.domid and not still:
+                raise HypervisorFailed(
+                    f"{other} is the same machine, and runs: {domain} is not made to run beside it. Look at both "
+                    f"(xl list, xl console), and destroy the older one by its id"
+                )
+
+    # ---- what is done at the destination
+
+    async def take(self, vm: Vm) -> None:
+        """See ``Hypervisor.take``."""
+        copy = await self._arriving(vm)
+        if copy is None:
+            raise HypervisorFailed(f"no copy of {vm.name} has arrived here, or it is gone: see xl list")
+        if copy.state is not CopyState.INCOMING:
+            return
+        said = await self._run("rename", str(copy.domain.domid), vm.name)
+        after = await self._find(copy.domain)
+        if after is None or after.name != vm.name:
+            raise HypervisorFailed(
+                f"{copy.domain} cannot get the name {vm.name}: is there another domain of that name? "
+                f"Look with xl list{said.last}"
+            )
+
+    async def start(self, vm: Vm) -> None:
+        """See ``Hypervisor.start``."""
+        copy = await self._arriving(vm)
+        if copy is None:
+            raise HypervisorFailed(f"no copy of {vm.name} has arrived here, or it is gone: see xl list")
+        if copy.state is CopyState.RUNNING:
+            return
+        if copy.state is not CopyState.PAUSED:
+            raise HypervisorFailed(f"{copy.domain} has not got the machine's name yet: it is not started")
+        await self._refuse_twin(copy.domain)
+        said = await self._run("unpause", str(copy.domain.domid))
+        after = await self._find(copy.domain)
+        if after is None or after.paused:
+            raise HypervisorFailed(
+                f"{copy.domain} does not run: try xl unpause {copy.domain.domid}; xl dmesg may say why{said.last}"
+            )
+
+    async def destroy(self, vm: Vm) -> None:
+        """See ``Hypervisor.destroy``."""
+        copy = await self._arriving(vm)
+        if copy is None:
+            return
+        if copy.state is CopyState.RUNNING:
+            raise HypervisorFailed(f"{copy.domain} runs, or has run: it is not destroyed")
+        await self._destroy(copy.domain)
+
+    # ---- what is done at the source
+
+    async def revive(self, vm: Vm) -> None:
+        """See ``Hypervisor.revive``. A copy that its operator had paused stays paused.
+
+        4.17 has no command for it. A pretended migration breaks as soon as xl sends pages, and xl resumes the domain:
+        "Migration failed, resuming at sender". Safe to repeat, and to be cut off at any point.
+        """
+        copy = await self._departing(vm)
+        if copy is None:
+            raise HypervisorFailed(f"there is no copy of {vm.name} here that could be revived: see xl list")
+        if copy.state is CopyState.SUSPENDED:
+            await self._resume(copy.domain)
+        if copy.domain.name != vm.name:
+            said = await self._run("rename", str(copy.domain.domid), vm.name)
+            after = await self._find(copy.domain)
+            if after is None or after.name != vm.name:
+                raise HypervisorFailed(
+                    f"{copy.domain} runs, and cannot get its name back: free the name {vm.name}, then "
+                    f"xl rename {copy.domain.domid} {shlex.quote(vm.name)}{said.last}"
+                )
+        await self._tended(copy.domain)
+
+    async def _resume(self, domain: XlDomain) -> None:
+        await self._refuse_twin(domain)
+        said = await self._run("migrate", "-s", "", str(domain.domid), _PRETENCE, seconds=XL_REVIVE_SECONDS_MAX)
+        after = await self._find(domain)
+        if after is None or after.suspended:
+            raise HypervisorFailed(
+                f"{domain} is suspended and could not be revived: once it is certain that no other copy runs, try "
+                f'xl migrate -s "" {domain.domid} "{_PRETENCE}"{said.last}'
+            )
+
+    async def _tended(self, domain: XlDomain) -> None:
+        """Nobody sees to the domain's end any more if it was suspended; that is no reason to call it not revived."""
+        if self._tend is None:
+            return
+        try:
+            trouble = await asyncio.to_thread(self._tend, domain.domid)
+        except (OSError, HypervisorFailed) as error:
+            trouble = str(error)
+        if trouble:
+            log.warning("a domain has no monitor", domain=str(domain), reason=trouble)
+
+    async def remove(self, vm: Vm) -> None:
+        """See ``Hypervisor.remove``."""
+        copy = await self._departing(vm)
+        if copy is None:
+            return
+        if copy.state is not CopyState.SUSPENDED:
+            raise HypervisorFailed(f"{copy.domain} is not suspended: it is not destroyed")
+        await self._destroy(copy.domain)
+
+    # ---- xl
+
+    async def _destroy(self, domain: XlDomain) -> None:
+        """Destroy it, and wait until it is gone; its own xl may be at it as well."""
+        said = await self._run("destroy", str(domain.domid), seconds=XL_DESTROY_SECONDS_MAX)
+        try:
+            async with asyncio.timeout(XL_DESTROY_SECONDS_MAX):
+                while (after := await self._find(domain)) is not None and after.dying:  # noqa: ASYNC110 - xl tells nobody
+                    await asyncio.sleep(XL_GONE_POLL_SECONDS)
+        except TimeoutError:
+            log.warning("a domain is dying for long", domain=str(domain))
+            return  # it cannot run any more, and nothing here can hasten it
+        if after is not None:
+            raise HypervisorFailed(f"{domain} is still there: try xl destroy {domain.domid}{said.last}")
+
+    async def _find(self, domain: XlDomain) -> XlDomain | None:
+        """The same domain as it stands now, whatever it is called."""
+        return next((now for now in await self._list() if (now.domid, now.uuid) == (domain.domid, domain.uuid)), None)
+
+    async def _list(self) -> list[XlDomain]:
+        said = await self._run("list", "-v")
+        if said.code:
+            raise HypervisorFailed(f"xl cannot list the domains: run xl list as root here{said.last}")
+        return read_list(said.out)
+
+    async def _run(self, *words: str, seconds: float = XL_SECONDS_MAX) -> _Said:
+        """Run xl with these words, and no standard input: it would eat it.
+
+        Raises:
+            HypervisorFailed: it cannot be started, does not end in time, or says too much.
+        """
+        told = f"xl {words[0]}"
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                *words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HypervisorFailed(
+                f"cannot start {told}: {error.strerror}: is this Xen's dom0, and {self._program} on the PATH?"
+            ) from None
+        out, err = process.stdout, process.stderr
+        if out is None or err is None:
+            raise HypervisorFailed(f"{told} was started without pipes")
+        try:
+            async with asyncio.timeout(seconds):
+                said = await asyncio.gather(_bounded(out, process), _bounded(err, process))
+                code = await process.wait()
+        except TimeoutError:
+            raise HypervisorFailed(
+                f"{told} did not end in {seconds:.0f} s: another xl may hold libxl's lock, look with ps"
+            ) from None
+        finally:
+            _kill(process)
+            await process.wait()
+        if None in said:
+            raise HypervisorFailed(f"{told} says more than {XL_OUTPUT_BYTES_MAX} bytes: is {self._program} Xen's xl?")
+        return _Said(code, said[0] or "", said[1] or "")
+
+
+async def _bounded(stream: asyncio.StreamReader, process: asyncio.subprocess.Process) -> str | None:
+    """All of a command's output; None if that is longer than ``XL_OUTPUT_BYTES_MAX``, for which it is killed."""
+    content = bytearray()
+    while piece := await stream.read(_PIECE_BYTES):
+        content += piece[: XL_OUTPUT_BYTES_MAX + 1 - len(content)]
+        if len(content) > XL_OUTPUT_BYTES_MAX:
+            _kill(process)  # and read on, to the end that this brings
+    return None if len(content) > XL_OUTPUT_BYTES_MAX else content.decode(errors="replace")
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """With the transport of a pretended migration; a domain's monitor and device model have groups of their own."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _state(copy: _Copy | None) -> CopyState:
+    return CopyState.ABSENT if copy is None else copy.state
+
+
+def _check_name(name: str) -> None:
+    """A name that could be an option, another line of the list or nothing at all is not asked about.
+
+    Raises:
+        HypervisorFailed: it is one.
+    """
+    if not name or name.startswith("-") or not name.isprintable() or name != name.strip():
+        raise HypervisorFailed(f"a domain's name like {name[:40]!r} is not handled: give it another one (xl rename)")
+    if len(name) > VM_NAME_CHARACTERS_MAX:
+        raise HypervisorFailed(f"a domain's name has at most {VM_NAME_CHARACTERS_MAX} characters here")
+
+
+def _boot_id() -> str:
+    """Tells this run of the host from the next, in which ids begin anew."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise HypervisorFailed(f"cannot read {_BOOT_ID}: {error.strerror}: is /proc mounted?") from None
