@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import JournalDamaged
 from proxy.handover.record import Entry, Head, Record, line, read
-from proxy.handover.table import Side, State
+from proxy.handover.table import WRITTEN, Side, State
 from proxy.hypervisors.base import Vm
 from proxy.limits import JOURNAL_BYTES_MAX, REASON_CHARACTERS_MAX, VM_NAME_CHARACTERS_MAX
 
@@ -27,13 +27,10 @@ HEADS = st.builds(
     st.binary(min_size=16, max_size=16).map(bytes.hex),
     st.sampled_from(["source", "destination"]),
     st.sampled_from(["xl", "qmp"]),
-    TEXTS,
-    TEXTS,
-    TEXTS,
-    TEXTS,
+    *[TEXTS] * 5,
     st.booleans(),
 )
-STATES = st.sampled_from(["open", "prepared", "voted", "committed", "done", "aborted", "doubt"])
+STATES = st.sampled_from([state.value for state in WRITTEN])
 LISTS = st.lists(st.builds(Entry, STATES, TEXTS, TEXTS, NAMES, NAMES, st.booleans()), max_size=5)
 
 
@@ -74,7 +71,7 @@ def test_the_bytes_of_a_line() -> None:
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'
-        b'"began":"2026","address":"","monitor":"unix:/q","paused":false,"version":1} 4af61750\n'
+        b'"began":"2026","address":"","monitor":"unix:/q","holder":"","paused":false,"version":1} f6c21a4c\n'
     )
 
 
@@ -196,6 +193,7 @@ def test_a_right_sum_makes_no_head_of_what_is_none(item: bytes) -> None:
     "item",
     [
         b'{"state":"undone","at":""}',
+        b'{"state":"unknown","at":""}',
         b'{"state":"asked","at":""}',
         b'{"state":"open","at":"","why":"' + b"x" * (REASON_CHARACTERS_MAX + 1) + b'"}',
         b'{"state":"open","at":"","name":"' + b"x" * (VM_NAME_CHARACTERS_MAX + 1) + b'"}',
