@@ -62,11 +62,11 @@ def reach(identity: Path) -> Callable[[Record], Contact | None]:
     return contact
 
 
-async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled."""
+async def recover_for_ever(handovers: Handovers, identity: Callable[[], Path]) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change."""
     while True:
         try:
-            await handovers.recover(reach(identity))
+            await handovers.recover(reach(identity()))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
         with suppress(TimeoutError):

@@ -128,6 +128,7 @@ def _destination(
         lanes=departure.lanes,
         resume_seconds=config.limits.resume_timeout,
         egress=departure.egress,
+        handover="xl",
         xl_flags=xl_flags,
         # To begin with; the parent's word on its part of the total follows at once.
         rate_limit=least(session_limit(config, name), bytes_per_second(config.limits.rate_limit)),
