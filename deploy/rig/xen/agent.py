@@ -1,0 +1,191 @@
+"""The hand of the tests inside a Xen host: takes orders as lines of JSON from a virtio port, and answers likewise.
+
+    {"id": 7, "do": "run", "argv": ["xl", "list"], "timeout": 10}   →   {"id": 7, "rc": 0, "out": "…", "err": ""}
+
+Orders run beside each other, each in a thread of its own. The port has nothing to do with the network, so a network that
+is cut does not cut the tests off. Only the standard library: this runs under the host's own Python.
+
+Orders: hello · run · spawn · state · kill · put · get · clock (see the functions of these names).
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PORT = Path("/dev/vport0p1")  # the only port of the only controller; without udev it has no name
+READ_BYTES = 64 * 1024
+ALONE_SECONDS = 0.02  # between two looks whether somebody has connected
+LOGS = Path("/run/rig")
+OUTPUT_BYTES_MAX = 4 * 1024 * 1024  # of each stream of a run; what is more stays behind
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/usr/sbin:/usr/lib/xen-4.17/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+spawned: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def hello(order: dict[str, Any]) -> dict[str, Any]:
+    """Says that somebody is here; whoever asks names a word, so that an old answer is not taken for a new one."""
+    return {"word": order["word"]}
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    """Run `argv` to its end; after `timeout` seconds its whole process group is killed and `rc` is null."""
+    child = subprocess.Popen(
+        order["argv"],
+        stdin=subprocess.PIPE if order.get("stdin") else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT | order.get("env", {}),
+        start_new_session=True,
+    )
+    given = base64.b64decode(order["stdin"]) if order.get("stdin") else None
+    rc: int | None
+    try:
+        out, err = child.communicate(given, timeout=order["timeout"])
+        rc = child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        out, err = child.communicate()
+        rc = None
+    return {"rc": rc, "out": _text(out), "err": _text(err)}
+
+
+def spawn(order: dict[str, Any]) -> dict[str, Any]:
+    """Start `argv` under a `name`, in a session of its own, with NAME.out and NAME.err in /run/rig."""
+    name = order["name"]
+    if name in spawned and spawned[name].poll() is None:
+        raise ValueError(f"{name} is still running")
+    with open(LOGS / f"{name}.out", "wb") as out, open(LOGS / f"{name}.err", "wb") as err:
+        child = subprocess.Popen(
+            order["argv"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=ENVIRONMENT | order.get("env", {}),
+            start_new_session=True,
+        )
+    spawned[name] = child
+    return {"pid": child.pid}
+
+
+def state(order: dict[str, Any]) -> dict[str, Any]:
+    """The exit code of what was spawned as `name`, null while it runs; waits for the end up to `wait` seconds."""
+    child = spawned[order["name"]]
+    try:
+        rc: int | None = child.wait(order.get("wait", 0))
+    except subprocess.TimeoutExpired:
+        rc = None
+    out, err = ((LOGS / f"{order['name']}.{end}").read_bytes() for end in ("out", "err"))
+    return {"rc": rc, "out": _text(out), "err": _text(err)}
+
+
+def kill(order: dict[str, Any]) -> dict[str, Any]:
+    """Send `signal` to the process `pid`, or to what was spawned as `name` (with `group`: to all of its session)."""
+    pid = order["pid"] if "pid" in order else spawned[order["name"]].pid
+    try:
+        (os.killpg if order.get("group") else os.kill)(pid, order["signal"])
+    except ProcessLookupError:
+        return {"sent": False}
+    return {"sent": True}
+
+
+def put(order: dict[str, Any]) -> dict[str, Any]:
+    """Write `data` (base64) to `path`, by way of a file beside it."""
+    path = Path(order["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.touch(mode=order["mode"])
+    fresh.write_bytes(base64.b64decode(order["data"]))
+    fresh.rename(path)
+    return {}
+
+
+def get(order: dict[str, Any]) -> dict[str, Any]:
+    """The bytes of `path` (base64); null where there is no such file."""
+    try:
+        return {"data": base64.b64encode(Path(order["path"]).read_bytes()).decode()}
+    except FileNotFoundError:
+        return {"data": None}
+
+
+def clock(order: dict[str, Any]) -> dict[str, Any]:
+    """Set the wall clock to `now`, in seconds since 1970: a saved host wakes up in the past."""
+    before = time.time()
+    time.clock_settime(time.CLOCK_REALTIME, order["now"])
+    return {"before": before}
+
+
+ORDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    order.__name__: order for order in (hello, run, spawn, state, kill, put, get, clock)
+}
+
+
+def _text(data: bytes) -> str:
+    return data[:OUTPUT_BYTES_MAX].decode(errors="replace")
+
+
+class Port:
+    """The virtio port: bytes in, whole lines out."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR)
+        self._lock = threading.Lock()
+
+    def read(self) -> bytes:
+        """What has come; nothing while nobody is connected at the other end."""
+        return os.read(self._descriptor, READ_BYTES)
+
+    def answer(self, what: dict[str, Any]) -> None:
+        """Send one answer; answers of several threads do not mix."""
+        rest = memoryview(json.dumps(what).encode() + b"\n")
+        with self._lock:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+
+def serve(port: Port, line: bytes) -> None:
+    """Do one order and answer it; what is no order is passed over, as half a line may be left of a former listener."""
+    try:
+        order = json.loads(line)
+        number, do = order["id"], ORDERS[order["do"]]
+    except (ValueError, KeyError, TypeError):
+        return
+    try:
+        answer = do(order)
+    except Exception as error:  # noqa: BLE001: whatever went wrong is the tests' to see
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    port.answer({"id": number} | answer)
+
+
+def main() -> None:
+    """Serve until the host ends."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    port = Port(PORT)
+    held: list[bytes] = []
+    while True:
+        data = port.read()
+        if not data:
+            time.sleep(ALONE_SECONDS)
+            continue
+        before, newline, rest = data.rpartition(b"\n")
+        if not newline:
+            held.append(data)
+            continue
+        for line in b"".join([*held, before]).split(b"\n"):
+            threading.Thread(target=serve, args=(port, line), daemon=True).start()
+        held = [rest]
+
+
+if __name__ == "__main__":
+    main()
