@@ -29,7 +29,6 @@ MODULES = (  # with what they depend on; in this order
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
-    "virtio_console",
     "crc32c_generic",
     "ext4",
     "xen-evtchn",
@@ -64,14 +63,18 @@ ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "xen/xl.conf": 'autoballoon="off"\n',  # dom0 has the memory that Xen's command line gives it
 }
-PYTHON = """\
+WRAPPER = """\
 #!/bin/sh
-# The image's Python, run here through its own loader and libraries. Written by deploy/rig/xen_image.py.
-root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)/root
+# A program of Debian bookworm, run here through its own loader and libraries. Written by deploy/rig/xen_image.py.
+root=$(CDPATH= cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)/root
 lib=$root/usr/lib/x86_64-linux-gnu
-export PYTHONHOME="$root/usr"
-exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$root/usr/bin/python3.11" "$@"
+loader=$root/lib64/ld-linux-x86-64.so.2
+{command}
 """
+PYTHON = 'PYTHONHOME="$root/usr" exec "$loader" --library-path "$lib" "$root/usr/bin/python3.11" "$@"'
+QEMU = """export QEMU_MODULE_DIR="$lib/qemu"
+exec "$loader" --library-path "$lib:$root/lib/x86_64-linux-gnu" "$root/usr/bin/qemu-system-x86_64" \\
+    -L "$root/usr/share/seabios" -L "$root/usr/share/qemu" "$@\""""
 KORORA = """\
 #!/bin/sh
 # The relay of the checkout that the tests have put into /opt/korora.
@@ -113,10 +116,16 @@ def build(into: Path, packages: Path, python: Path, guest_kernel: Path) -> None:
     (root / "guest").mkdir()
     shutil.copyfile(guest_kernel, root / "guest" / "kernel")
     (root / "guest" / "initrd").write_bytes(guest_initramfs(into))
-    (into / "python").write_text(PYTHON)
-    (into / "python").chmod(0o755)
-    compile_all(into / "python", root)
+    compile_all(write_wrapper(into, "python", PYTHON), root)
     make_disk(into / "disk", root)
+
+
+def write_wrapper(folder: Path, name: str, command: str) -> Path:
+    """A script in `folder` that runs a program of the tree `root` beside it."""
+    path = folder / name
+    path.write_text(WRAPPER.format(command=command))
+    path.chmod(0o755)
+    return path
 
 
 def dom0_initramfs(packages: Path, version: str) -> bytes:
