@@ -3,9 +3,9 @@
 An image is a folder with
     xen             the hypervisor, as an ELF file that QEMU starts by multiboot
     kernel, initrd  dom0's kernel, and an initramfs that loads a few modules and mounts the disk
-    disk            an ext4 file system: toolstack, Python 3.11, the relay's dependencies, the tests' agent; never written
-    python/         the same Python to run here, through its own loader, so that what it will import can be compiled
-    root/           the tree the disk was made of (python/ is a script beside it)
+    disk            an ext4 file system: toolstack, Python 3.11, the relay's dependencies, an agent; never written
+    python          runs the same Python here, through its own loader, so that what it will import can be compiled
+    root/           the tree the disk was made of
 The disk also has /guest/kernel and /guest/initrd, which guests are made of.
 """
 
@@ -23,6 +23,9 @@ from pathlib import Path
 from private_apt import RigError, run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT))
+from korora.demo.guest import CpioEntry, newc  # noqa: E402 - standard library alone, like everything here
+
 PARTS = Path(__file__).resolve().parent / "xen"
 DISK_SLACK = 1.15  # of what the files hold: block sizes and inodes
 MODULES = (  # with what they depend on; in this order
@@ -55,9 +58,9 @@ SURPLUS = (
     "usr/lib/python3.11/idlelib",
     "usr/lib/python3.11/lib2to3",
 )
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
 ETC = {
-    "passwd": PASSWD,
+    "passwd": ACCOUNTS,
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost xen\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
@@ -130,9 +133,6 @@ def write_wrapper(folder: Path, name: str, command: str) -> Path:
 
 def dom0_initramfs(packages: Path, version: str) -> bytes:
     """Busybox, the modules in the order of their loading, and /init."""
-    sys.path.insert(0, str(CHECKOUT))
-    from korora.demo.guest import CpioEntry, newc
-
     order = with_dependencies(packages / "lib" / "modules" / version / "kernel", MODULES)
     entries = [CpioEntry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "modules")]
     entries.append(CpioEntry("bin/busybox", stat.S_IFREG | 0o755, (packages / "bin" / "busybox").read_bytes()))
@@ -213,8 +213,6 @@ def add_applets(root: Path) -> None:
 
 def guest_initramfs(folder: Path) -> bytes:
     """The guest's whole file system: its one program."""
-    from korora.demo.guest import CpioEntry, newc
-
     program = folder / "workload"
     compiler = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
     run([*compiler, "-o", str(program), str(PARTS / "workload.c")])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PORT = 8000
+GATE = "10.0.2.15"  # on QEMU's user network, which only this machine's loopback reaches
 LOGS = Path("/run/rig")
 OUTPUT_BYTES_MAX = 4 * 1024 * 1024  # of each stream of a run; what is more stays behind
 ENVIRONMENT = {
@@ -152,7 +153,7 @@ class Client:
         order = json.loads(line)
         try:
             answer = ORDERS[order["do"]](order)
-        except Exception as error:  # noqa: BLE001: whatever went wrong is the tests' to see
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is the tests' to see
             answer = {"error": f"{type(error).__name__}: {error}"}
         with self._lock, contextlib.suppress(OSError):  # nobody may be left to hear it
             self._sock.sendall(json.dumps({"id": order["id"]} | answer).encode() + b"\n")
@@ -161,7 +162,7 @@ class Client:
 def main() -> None:
     """Serve until the host ends."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("0.0.0.0", PORT)) as listener:
+    with socket.create_server((GATE, PORT)) as listener:
         while True:
             sock, _ = listener.accept()
             threading.Thread(target=Client(sock).serve, daemon=True).start()

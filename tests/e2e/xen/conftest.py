@@ -1,6 +1,5 @@
-"""The Xen rig, once per run. Where there are no Xen hosts these tests are skipped with the reason; under CI they fail."""
+"""The Xen rig, once per run. Without an image of a host these tests are skipped with the reason; under CI they fail."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from tests.e2e.xen.rig import RigAbsent, XenRig, build_rig
 
 
 @pytest.fixture(scope="session")
-def xen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenRig]:
+def xen(tmp_path_factory: pytest.TempPathFactory) -> XenRig:
     """Image, code and identities."""
     folder: Path = tmp_path_factory.mktemp("xen")
     try:
@@ -19,4 +18,4 @@ def xen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenRig]:
         if absent_is_failure():
             raise
         pytest.skip(str(error))
-    yield made
+    return made

@@ -167,7 +167,8 @@ async def pair(rig: XenRig, guest: Guest | None = None) -> AsyncIterator[Pair]:
                 for host, identity in zip((a, b), rig.identities, strict=True):
                     group.create_task(_ready(stack, host, rig.code, identity))
             to_b, to_a = [
-                Way(await stack.enter_async_context(ChaosProxy(("127.0.0.1", host.ports[RELAY_PORT])))) for host in (b, a)
+                Way(await stack.enter_async_context(ChaosProxy(("127.0.0.1", host.ports[RELAY_PORT]))))
+                for host in (b, a)
             ]
             made = Pair(a, b, to_b, to_a)
             try:
