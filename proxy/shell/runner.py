@@ -166,6 +166,8 @@ class Runner(Guarded):
             cancelled = self._failure is None
             if cancelled:
                 self._failure = PeerLost("the relay is stopping")
+                if self.guard is not None:
+                    self.guard.stop()  # nobody is left who could wait for the peer
             elif self._main is not None:
                 self._main.uncancel()
         except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
