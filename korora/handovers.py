@@ -37,8 +37,9 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
     """
     if kind == "xl":
         from proxy.hypervisors.xl import XlToolstack
+        from proxy.hypervisors.xl_monitor import XlMonitors
 
-        return XlToolstack()
+        return XlToolstack(monitors=XlMonitors())
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 

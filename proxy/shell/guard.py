@@ -157,6 +157,8 @@ class Guard:
         side = self.party.handover.side
         if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
+        if side is Side.DESTINATION:
+            self.party.vm = await self._hypervisor.pin(self.party.vm, side)
         try:
             async with asyncio.timeout(APPROVAL_SECONDS_MAX):
                 for approval in self._approvals:
@@ -217,7 +219,7 @@ class Guard:
         if facts.vm_name:
             self._parser = None
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
-            self._session.serve(self.party.named(vm), "name the machine")
+            self._session.serve(self._name(vm), "name the machine")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
 
@@ -235,6 +237,16 @@ class Guard:
         while self._words:
             await self.heard(self._words.pop(next(iter(self._words))))
         self._listening = False
+
+    async def _name(self, vm: Vm) -> None:
+        """Write down which machine it is, and at the source, whose copy is there, which copy.
+
+        Raises:
+            HypervisorFailed: the source's hypervisor has no such machine.
+        """
+        if self.party.handover.side is Side.SOURCE:
+            vm = await self._hypervisor.pin(vm, Side.SOURCE)
+        await self.party.named(vm)
 
     async def heard(self, word: Word) -> None:
         """Take one word."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from korora.demo import process
 from korora.demo.qmp import Qmp, QmpError
+
+from korora.demo import process
 from korora.demo.relays import free_port
 from korora.demo.serial import SerialLine
 from tests.e2e.xen.agent import Agent, AgentError, Done
@@ -23,8 +24,8 @@ START_SECONDS = 90.0  # a cold boot takes 12 s on an idle machine, a saved host 
 XL_SECONDS = 60.0
 CONSOLES = "/var/log/xen/console"
 POLL_SECONDS = 0.1
-# Xen 4.17 does not survive SMAP as QEMU 7.2 emulates it. With XSAVE vector registers do not survive a change of domains:
-# bytes went missing in dom0 as soon as a PV guest ran beside it.
+# Xen 4.17 does not survive SMAP as QEMU 7.2 emulates it. With XSAVE vector registers do not survive a change of
+# domains: bytes went missing in dom0 as soon as a PV guest ran beside it.
 CPU = "max,smap=off,smep=off,xsave=off"
 XEN_LINE = (
     "console=com1 com1=115200,8n1 loglvl=warning no-real-mode edd=off "
