@@ -186,6 +186,11 @@ class QemuMonitor(QemuAsking):
         look = await self._present()
         if look.migration not in _UNDER_WAY:
             raise self._ended(look)
+        if look.status == "postmigrate":
+            raise self._failed(
+                "has given its machine away before, and migrates again: `korora handover list` may say to whom; where "
+                "no other host has it, `cont` at its monitor, then migrate"
+            )
 
     async def let_through(self) -> None:
         """See to it that a migration under way that nobody guards does not halt for ever. Waits for its switch-over.
