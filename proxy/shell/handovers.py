@@ -155,7 +155,7 @@ class Handovers:
             _same_peer(file.record, peer)
             if word.state == "asked":
                 return _standing(party)  # it only looks
-            await _look(party, self._hypervisor(file.record))
+            await _look(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -164,15 +164,13 @@ class Handovers:
         finally:
             party.close()
 
-    def _hypervisor(self, record: Record) -> Hypervisor:
-        return self.toolstack(record.head.kind, record.head.monitor)
-
     def _bare(self, file: JournalFile) -> Party:
         async def silent(state: State, why: str) -> None:
             """The answer says it."""
 
-        hypervisor = self._hypervisor(file.record)
-        return Party(file, hypervisor, Bare(hypervisor, paused=file.record.head.paused), silent)
+        head = file.record.head
+        hypervisor = self.toolstack(head.kind, head.monitor)
+        return Party(file, hypervisor, Bare(hypervisor, paused=head.paused), silent)
 
     # ---- what the journal has
 
@@ -225,10 +223,9 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(hypervisor, end)
-            await _look(party, hypervisor)
+            party.hands = XlBack(party.hypervisor, end)
+            await _look(party)
             contact = reach(file.record)
             while not party.decided:
                 if contact is None:
@@ -236,7 +233,7 @@ class Handovers:
                 await run_errand(contact, party)
             if contact is not None and not party.peer_agrees:
                 await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -262,16 +259,16 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             if not file.record.begun and party.state is State.OPEN:
                 await _never_began(party)
                 return party
-            await _look(party, hypervisor)
+            await _look(party)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
+                party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -292,8 +289,8 @@ def _let_go(making: "asyncio.Future[F]") -> None:
         file.close()
 
 
-async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
-    source = party.handover.side is Side.SOURCE
+async def _standing_here(party: Party) -> CopyState:
+    source, hypervisor = party.handover.side is Side.SOURCE, party.hypervisor
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
@@ -315,13 +312,13 @@ async def _never_began(party: Party) -> None:
     await party.settle("it had not begun")
 
 
-async def _look(party: Party, hypervisor: Hypervisor) -> None:
+async def _look(party: Party) -> None:
     """After a restart: how does the local copy stand, and what follows from that?
 
     Raises:
         HypervisorFailed: it cannot be asked.
     """
-    if await _standing_here(party, hypervisor) is CopyState.ABSENT:
+    if await _standing_here(party) is CopyState.ABSENT:
         await party.tell(Event.MISSING, "its copy is not there")
     else:
         await party.tell(Event.RESTARTED, "taken up again")

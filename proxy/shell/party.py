@@ -121,7 +121,7 @@ class Party:
 
     def __init__(self, file: JournalFile, hypervisor: Hypervisor, hands: Hands, say: Say) -> None:
         record = file.record
-        self._file, self._hypervisor = file, hypervisor
+        self._file, self.hypervisor = file, hypervisor
         self.hands, self.say = hands, say
         self.vm = record.vm
         self.handover = Handover(record.side, record.state)
@@ -291,7 +291,7 @@ class Party:
         """MISSING if the destination's copy is not there."""
         try:
             if self.handover.side is Side.DESTINATION:
-                gone = await self._hypervisor.arriving(self.vm) is CopyState.ABSENT
+                gone = await self.hypervisor.arriving(self.vm) is CopyState.ABSENT
                 return [(Event.MISSING, str(error))] if gone else otherwise
         except HypervisorFailed as silent:
             self.log.warning("the hypervisor cannot be asked", reason=str(silent))
@@ -337,7 +337,7 @@ class Party:
 
     def _close(self) -> None:
         self._file.close()
-        self._hypervisor.let_go()
+        self.hypervisor.let_go()
 
 
 _AGREED: Final = frozenset(
