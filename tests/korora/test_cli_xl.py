@@ -120,7 +120,7 @@ def test_a_whole_migration(hosts: Callable[..., Hosts]) -> None:
     assert (code, receiver) == (0, 0)
     assert said.splitlines()[-1] == b"Migration successful."
     assert made.beta.log[0] == "migrate-receive -e -p"
-    assert made.states == ({}, {"g1": "running"})
+    assert made.states == ({}, {"g1": "paused"})
     assert made.beta.stream_of("g1") == sent
 
 
