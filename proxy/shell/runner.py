@@ -236,7 +236,12 @@ class Runner(Guarded):
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""
+        if self.guard is not None and not self.guard.holds:
+            await self._abort_channels()
         await self.see_through()
+        await self._abort_channels()
+
+    async def _abort_channels(self) -> None:
         pending = [channel for channel in self.channels.values() if not channel.settled]
         for channel in pending:
             channel.settled = True
