@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from korora.demo.qmp import Qmp, QmpError
-
 from korora.demo import process
 from korora.demo.relays import free_port
 from korora.demo.serial import SerialLine
+from proxy.hypervisors.monitor import Qmp, QmpError
 from tests.e2e.xen.agent import Agent, AgentError, Done
 
 MEMORY_MIB = 1024
