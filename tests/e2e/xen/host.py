@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -246,7 +247,8 @@ class XenHost:
 
     async def processes(self, pattern: str) -> list[int]:
         """The process ids whose command line matches a pattern."""
-        return [int(word) for word in (await self.run(["pgrep", "-f", pattern])).out.split()]
+        lines = (await self.check(["ps", "-o", "pid,args"])).splitlines()[1:]
+        return [int(line.split()[0]) for line in lines if re.search(pattern, line)]
 
     # ---- guests
 
