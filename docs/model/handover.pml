@@ -148,8 +148,11 @@ bit excused;  /* the only copy was lost with its host, disk or hypervisor, or gi
 bit useless;  /* destination: its copy cannot be made to run */
 bit operated;
 bit calm;
+bit s_voted;  /* ever: its copy does not run on by itself */
 bit smooth;   /* nothing has gone wrong */
 bit refused;  /* by somebody who has a say */
+bit s_agreed; /* all who have a say have said yes */
+bit d_agreed;
 bit unkept;   /* an end was acted upon that could not be written */
 bit s_unwritten;
 bit d_unwritten;
@@ -208,9 +211,9 @@ inline source_does(act, state)
 {
     assert(act == WRITE || act == APPROVE || s_journal == state || s_unwritten || outcomes); /* the record is behind */
     if
-    :: act == WRITE -> s_journal = state
+    :: act == WRITE -> s_journal = state; s_voted = (s_voted || state == VOTED)
     :: act == APPROVE -> s_asks = 1
-    :: act == RELEASE && state == PREPARED -> s_lets = 1
+    :: act == RELEASE && state == PREPARED -> s_lets = 1; assert(s_agreed && d_agreed) /* somebody was not asked */
     :: act == RELEASE && state == VOTED -> go = session
     :: act == SAY ->
         if :: WORD(state) -> s_said = s_said | (1 << state) :: else fi;
@@ -227,7 +230,7 @@ inline destination_does(act, state)
     if
     :: act == WRITE -> d_journal = state
     :: act == APPROVE -> d_asks = 1
-    :: act == RELEASE && state == PREPARED -> ready = session
+    :: act == RELEASE && state == PREPARED -> ready = session; assert(d_agreed)
     :: act == SAY ->
         if :: WORD(state) -> d_said = d_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> d_fresh = d_fresh | (1 << state) :: else fi
@@ -340,9 +343,9 @@ active proctype world()
     :: d_step { d_undead != 0 -> action = d_undead & 15; d_undead = d_undead >> 4; destination_does(action, d_undead_state) }
 
     /* ------------------------------------------------------------------------------ everybody who has a say */
-    :: d_step { S_IDLE && s_asks -> s_asks = 0; source(APPROVED) }
+    :: d_step { S_IDLE && s_asks -> s_asks = 0; s_agreed = 1; source(APPROVED) }
     :: d_step { S_IDLE && s_asks -> s_asks = 0; refused = 1; source(FAILED) }
-    :: d_step { D_IDLE && d_asks -> d_asks = 0; destination(APPROVED) }
+    :: d_step { D_IDLE && d_asks -> d_asks = 0; d_agreed = 1; destination(APPROVED) }
     :: d_step { D_IDLE && d_asks -> d_asks = 0; refused = 1; destination(FAILED) }
 
     /* -------------------------------------------------------------------- the hypervisors, and what is seen of them */
@@ -489,10 +492,10 @@ active proctype world()
     /* --------------------------------------------------------- nothing more will happen: properties of every end */
     :: timeout -> d_step {
         /* where nothing went wrong and nobody refused, it has moved */
-        assert(!smooth || refused || operated || d_copy == RUNS && s_state == DONE && d_state == DONE);
+        assert(!smooth || refused || operated || d_copy == RUNS && s_state == DONE && (d_state == DONE || d_state == NO_RECORD));
         /* exactly one runs */
         assert(s_copy == RUNS || d_copy == RUNS || excused || /* an operator is asked: */
-            s_journal == DOUBT && s_copy == GONE && PROMISED(d_journal) ||
+            s_journal == DOUBT && s_copy == GONE && !s_voted && PROMISED(d_journal) ||
             s_journal == DOUBT && d_journal == DOUBT && s_copy != GONE ||
             !alive && (s_journal == COMMITTED || s_journal == DOUBT || s_copy == GONE && PROMISED(d_journal)));
         /* and everybody knows: nobody waits for what will not come */
