@@ -37,8 +37,9 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
     """
     if kind == "xl":
         from proxy.hypervisors.xl import XlToolstack
+        from proxy.hypervisors.xl_monitor import XlMonitors
 
-        return XlToolstack()
+        return XlToolstack(monitors=XlMonitors())
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
@@ -62,11 +63,11 @@ def reach(identity: Path) -> Callable[[Record], Contact | None]:
     return contact
 
 
-async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled."""
+async def recover_for_ever(handovers: Handovers, identity: Callable[[], Path]) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change."""
     while True:
         try:
-            await handovers.recover(reach(identity))
+            await handovers.recover(reach(identity()))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
         with suppress(TimeoutError):

@@ -243,7 +243,7 @@ class _Receiver:
         )
         stopper = _Stopper(self._stop)
         serving = asyncio.create_task(self._destination.serve())
-        recovering = asyncio.create_task(recover_for_ever(handovers, common.identity))
+        recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
         try:
@@ -363,7 +363,7 @@ class _Sender:
                 announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
             self._task = asyncio.create_task(self._sessions())
             if not options.transport:
-                recovering = asyncio.create_task(recover_for_ever(handovers, common.identity))
+                recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
             return await self._task
         except asyncio.CancelledError:
             if stopper.reason is None:

@@ -102,6 +102,8 @@ def xl_destination(
         host, port = parse_address(known.address, "the address")
         return known.name, _destination(config, config.xl, (host, port), stored, flags)
     host, port = parse_address(text, "PEER")
+    if not host:
+        raise ConfigurationError(f"PEER {peer!r} names no host", "give a name or an address")
     for each in allowed.values():
         if each.address is not None and parse_address(each.address, "the address") == (host, port):
             return each.name, _destination(config, config.xl, (host, port), stored, flags)
@@ -126,6 +128,7 @@ def _destination(
         lanes=departure.lanes,
         resume_seconds=config.limits.resume_timeout,
         egress=departure.egress,
+        handover="xl",
         xl_flags=xl_flags,
         # To begin with; the parent's word on its part of the total follows at once.
         rate_limit=least(session_limit(config, name), bytes_per_second(config.limits.rate_limit)),

@@ -52,17 +52,19 @@ from korora.daemon.messages import (
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
+from korora.handovers import open_handovers, reach, recover_for_ever
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
-from korora.xl.desk import Desk, lost
-from korora.xl.words import Carry
+from korora.xl.desk import Desk, lost, verdict_on
+from korora.xl.words import Carry, Verdict
 from proxy.endpoints.handed import HandedIngress, HandedPipes
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
     EXIT_BUG,
     EXIT_DONE,
     Interrupted,
+    JournalBusy,
     PeerLost,
     PolicyRefused,
     RelayError,
@@ -72,6 +74,7 @@ from proxy.errors import (
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
+from proxy.shell.handovers import Handovers
 from proxy.shell.runner import Runner
 from proxy.shell.source import Source, SourceRunner
 from proxy.wire import LANE_TOKEN_BYTES
@@ -104,6 +107,7 @@ class Worker:
     def __init__(self, sock: socket.socket, index: int, observer: Observer) -> None:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
+        self._index = index
         self._random = tokens_of(index)
         self._over: asyncio.Future[int] = self._loop.create_future()
         self._config: Config | None = None
@@ -114,12 +118,14 @@ class Worker:
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
         self._xl_max = 0
-        self._desk = Desk(self._xl_session, lost, heard=self._greeted, idle=self._maybe_drained)
+        self._handovers: Handovers | None = None
+        self._desk = Desk(self._xl_session, self._readopt, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
         self._stopping: RelayError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._services: list[asyncio.Task[None]] = []
         self._lag = 0.0
         # One configuration after the other, and each before what follows it.
         self._wire = Wire(sock, ToWorker, take=self._hear, gone=self._orphaned)  # type: ignore[arg-type]
@@ -130,11 +136,11 @@ class Worker:
             # A terminal's Ctrl-C goes to the whole group; it is the parent's to decide what follows. Not SIG_IGN, which
             # the commands of exec: would inherit.
             self._loop.add_signal_handler(number, lambda: None)
-        services = [asyncio.create_task(self._sample()), asyncio.create_task(self._watch_lag())]
+        self._services += [asyncio.create_task(self._sample()), asyncio.create_task(self._watch_lag())]
         try:
             return await self._over
         finally:
-            for task in services:
+            for task in self._services:
                 task.cancel()
             await self._desk.close()
             if self._destination is not None:
@@ -142,7 +148,7 @@ class Worker:
             for way in list(self._ways.values()):
                 way.task.cancel()
             ways = [way.task for way in self._ways.values()]
-            await asyncio.gather(*services, *ways, return_exceptions=True)
+            await asyncio.gather(*self._services, *ways, return_exceptions=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._host_store is not None:
                 await asyncio.to_thread(self._host_store.close)
@@ -213,6 +219,10 @@ class Worker:
             return
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
+        if self._handovers is None:
+            self._handovers = open_handovers(Path(config.state))
+            if self._index == 0:  # one of us is enough
+                self._services.append(asyncio.create_task(recover_for_ever(self._handovers, self._identity)))
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -222,6 +232,7 @@ class Worker:
             sessions_max=message.arriving_max,
             paging=build.paging_of(config, self._host_store),
             tenants=build.tenants(config),
+            handovers=self._handovers,
             random=self._random,
             admit=self._admission.admit,
         )
@@ -255,7 +266,11 @@ class Worker:
             return
         where = build.destination_of(config, ingress, self._host_store)
         source = Source(
-            credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
+            credentials.clients[ingress.peer],
+            where,
+            given,
+            begun=lambda runner: self._opened(runner, name),
+            handovers=self._handovers,
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
@@ -272,10 +287,33 @@ class Worker:
             begun()
             self._opened(runner, XL)
 
-        source = Source(credentials.clients[client], where, HandedIngress(), begun=opened)
+        source = Source(
+            credentials.clients[client],
+            where,
+            HandedIngress(),
+            begun=opened,
+            handovers=self._handovers,
+            holder=pipes.holder,
+        )
         errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
         log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)
         return errand
+
+    async def _readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
+        """See ``Readopt``: the journal says how far the hand-over had come."""
+        config, handovers = self._config, self._handovers
+        if config is None or handovers is None:
+            pipes.leave()  # the daemon is coming up or going down
+            return None
+        try:
+            party = await handovers.readopt(session_id, pipes, reach(Path(config.identity)))
+        except JournalBusy:
+            pipes.leave()
+            return None
+        return await lost(session_id, pipes) if party is None else verdict_on(party.record)
+
+    def _identity(self) -> Path:
+        return Path("" if self._config is None else self._config.identity)
 
     def _greeted(self) -> None:
         self._wire.send(Greeted())

@@ -60,6 +60,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at: ISO 8601, UTC.
         why: in words for people.
         name, uuid: of the machine, as far as the stream has told by then.
+        copy: which copy here is meant; see ``Hypervisor.pin``.
         settled: nothing is left to be done about it.
     """
 
@@ -68,6 +69,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: _Text = ""
     name: _Name = ""
     uuid: _Name = ""
+    copy: _Name = ""
     settled: bool = False
 
 
@@ -97,7 +99,7 @@ class Record:
     def vm(self) -> Vm:
         """The machine; its name is empty if the stream had not told it."""
         named = next((entry for entry in reversed(self.entries) if entry.name), None)
-        return Vm("", "") if named is None else Vm(named.name, named.uuid)
+        return Vm("", "") if named is None else Vm(named.name, named.uuid, named.copy)
 
     @property
     def why(self) -> str:

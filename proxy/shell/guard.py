@@ -10,13 +10,14 @@ from typing import Any, Final, Literal, Protocol
 
 from proxy.control import Word, printable
 from proxy.endpoints.base import Connection
-from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost
+from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
 from proxy.hypervisors.base import Hypervisor, Vm
 from proxy.limits import (
     APPROVAL_SECONDS_MAX,
     REASON_CHARACTERS_MAX,
+    RECOVERY_SECONDS,
     XL_CONFIG_BYTES_MAX,
 )
 from proxy.shell.journal import JournalFile
@@ -73,6 +74,11 @@ class Guard:
         """Whether the session has ended: events may turn it back from now on."""
         self.left = Signal()
         self._turning: Event | None = None
+        self._ended_by = ""
+        """Why the session has ended, in words for people."""
+        self._words: dict[Event, Word] = {}
+        """What the peer has said and nobody has listened to yet; to say it again says no more."""
+        self._listening = False
         self._parser: StreamParser | None = StreamParser()
         self._parsed = 0
         self.connection: Connection | None = None
@@ -126,18 +132,57 @@ class Guard:
         """They were."""
 
     async def approve(self) -> None:
-        """See ``Hands.approve``.
+        """See ``Hands.approve``; a no, or the session's end meanwhile, is told once the session has ended.
 
         Raises:
             HypervisorFailed: not all has arrived, or the stream does not say which machine it is.
             RelayError: somebody said no.
         """
+        try:
+            await self._unless_detached(self._approved())
+        except RelayError as error:
+            # Whatever turns back must find nobody at the hypervisor's connection: the session ends first.
+            if not self.detached:
+                self._session.fail(error)
+            while not self.detached:
+                await self.left.wait()
+            raise
+
+    async def _approved(self) -> None:
+        """Everything that has a say.
+
+        Raises:
+            RelayError: somebody said no.
+        """
         side = self.party.handover.side
         if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
-        async with asyncio.timeout(APPROVAL_SECONDS_MAX):
-            for approval in self._approvals:
-                await approval(side, self.party.vm)
+        if side is Side.DESTINATION:
+            self.party.vm = await self._hypervisor.pin(self.party.vm, side)
+        try:
+            async with asyncio.timeout(APPROVAL_SECONDS_MAX):
+                for approval in self._approvals:
+                    await approval(side, self.party.vm)
+        except TimeoutError:
+            raise PolicyRefused(f"nobody has approved of it within {APPROVAL_SECONDS_MAX:.0f} s") from None
+
+    async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` while the session lasts.
+
+        Raises:
+            HypervisorFailed: it has ended.
+        """
+        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self.left.wait())
+        try:
+            if not self.detached:
+                await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise HypervisorFailed(self._ended_by or "the session is over")
+            working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
 
     async def release(self, state: State) -> None:
         """See ``Hands.release``: whoever waits looks at the state."""
@@ -174,12 +219,37 @@ class Guard:
         if facts.vm_name:
             self._parser = None
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
-            self._session.serve(self.party.named(vm), "name the machine")
+            self._session.serve(self._name(vm), "name the machine")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
 
+    def hear(self, word: Word) -> None:
+        """The peer has said where it stands, within the session. However often it does, it is kept once."""
+        event = event_of(word)
+        if event is None:
+            return
+        self._words.setdefault(event, word)
+        if not self._listening:
+            self._listening = True
+            self._session.serve(self._listen(), "hear the peer's words")
+
+    async def _listen(self) -> None:
+        while self._words:
+            await self.heard(self._words.pop(next(iter(self._words))))
+        self._listening = False
+
+    async def _name(self, vm: Vm) -> None:
+        """Write down which machine it is, and at the source, whose copy is there, which copy.
+
+        Raises:
+            HypervisorFailed: the source's hypervisor has no such machine.
+        """
+        if self.party.handover.side is Side.SOURCE:
+            vm = await self._hypervisor.pin(vm, Side.SOURCE)
+        await self.party.named(vm)
+
     async def heard(self, word: Word) -> None:
-        """The peer has said where it stands, within the session."""
+        """Take one word."""
         event = event_of(word)
         if event is None:
             return
@@ -219,19 +289,30 @@ class Guard:
 
     async def see_through(self, failure: BaseException) -> None:
         """The session has ended early, its tasks are gone: turn back if that may be, else wait for what decides it."""
+        why = self._ended_by = (str(failure) or type(failure).__name__)[:REASON_CHARACTERS_MAX]
         self.detached = True
         self.left.wake()
-        why = (str(failure) or type(failure).__name__)[:REASON_CHARACTERS_MAX]
+        await self.party.idle()
         if not self.party.decided:
             await self.party.tell(self._ending(failure), why)
+        if self.party.handover.may_turn_back:
+            await self.party.tell(Event.FAILED, why)  # what the peer said has no place in the table
         await self._until_over()
 
     async def _until_over(self) -> None:
         """Wait until it is decided and everybody knows, or this process is to end."""
         while not self.party.decided and not self.stopping:
-            await self.party.changed.wait()
+            await self._change()
         if not self.party.trouble:
             await self.party.settle()
+
+    async def _change(self) -> None:
+        """Wait until something has changed; what could not be done to the local copy is tried again meanwhile."""
+        try:
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                await self.party.changed.wait()
+        except TimeoutError:
+            await self.party.again()
 
     def stop(self) -> None:
         """This process is to end: what is not decided stays in the journal."""
@@ -240,7 +321,7 @@ class Guard:
 
     async def answered(self, event: Event, why: str) -> None:
         """The source has come back without the session (``Handovers.answer``)."""
-        if not self.detached:
+        if not self.detached and not self.party.decided:
             self._session.fail(PeerLost("the source has come back without the session"))
             while not self.detached:
                 await self.left.wait()

@@ -6,7 +6,7 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
@@ -36,6 +36,9 @@ from proxy.shell.waiting import Signal
 from proxy.shell.xl_guard import XlBack, XlEnd
 
 log = structlog.get_logger("korora.handover")
+
+P = ParamSpec("P")
+F = TypeVar("F", bound=JournalFile | None)
 
 Toolstack = Callable[[str, str], Hypervisor]
 """The local hypervisor of a kind, asked at ``monitor`` where that is not known from the kind."""
@@ -70,7 +73,7 @@ class Handovers:
         Raises:
             JournalError: it cannot be written down, so the session must not begin.
         """
-        return await asyncio.to_thread(self.journal.begin, head, Entry("open", now()))
+        return await _kept(self.journal.begin, head, Entry("open", now()))
 
     def guards(self, guard: Guard) -> None:
         """``guard`` is at work in this process."""
@@ -142,14 +145,14 @@ class Handovers:
                 await guard.answered(event, why)
             return _standing(guard.party)
         try:
-            file = await asyncio.to_thread(self.journal.open, *key)
+            file = await _kept(self.journal.open, *key)
         except JournalBusy:
             return Word("busy")
         if file is None:
             return Word("unknown")
+        party = self._bare(file)
         try:
             _same_peer(file.record, peer)
-            party = self._bare(file)
             if word.state == "asked":
                 return _standing(party)  # it only looks
             await _look(party, self._hypervisor(file.record))
@@ -159,7 +162,7 @@ class Handovers:
                 await party.settle()
             return _standing(party)
         finally:
-            file.close()
+            party.close()
 
     def _hypervisor(self, record: Record) -> Hypervisor:
         return self.toolstack(record.head.kind, record.head.monitor)
@@ -208,15 +211,15 @@ class Handovers:
             JournalBusy: another process is at work on it; the pipes are untouched.
             JournalError, HypervisorFailed: it cannot be taken up; likewise.
         """
-        file = await asyncio.to_thread(self.journal.open, session, Side.SOURCE)
+        file = await _kept(self.journal.open, session, Side.SOURCE)
         if file is None or file.record.state is State.OPEN:
             if file is not None:
                 file.close()
             await connection.abort()
             self.left.wake()
             return None
+        party = self._bare(file)
         try:
-            party = self._bare(file)
             hypervisor = self._hypervisor(file.record)
             end = XlEnd(connection, READY_END, party.log)
             party.hands = XlBack(hypervisor, end)
@@ -231,7 +234,7 @@ class Handovers:
             await _settle(party, await _standing_here(party, hypervisor))
             return party
         finally:
-            file.close()
+            party.close()
             self.left.wake()
 
     async def recover_one(
@@ -249,11 +252,11 @@ class Handovers:
             JournalBusy, JournalError: it cannot be taken up.
             HypervisorFailed: the hypervisor cannot be asked.
         """
-        file = await asyncio.to_thread(self.journal.open, record.head.session, record.side)
+        file = await _kept(self.journal.open, record.head.session, record.side)
         if file is None:
             return None
+        party = self._bare(file)
         try:
-            party = self._bare(file)
             hypervisor = self._hypervisor(file.record)
             if not party.vm.name and party.state is State.OPEN:
                 await _never_began(party)
@@ -266,7 +269,22 @@ class Handovers:
             await _settle(party, await _standing_here(party, hypervisor))
             return party
         finally:
-            file.close()
+            party.close()
+
+
+async def _kept(make: Callable[P, F], *args: P.args, **kwargs: P.kwargs) -> F:
+    """What ``make`` gives, made in a thread; whoever is cancelled meanwhile leaves no file locked behind."""
+    making = asyncio.ensure_future(asyncio.to_thread(make, *args, **kwargs))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_let_go)
+        raise
+
+
+def _let_go(making: "asyncio.Future[F]") -> None:
+    if not making.cancelled() and making.exception() is None and (file := making.result()) is not None:
+        file.close()
 
 
 async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:

@@ -61,6 +61,7 @@ class JournalFile:
             why=why[:REASON_CHARACTERS_MAX],
             name=told.name,
             uuid=told.uuid,
+            copy=told.copy,
             settled=settled,
         )
         with self._busy:

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -102,7 +102,10 @@ class Bare:
 
 
 class Party:
-    """One side of one hand-over. One event at a time, in the order told.
+    """One side of one hand-over. One event at a time, in the order told, each done to its end.
+
+    Whoever tells an event may be cancelled: what follows from it goes on. A state is seen from outside once it is on
+    the disk, and not before.
 
     Args:
         file: its journal, locked; closed by ``close``.
@@ -125,6 +128,10 @@ class Party:
         self.peer_agrees = False
         """Whether the peer has said that it ended the same way."""
         self._lock = asyncio.Lock()
+        self._working: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._undone: Action | None = None
+        """What could not be done to the local copy, if that is still to be done."""
         self.log = log.bind(session=record.head.session[:8], side=record.head.side)
 
     @property
@@ -148,12 +155,46 @@ class Party:
         Raises:
             JournalError: the disk does not take the state that follows; nothing was done.
         """
+        await self._to_its_end(self._tell(event, why))
+
+    async def again(self) -> None:
+        """Try once more what could not be done to the local copy."""
+        await self._to_its_end(self._again())
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` whether or not the caller lives to see its end.
+
+        A thread that writes cannot be called back, and a copy that is being started must not be left half started with
+        nobody to hear of it.
+        """
+        task = asyncio.ensure_future(work)
+        self._working.add(task)
+        task.add_done_callback(self._worked)
+        await asyncio.shield(task)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.debug("a step of a hand-over failed", reason=str(error))  # if nobody waits for it any more
+        if self._closing and not self._working:
+            self._file.close()
+
+    async def _tell(self, event: Event, why: str) -> None:
         async with self._lock:
-            pending = deque([(event, why)])
-            while pending:
-                event, why = pending.popleft()
-                self._hear(event)
-                await self._step(event, why, pending)
+            await self._follow((event, why))
+
+    async def _again(self) -> None:
+        async with self._lock:
+            if self._undone is not None:
+                await self._follow(*await self._act(self._undone, "tried again"))
+                self.changed.wake()
+
+    async def _follow(self, *events: tuple[Event, str]) -> None:
+        pending = deque(events)
+        while pending:
+            event, why = pending.popleft()
+            self._hear(event)
+            await self._step(event, why, pending)
 
     def _hear(self, event: Event) -> None:
         if (event, self.state) in _AGREED:
@@ -162,21 +203,26 @@ class Party:
     async def _step(self, event: Event, why: str, pending: deque[tuple[Event, str]]) -> None:
         before = self.handover.state
         actions = self.handover.step(event)
+        after, self.handover.state = self.handover.state, before
         if Action.WRITE in actions:
-            try:
-                await asyncio.to_thread(self._file.write, self.state, why or event.value, self.vm)
-            except JournalError as error:
-                if not self.decided:
-                    self.handover.state = before
-                    raise
-                # What is decided is so without being written: whoever takes the older state up comes to the same end.
-                self.log.warning("the end of a hand-over is not written down", reason=str(error))
-            self.log.info("hand-over", state=self.state.value, on=event.value, vm=self.vm.name, why=why)
+            await self._write(after, event, why)
+        self.handover.state = after
         self._hear(event)
         for action in actions:
             if action is not Action.WRITE:
                 pending.extend(await self._act(action, why))
         self.changed.wake()
+
+    async def _write(self, state: State, event: Event, why: str) -> None:
+        try:
+            await asyncio.to_thread(self._file.write, state, why or event.value, self.vm)
+        except JournalError as error:
+            if state not in (State.DONE, State.ABORTED) or event in (Event.RUN_HERE, Event.GIVE_UP):
+                raise
+            # What is decided is so without being written: whoever takes the older state up comes to the same end,
+            # unless it was an operator who ended it.
+            self.log.warning("the end of a hand-over is not written down", reason=str(error))
+        self.log.info("hand-over", state=state.value, on=event.value, vm=self.vm.name, why=why)
 
     async def _act(self, action: Action, why: str) -> list[tuple[Event, str]]:
         match action:
@@ -196,39 +242,43 @@ class Party:
             case Action.TAKE:
                 return await self._take()
             case Action.START:
-                return await self._bring("start", self.hands.start, Event.STARTED)
+                return await self._bring(action, self.hands.start, Event.STARTED)
             case Action.DESTROY:
-                return await self._bring("destroy", self.hands.destroy, Event.DESTROYED)
+                return await self._bring(action, self.hands.destroy, Event.DESTROYED)
             case Action.REVIVE:
-                await self._bring("revive", self.hands.revive, None)
+                await self._bring(action, self.hands.revive, None)
             case Action.REMOVE:
-                await self._bring("remove", self.hands.remove, None)
+                await self._bring(action, self.hands.remove, None)
             case _:
                 raise ValueError(action)
         return []
 
     async def _take(self) -> list[tuple[Event, str]]:
+        if self.state is State.COMMITTED:
+            return await self._bring(Action.TAKE, self.hands.take, Event.TOOK)  # there is no way back any more
         try:
             return [(Event.TOOK, "")] if await self.hands.take(self.vm) else []
         except HypervisorFailed as error:
             return await self._how_it_stands(error, [(Event.FAILED, str(error))])
 
     async def _bring(
-        self, what: str, act: Callable[[Vm], Awaitable[None]], follows: Event | None
+        self, action: Action, act: Callable[[Vm], Awaitable[bool | None]], follows: Event | None
     ) -> list[tuple[Event, str]]:
-        """Do what has to be done, more than once if need be; what cannot be done is told, and left to recovery."""
+        """Do what has to be done, more than once if need be; what cannot be done is told, and left to ``again``."""
+        self._undone = action
         for attempt in range(1, HYPERVISOR_ATTEMPTS_MAX + 1):
             try:
-                await act(self.vm)
+                told_later = await act(self.vm) is False
             except HypervisorFailed as error:
-                self.trouble = f"cannot {what} {self.vm.name or 'the machine'}: {error}"
+                self.trouble = f"cannot {action.value} {self.vm.name or 'the machine'}: {error}"
                 self.log.warning("the local copy", attempt=attempt, reason=self.trouble)
                 gone = await self._how_it_stands(error, [])
                 if gone:
+                    self._undone = None
                     return gone if follows is not None else []
             else:
-                self.trouble = ""
-                return [] if follows is None else [(follows, "")]
+                self.trouble, self._undone = "", None
+                return [] if follows is None or told_later else [(follows, "")]
             await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS * attempt)
         return []
 
@@ -248,20 +298,37 @@ class Party:
         Raises:
             JournalError: the disk does not take it.
         """
+        await self._to_its_end(self._named(vm))
+
+    async def _named(self, vm: Vm) -> None:
         async with self._lock:
             self.vm = vm
             if self.state in WRITTEN:
                 await asyncio.to_thread(self._file.write, self.state, "named", vm)
 
     async def settle(self, why: str = "") -> None:
-        """Nothing is left to be done about it."""
+        """Nothing is left to be done about it.
+
+        Raises:
+            JournalError: the disk does not take it.
+        """
+        await self._to_its_end(self._settle(why))
+
+    async def _settle(self, why: str) -> None:
         async with self._lock:
             if self.decided and not self.record.settled:
                 await asyncio.to_thread(self._file.write, self.state, why or self.record.why, self.vm, settled=True)
 
+    async def idle(self) -> None:
+        """Wait until nothing is being done."""
+        async with self._lock:
+            pass
+
     def close(self) -> None:
-        """Let the journal go."""
-        self._file.close()
+        """Let the journal go, as soon as nothing is being done any more."""
+        self._closing = True
+        if not self._working:
+            self._file.close()
 
 
 _AGREED: Final = frozenset(

@@ -166,6 +166,8 @@ class Runner(Guarded):
             cancelled = self._failure is None
             if cancelled:
                 self._failure = PeerLost("the relay is stopping")
+                if self.guard is not None:
+                    self.guard.stop()  # nobody is left who could wait for the peer
             elif self._main is not None:
                 self._main.uncancel()
         except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
@@ -190,6 +192,7 @@ class Runner(Guarded):
         """Let go of a session that never ran."""
         self._failure = self._failure or PeerLost("it never began")
         self._close_lines()
+        self.end_handover()
 
     def _close_lines(self) -> None:
         """Let go of threads and of the content store."""
@@ -539,7 +542,7 @@ class Runner(Guarded):
                 case Word():
                     if self.guard is None:
                         raise ProtocolViolation("a word about a hand-over that nobody guards")
-                    self.serve(self.guard.heard(message), "hear a word")
+                    self.guard.hear(message)
                 case _:
                     await self._hear(message)
             await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else

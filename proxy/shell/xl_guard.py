@@ -111,7 +111,7 @@ class XlSourceGuard(Guard):
         if not self._permission.feed(piece):
             return False
         await self.party.tell(Event.GAVE_UP)
-        if self.party.state is State.PREPARED:
+        if self.party.state not in (State.VOTED, State.COMMITTED, State.DONE):
             raise HypervisorFailed("xl has given the machine up, and that could not be written down")
         return True
 
@@ -130,8 +130,9 @@ class XlSourceGuard(Guard):
     free = False
 
     def arrived(self, body: memoryview) -> None:
-        """See ``Guard.arrived``."""
-        self._answers.feed(body)
+        """See ``Guard.arrived``: a destination that failed says so by its word, and lets no such report pass."""
+        if Part.FAILED in self._answers.feed(body):
+            raise HypervisorFailed("the destination passes on that its xl failed, in place of its word")
 
     async def passable(self, size: int) -> int:
         """See ``Guard.passable``."""
@@ -157,12 +158,12 @@ class XlSourceGuard(Guard):
 
     # ---- hands
 
-    async def approve(self) -> None:
-        """See ``Guard.approve``."""
+    async def _approved(self) -> None:
+        """See ``Guard._approved``."""
         await self._session.until_delivered()
         if self._head == XL_MAGIC and self._tail != XEN_END_RECORD:
             raise HypervisorFailed("the destination says that it has the whole machine, and the stream has not ended")
-        await super().approve()
+        await super()._approved()
 
     async def revive(self, vm: Vm) -> None:
         """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told.
@@ -171,7 +172,7 @@ class XlSourceGuard(Guard):
         one that has brought them. So nothing may be waited for here; recovery sees to it that the machine runs.
         """
         connection, self.connection = self.connection, None
-        if self._given <= len(BANNER):
+        if not self._ready:
             if connection is not None:
                 await connection.abort()
             self.unverified = True
@@ -246,7 +247,7 @@ class XlDestinationGuard(Guard):
 
     async def _until_done(self) -> None:
         while self.party.state is not State.DONE:
-            await self.party.changed.wait()
+            await self._change()
 
     def ended(self) -> None:
         """See ``Guard.ended``."""
@@ -273,11 +274,14 @@ class XlDestinationGuard(Guard):
     async def _clear(self, connection: Connection) -> None:
         """The source has given the machine up and its session is gone: give xl the permission that did not come."""
         try:
-            if not self._cleared:
-                connection.write(memoryview(GO))
-                self._cleared = True
             buffer = memoryview(bytearray(256))
             async with asyncio.timeout(HANDOVER_SECONDS_MAX):
+                rest = memoryview(b"" if self._cleared else GO)
+                self._cleared = True
+                while rest:
+                    rest = rest[connection.write(rest) :]
+                    if rest:
+                        await asyncio.sleep(_POLL_SECONDS)
                 while True:
                     got = connection.read_into(buffer)
                     if got == 0 or (got and Part.SUCCEEDED in self._answers.feed(buffer[:got])):

@@ -4,10 +4,11 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,12 @@ class XenHost:
         paused: bool = False,
         shutdown: str | None = None,
         pages: int = PAGES,
+        number: int | None = None,
     ) -> int:
         """A domain in any state, with the stream that it is sent away as; its id."""
         with self._state() as state:
-            number = int(state["next_id"])
-            state["next_id"] += 1
+            number = int(state["next_id"]) if number is None else number
+            state["next_id"] = number + 1
             domain = self._new(number, name, uuid)
             domain.update(paused=paused, shutdown=shutdown, monitor=shutdown is None)
             state["domains"].append(domain)
@@ -181,6 +183,13 @@ class XenHost:
             change(faults)
             (self.folder / "faults.new").write_text(json.dumps(faults))
             (self.folder / "faults.new").replace(self.folder / "faults.json")
+
+    def end(self) -> None:
+        """Kill whatever xl still runs here; those are held, hang, or wait for a channel that nobody closes."""
+        for pid in self.processes:
+            with suppress(OSError):
+                if str(self.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def log(self) -> list[str]:

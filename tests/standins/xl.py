@@ -31,7 +31,8 @@ Steps, in the order in which they are reached:
                                                  migrate:resume     before its copy runs again
                                                  migrate:resumed    and thereafter
 
-Actions: ``die`` (SIGKILL), ``hang`` (until it is killed), ``hold`` (until the fault is taken away), ``fail`` (what
+Actions: ``die`` (SIGKILL), ``hang`` (until it is killed), ``hold`` (until the fault is taken away; both for two
+minutes at most), ``fail`` (what
 libxl does at this step goes wrong), ``lie`` (of a command: end with 0 and do nothing, as ``xl unpause`` may).
 
 What a domain's monitor does is not played: state.json says whether it has one, and one that was suspended has lost it.
@@ -59,7 +60,7 @@ REPORT = b"my copy unpause results are as follows\0"
 MAGIC = b"Xen saved domain, xl format\n \0 \r"
 
 HOST = Path(os.environ.get("XL_STANDIN_HOST", "/nonexistent"))  # tests import the words below
-HANG_SECONDS_MAX = 600.0
+HANG_SECONDS_MAX = 120.0  # of a fault that nobody takes away: longer than any test
 HOLD_POLL_SECONDS = 0.005
 CHILD_SECONDS_MAX = 2.0  # migration_child_report
 DESTROY_SECONDS = 0.1  # the real one takes 0.1 to 0.25
@@ -124,10 +125,13 @@ def reach(step: str) -> str:
     if action == "hang":
         time.sleep(HANG_SECONDS_MAX)
         end(1)
+    until = time.monotonic() + HANG_SECONDS_MAX
     while action == "hold":
         time.sleep(HOLD_POLL_SECONDS)
         if step not in json.loads((HOST / "faults.json").read_text()):
             return ""
+        if time.monotonic() > until:
+            end(1)
     return str(action)
 
 

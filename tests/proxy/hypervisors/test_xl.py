@@ -488,22 +488,57 @@ def test_what_xl_says_is_made_safe_for_a_log(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ its monitor
 
 
+class Tended:
+    """Monitors that can be lost, and made unless `trouble` says why not."""
+
+    def __init__(self, *alive: int, trouble: str | None = None) -> None:
+        self.alive, self.trouble = set(alive), trouble
+        self.made: list[int] = []
+
+    def tends(self, domid: int) -> bool:
+        return domid in self.alive
+
+    def tend(self, domid: int) -> str | None:
+        self.made.append(domid)
+        if self.trouble is None:
+            self.alive.add(domid)
+        return self.trouble
+
+
 def test_who_was_revived_is_tended(host: XenHost) -> None:
-    tended: list[int] = []
-    toolstack = XlToolstack(str(host.program), tended.append)
+    monitors = Tended()
+    toolstack = XlToolstack(str(host.program), monitors)
     number = host.create("g1--migratedaway", shutdown="suspend")
     run(toolstack.revive(VM))
-    # xl itself may have resumed it: its monitor is lost all the same.
+    assert monitors.made == [number]
+    # Resumed by xl itself, it has lost its monitor all the same.
+    monitors.alive.clear()
     run(toolstack.revive(VM))
-    assert tended == [number, number]
+    run(toolstack.revive(VM))
+    assert monitors.made == [number, number]
+
+
+def test_a_domain_that_had_no_monitor_gets_none(host: XenHost) -> None:
+    """Made by xl create -e: whoever manages it sees to its end."""
+    monitors = Tended()
+    toolstack = XlToolstack(str(host.program), monitors)
+    host.create("g1")
+    alone = run(toolstack.pin(VM, Side.SOURCE))
+    host.create("g2", uuid=OTHER)
+    monitors.alive.add(2)
+    tended = run(toolstack.pin(Vm("g2", OTHER), Side.SOURCE))
+    monitors.alive.clear()
+    for number in (1, 2):
+        host.alter(number, shutdown="suspend")
+    run(toolstack.revive(alone))
+    run(toolstack.revive(tended))
+    assert host.states == {"g1": "running", "g2": "running"}
+    assert monitors.made == [2]
 
 
 def test_a_lost_monitor_is_a_warning_and_no_failure(host: XenHost) -> None:
-    def nobody(domid: int) -> str:
-        return f"domain {domid}: do this"
-
     host.create("g1", shutdown="suspend")
     with capture_logs() as logs:
-        run(XlToolstack(str(host.program), nobody).revive(VM))
-    assert [entry["reason"] for entry in logs] == ["domain 1: do this"]
+        run(XlToolstack(str(host.program), Tended(trouble="do this")).revive(VM))
+    assert [(entry["event"], entry["reason"]) for entry in logs] == [("a domain has no monitor", "do this")]
     assert host.states == {"g1": "running"}

@@ -1,0 +1,157 @@
+"""A machine changes hosts through two relays, whichever of them dies, and whenever the network does.
+
+Never do two copies run; after recovery one does; and xl is told what it takes to get there, byte for byte.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from crypto.tls import TlsConfig
+from proxy.handover.table import Side, State
+from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
+from proxy.hypervisors.base import CopyState
+from tests.proxy.shell.handing import Hosts, hosts, quick
+from tests.proxy.support import run, until
+
+__all__ = ["quick"]
+pytestmark = pytest.mark.usefixtures("quick")
+STORY_SECONDS_MAX = 20.0
+
+# In the order in which they are reached where nothing goes wrong.
+MOMENTS = (
+    "source xl stream",
+    "destination xl ready",
+    "destination write prepared before",
+    "destination write prepared after",
+    "source write prepared before",
+    "source write prepared after",
+    "source xl ready",
+    "source xl go",
+    "source write voted before",
+    "source write voted after",
+    "destination xl go",
+    "destination xl reported",
+    "destination write voted before",
+    "destination write voted after",
+    "source write committed before",
+    "source write committed after",
+    "destination write committed before",
+    "destination write committed after",
+    "destination start before",
+    "destination start after",
+    "destination write done before",
+    "destination write done after",
+    "source write done before",
+    "source write done after",
+)
+
+
+def test_a_machine_changes_hosts(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            await both.migrate()
+            await until(lambda: len(both.ended) == 2)
+            world = both.world
+            assert [ended.error for ended in both.ended.values()] == [None, None]
+            assert [ended.report.handover for ended in both.ended.values()] == ["done", "done"]
+            assert world.copies == {Side.SOURCE: CopyState.ABSENT, Side.DESTINATION: CopyState.RUNNING}
+            assert not world.wrong
+            reached = [what for what in world.story if what in MOMENTS]
+            assert sorted(reached) == sorted(MOMENTS)
+            order = [MOMENTS.index(what) for what in reached if "write" in what or "start" in what]
+            assert order == sorted(order), world.story
+            assert both.source_xl is not None
+            assert bytes(both.source_xl.heard) == BANNER + READY + SUCCEEDED
+            assert both.source_xl.end == "gone"
+            assert both.states() == {Side.SOURCE: State.DONE, Side.DESTINATION: State.DONE}
+            assert not both.handovers[Side.SOURCE].unsettled()
+            assert not both.handovers[Side.DESTINATION].unsettled()
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+async def end_of(both: Hosts) -> None:
+    await both.settle()
+    world = both.world
+    assert not world.wrong, world.wrong
+    assert world.running == 1, world.story
+    assert both.source_xl is not None
+    heard = bytes(both.source_xl.heard)
+    assert heard in (
+        b"",
+        BANNER,
+        BANNER + READY,
+        BANNER + READY + SUCCEEDED,
+        BANNER + READY + FAILED,
+    ), heard
+    states = both.states()
+    if world.copies[Side.DESTINATION] is CopyState.RUNNING:
+        assert states == {Side.SOURCE: State.DONE, Side.DESTINATION: State.DONE}
+        assert world.copies[Side.SOURCE] is CopyState.ABSENT
+    else:
+        assert set(states.values()) == {State.ABORTED}
+        assert world.copies[Side.DESTINATION] is CopyState.ABSENT
+    for side in Side:
+        for record in both.journal(side):
+            assert record.settled
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("side", Side, ids=lambda side: side.value)
+def test_a_relay_is_killed_and_comes_back(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, side: Side, moment: str
+) -> None:
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            both.world.at[moment] = lambda: both.kill(side)
+            await both.migrate()
+            await until(lambda: side in both.killed)
+            await both.until_left()
+            both.killed_once = frozenset({side})
+            await end_of(both)
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_both_relays_are_killed_and_come_back(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, moment: str
+) -> None:
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+
+            def kill() -> None:
+                for side in Side:
+                    both.kill(side)
+
+            both.world.at[moment] = kill
+            await both.migrate()
+            await until(lambda: both.killed == set(Side))
+            both.killed_once = frozenset(Side)
+            await end_of(both)
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_network_is_lost_and_comes_back(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, moment: str
+) -> None:
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            both.world.at[moment] = both.lose
+            await both.migrate()
+            await until(lambda: both.middle.refuses)
+            await both.until_left()
+            await end_of(both)
+            source = both.source_xl
+            assert source is not None
+            if both.world.copies[Side.SOURCE] is CopyState.RUNNING:
+                assert source.end == "resumed"
+                assert bytes(source.heard) in (BANNER, BANNER + READY + FAILED)
+            else:
+                assert source.end == "gone"
+                assert bytes(source.heard) == BANNER + READY + SUCCEEDED
+
+    run(story(), STORY_SECONDS_MAX)
