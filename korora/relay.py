@@ -22,7 +22,7 @@ from korora import report as reports
 from korora.errors import complain, line_of
 from korora.handovers import finish_earlier, leave_behind, open_handovers, recover_for_ever
 from korora.host_store import open_host_store
-from korora.memory import give_back
+from korora.memory import affordable, give_back
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
@@ -131,7 +131,7 @@ def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
     """The terms with the content store, while it is open."""
     host_store = open_host_store(common.state_folder, common.store_bytes) if paging.wanted and paging.tenant else None
     try:
-        yield replace(paging, store=host_store)
+        yield replace(paging, store=host_store, cache_bytes=affordable(paging.cache_bytes))
     finally:
         if host_store is not None:
             host_store.close()

@@ -11,6 +11,7 @@ from korora import host_store
 from korora.daemon.config import XL, Config, Departure, Ingress, Xl, bytes_per_second
 from korora.daemon.config import Egress as EgressEntry
 from korora.daemon.rates import least
+from korora.memory import affordable
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError, PolicyRefused
@@ -183,7 +184,8 @@ def session_limit(config: Config, way: str) -> float | None:
 
 def _paging(config: Config, encode: Encode, tenant: str, stored: StoreAccess | None) -> PagingTerms:
     pages = config.pages
-    return PagingTerms(encode=encode, cache_bytes=pages.cache_bytes, chains=pages.chains, tenant=tenant, store=stored)
+    cache_bytes = affordable(pages.cache_bytes)
+    return PagingTerms(encode=encode, cache_bytes=cache_bytes, chains=pages.chains, tenant=tenant, store=stored)
 
 
 def _digests(pins: tuple[str, ...]) -> frozenset[bytes]:

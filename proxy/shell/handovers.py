@@ -136,10 +136,9 @@ class Handovers:
         key = (session.hex(), Side.DESTINATION)
         guard = self._live.get(key)
         event, why = event_of(word), printable(word.why)
-        self._untold.discard(key)
-        self._told.wake()
         if guard is not None:
             _same_peer(guard.party.record, peer)
+            self._has_heard(key)
             guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
@@ -153,6 +152,7 @@ class Handovers:
         party = self._bare(file)
         try:
             _same_peer(file.record, peer)
+            self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
             await _look(party)
@@ -163,6 +163,10 @@ class Handovers:
             return _standing(party)
         finally:
             party.close()
+
+    def _has_heard(self, key: tuple[str, Side]) -> None:
+        self._untold.discard(key)
+        self._told.wake()
 
     def _bare(self, file: JournalFile) -> Party:
         async def silent(state: State, why: str) -> None:
