@@ -36,14 +36,14 @@ HOME = f"127.0.0.1:{RELAY_PORT}"
 PASSING = "xl migrate |korora xl|libxl-save-helper|handover recover"
 
 
-def configuration(peers: dict[str, str], egress: str = "", more: str = "") -> str:
-    """A daemon's file: as docs/xen.md has it, and whatever else the test wants."""
+def configuration(peers: dict[str, str], egress: str = "", xl: str = "") -> str:
+    """A daemon's file as docs/xen.md has it, with further lines for [[egress]] and [xl]."""
     table = "".join(f'[[peer]]\nname = "{name}"\naddress = "{address}"\n\n' for name, address in peers.items())
     return (
-        f'identity = "{IDENTITY}"\nstate = "{STATE}"\n{more}\n'
+        f'identity = "{IDENTITY}"\nstate = "{STATE}"\n\n'
         f'[listen]\naddress = "0.0.0.0:{RELAY_PORT}"\n\n'
         f'[[egress]]\nname = "default"\nto = "xl:"\n{egress}\n'
-        f'[xl]\nsocket = "/run/korora/xl.sock"\n\n{table}'
+        f'[xl]\nsocket = "/run/korora/xl.sock"\n{xl}\n{table}'
     )
 
 
@@ -87,16 +87,21 @@ def peers_of(two: Pair, host: XenHost) -> dict[str, str]:
     return {SOURCE: two.to_a.address, DESTINATION: HOME}
 
 
+async def serve_peers(two: Pair, egress: str = "", xl: str = "") -> None:
+    """Tell both daemons how they reach each other in this pair."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(configure(two.a, configuration(peers_of(two, two.a), xl=xl)))
+        group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress, xl)))
+
+
 @asynccontextmanager
-async def served(rig: XenRig, guest: Guest, *, egress: str = "") -> AsyncIterator[Pair]:
-    """Two hosts with a daemon each, and `guest` on a; `egress` goes into the destination's [[egress]]."""
+async def served(rig: XenRig, guest: Guest, *, egress: str = "", xl: str = "") -> AsyncIterator[Pair]:
+    """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], `xl` into both's [xl]."""
     files = await asyncio.gather(
         *(served_host(rig, on, identity) for on, identity in zip((guest, None), rig.identities, strict=True))
     )
     async with pair(rig, guest, (files[0], files[1])) as two:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(configure(two.a, configuration(peers_of(two, two.a))))
-            group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress)))
+        await serve_peers(two, egress, xl)
         yield two
 
 

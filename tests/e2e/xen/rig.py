@@ -91,7 +91,11 @@ class Pair:
         texts = []
         for host in self.hosts:
             say = await host.run(
-                ["sh", "-c", f"xl list -v; tail -n 40 {LOGS}; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['"]
+                [
+                    "sh",
+                    "-c",
+                    f"xl list -v; tail -n 40 {LOGS} 2>/dev/null; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['",
+                ]
             )
             texts.append(f"--- {host.name}\n{say.out}{say.err}")
         return "\n".join(texts)
@@ -113,7 +117,15 @@ def pack_code(image: Path, folder: Path) -> bytes:
     tree = folder / "code"
     for room in ROOMS:
         shutil.copytree(CHECKOUT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-    compiler = [image / "python", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    compiler: list[str | Path] = [
+        image / "python",
+        "-I",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     subprocess.run([*compiler, "-s", tree, "-p", "/opt/korora", tree], timeout=BUILD_SECONDS, check=True)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
