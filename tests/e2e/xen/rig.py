@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,11 +142,11 @@ def pack_identity(identity: Path) -> bytes:
     return packed.getvalue()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One at a time, over processes."""
+@asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """One at a time, over processes and within one."""
     with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        await asyncio.to_thread(fcntl.flock, handle, fcntl.LOCK_EX)
         yield
 
 
@@ -155,7 +155,7 @@ async def saved_host(rig: XenRig, guest: Guest | None, folder: Path) -> Path:
     recipe = repr((qemu_command("", rig.image, Path(), {}), guest, WARM, guest and guest.config())).encode()
     key = hashlib.sha256(recipe).hexdigest()[:16]
     path = rig.image / f"saved-{key}"
-    with locked(rig.image / "lock"):  # another run may be making it
+    async with locked(rig.image / "lock"):  # another run may be making it
         if path.exists():
             path.touch()
             return path
