@@ -40,6 +40,10 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
         from proxy.hypervisors.xl_monitor import XlMonitors
 
         return XlToolstack(monitors=XlMonitors())
+    if kind == "qmp" and monitor:
+        from proxy.hypervisors.qmp import QemuMonitor
+
+        return QemuMonitor(Path(monitor))
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
@@ -149,9 +153,11 @@ async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
     hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
     try:
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        copy = (await look(record.vm)).value if record.vm.name else "unknown: the stream had not told its name"
+        copy = (await look(record.vm)).value if record.begun else "unknown: it had not begun"
     except RelayError as error:
         copy = f"unknown: {error}"
+    finally:
+        hypervisor.let_go()
     peer = "unknown: it calls this side, and has not"
     if record.side is Side.SOURCE:
         try:
@@ -192,7 +198,11 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
     if run_here:
         hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        if await look(record.vm) is CopyState.ABSENT:
+        try:
+            standing = await look(record.vm)
+        finally:
+            hypervisor.let_go()
+        if standing is CopyState.ABSENT:
             raise ConfigurationError(
                 f"there is no copy of {record.vm.name or 'the machine'} here to run",
                 "run the one at the peer: korora handover resolve --run-here there, --give-up here",

@@ -229,6 +229,8 @@ class Worker:
             paging=build.paging_of(config, self._host_store),
             tenants=build.tenants(config),
             handovers=self._handing.handovers,
+            monitors=build.monitors(config),
+            guarded=build.guarded(config),
             random=self._random,
             admit=self._admission.admit,
         )
@@ -244,7 +246,7 @@ class Worker:
             ingress = config.ingress_named(name)
             if ingress is not None:
                 where = build.destination_of(config, ingress, self._host_store)
-                way.source.reconfigure(credentials.clients[ingress.peer], where)
+                way.source.reconfigure(credentials.clients[ingress.peer], where, build.monitor_of(ingress))
         self._wire.send(Configured(message.generation))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -267,6 +269,7 @@ class Worker:
             given,
             begun=lambda runner: self._opened(runner, name),
             handovers=self._handing.handovers,
+            monitor=build.monitor_of(ingress),
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 

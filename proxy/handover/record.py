@@ -61,6 +61,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         why: in words for people.
         name, uuid: of the machine, as far as the stream has told by then.
         copy: which copy here is meant; see ``Hypervisor.pin``.
+        paused: whether its operator had paused it before it left; see ``Vm``.
         settled: nothing is left to be done about it.
     """
 
@@ -70,6 +71,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: _Name = ""
     uuid: _Name = ""
     copy: _Name = ""
+    paused: bool = False
     settled: bool = False
 
 
@@ -97,9 +99,17 @@ class Record:
 
     @property
     def vm(self) -> Vm:
-        """The machine; its name is empty if the stream had not told it."""
-        named = next((entry for entry in reversed(self.entries) if entry.name), None)
-        return Vm("", "") if named is None else Vm(named.name, named.uuid, named.copy)
+        """The machine; its name is empty if the stream had not told it, or a QEMU has none."""
+        named = next((entry for entry in reversed(self.entries) if entry.name or entry.copy), None)
+        return Vm("", "") if named is None else Vm(named.name, named.uuid, named.copy, named.paused)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a copy here that the hand-over is about; before that nothing has happened anywhere.
+
+        xl is known by what its stream tells, a QEMU by its monitor, as soon as it is guarded.
+        """
+        return bool(self.vm.name if self.head.kind == "xl" else self.vm.copy)
 
     @property
     def why(self) -> str:

@@ -13,6 +13,6 @@ def event_of(word: Word | Recover) -> Event | None:
     return _HEARD.get(word.state)
 
 
-def word_of(state: State, why: str) -> Word:
+def word_of(state: State, why: str, *, paused: bool = False) -> Word:
     """How a side says where it stands."""
-    return Word(cast("Standing", state.value), why)
+    return Word(cast("Standing", state.value), why, paused)

@@ -112,6 +112,9 @@ class XlToolstack:
         alone = self._monitors is not None and not await asyncio.to_thread(self._monitors.tends, domid)
         return replace(vm, copy=f"{domid}@{_boot_id()}{_ALONE if alone else ''}")
 
+    def let_go(self) -> None:
+        """See ``Hypervisor.let_go``: each question is a command of its own."""
+
     async def arriving(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.arriving``."""
         return _state(await self._arriving(vm))

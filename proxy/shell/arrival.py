@@ -270,6 +270,8 @@ class DestinationRunner(Runner):
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
             guard = self.guard if number == 0 else None
+            if guard is not None:
+                await guard.begin()
             connection = await self._egress.connect(self.offer.xl_flags)
             if guard is not None:
                 guard.connection = connection

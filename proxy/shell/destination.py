@@ -89,6 +89,8 @@ class Terms:
     """Of this process; None to guard none."""
     monitors: Mapping[str, str] = field(default_factory=dict)
     """Where the QEMU behind an egress is asked, by the egress's name."""
+    guarded: frozenset[str] = frozenset()
+    """Egresses that take no session whose hand-over is not guarded."""
     admit: Admission = field(default=_anybody, repr=False)
     """Raises PolicyRefused where a peer may not use an egress."""
 
@@ -400,7 +402,9 @@ class Destination:
             stored=stored,
         )
         try:
-            await guard_arrival(runner, terms.handovers, egress, terms.monitors.get(offer.egress, ""))
+            monitor = terms.monitors.get(offer.egress, "")
+            required = offer.egress in terms.guarded
+            await guard_arrival(runner, terms.handovers, egress, monitor, required=required)
         except PolicyRefused:
             runner.discard()
             raise

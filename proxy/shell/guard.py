@@ -31,13 +31,13 @@ Approval = Callable[[Side, Vm], Awaitable[None]]
 _IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
 
 # What a peer's word means for a session that is under way; what turns it back ends it first.
-_FORWARD: Final = frozenset({Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
+_FORWARD: Final = frozenset({Event.WHOLE, Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
 
 
 class Session(Protocol):
     """What a guard needs of the session that it guards."""
 
-    async def say_word(self, state: State, why: str) -> None:
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
         """Tell the peer, if it is there; does not raise."""
 
     def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -97,6 +97,16 @@ class Guard:
         return self.party.record.head.kind
 
     # ---- hands: what is the same for every hypervisor
+
+    holds = True
+    """Whether the hypervisor's connections have a part in what follows the session's end; else they end with it."""
+
+    async def begin(self) -> None:
+        """Guard the local hypervisor: before the destination connects to it, or the source reads what it says.
+
+        Raises:
+            HypervisorFailed: it cannot be guarded, and the session must not begin.
+        """
 
     async def read(self, piece: memoryview) -> bool:
         """The local hypervisor has said ``piece``: whether it may go to the peer now, or with what follows it.
@@ -158,13 +168,21 @@ class Guard:
         if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
         if side is Side.DESTINATION:
-            self.party.vm = await self._hypervisor.pin(self.party.vm, side)
+            await self._which()
         try:
             async with asyncio.timeout(APPROVAL_SECONDS_MAX):
                 for approval in self._approvals:
                     await approval(side, self.party.vm)
         except TimeoutError:
             raise PolicyRefused(f"nobody has approved of it within {APPROVAL_SECONDS_MAX:.0f} s") from None
+
+    async def _which(self) -> None:
+        """The destination's copy is there: which one is it?
+
+        Raises:
+            HypervisorFailed: it is not, or cannot be told.
+        """
+        self.party.vm = await self._hypervisor.pin(self.party.vm, Side.DESTINATION)
 
     async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` while the session lasts.
@@ -225,7 +243,7 @@ class Guard:
 
     def hear(self, word: Word) -> None:
         """The peer has said where it stands, within the session. However often it does, it is kept once."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         self._words.setdefault(event, word)
@@ -248,9 +266,13 @@ class Guard:
             vm = await self._hypervisor.pin(vm, Side.SOURCE)
         await self.party.named(vm)
 
+    def meaning(self, word: Word) -> Event | None:
+        """What the peer's word means here; None where it says nothing that counts."""
+        return event_of(word)
+
     async def heard(self, word: Word) -> None:
         """Take one word."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         why = printable(word.why)

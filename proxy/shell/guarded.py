@@ -53,11 +53,11 @@ class Guarded(Services):
         except (RelayError, OSError) as error:
             log.error("the hand-over cannot be seen through", reason=str(error))  # noqa: TRY400 - told, not traced
 
-    async def say_word(self, state: State, why: str) -> None:
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
         """See ``guard.Session``; once the peer was told that the session is over, visits have to do."""
         if not self._parted:
             with suppress(RelayError, CryptoError):
-                await self.say(word_of(state, why))
+                await self.say(word_of(state, why, paused=paused))
 
     async def until_delivered(self) -> None:
         """See ``guard.Session``."""

@@ -136,10 +136,9 @@ class Handovers:
         key = (session.hex(), Side.DESTINATION)
         guard = self._live.get(key)
         event, why = event_of(word), printable(word.why)
-        self._untold.discard(key)
-        self._told.wake()
         if guard is not None:
             _same_peer(guard.party.record, peer)
+            self._has_heard(key)
             guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
@@ -153,6 +152,7 @@ class Handovers:
         party = self._bare(file)
         try:
             _same_peer(file.record, peer)
+            self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
             await _look(party, self._hypervisor(file.record))
@@ -163,6 +163,10 @@ class Handovers:
             return _standing(party)
         finally:
             party.close()
+
+    def _has_heard(self, key: tuple[str, Side]) -> None:
+        self._untold.discard(key)
+        self._told.wake()
 
     def _hypervisor(self, record: Record) -> Hypervisor:
         return self.toolstack(record.head.kind, record.head.monitor)
@@ -179,12 +183,17 @@ class Handovers:
     def unsettled(self) -> list[Record]:
         """Hand-overs with something left to be done, and nobody at work on them in this process or about to be.
 
-        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them.
+        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them. What is left
+        of a QEMU that migrates again waits for that, too: to revive it would cancel that migration.
         """
+        busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
         return [
             record
             for record in self.journal.records()
-            if not record.settled and _key(record) not in self._live and not holds_on(record.head.holder)
+            if not record.settled
+            and _key(record) not in self._live
+            and record.head.monitor not in busy
+            and not holds_on(record.head.holder)
         ]
 
     async def recover(self, reach: Reach) -> None:
@@ -258,7 +267,7 @@ class Handovers:
         party = self._bare(file)
         try:
             hypervisor = self._hypervisor(file.record)
-            if not party.vm.name and party.state is State.OPEN:
+            if not file.record.begun and party.state is State.OPEN:
                 await _never_began(party)
                 return party
             await _look(party, hypervisor)
@@ -305,7 +314,7 @@ async def _settle(party: Party, standing: CopyState) -> None:
 
 
 async def _never_began(party: Party) -> None:
-    """The stream had not told which machine it was: nothing has happened anywhere."""
+    """It was not known yet which machine it is: nothing has happened anywhere."""
     party.handover.state = State.ABORTED
     await party.settle("it had not begun")
 

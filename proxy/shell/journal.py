@@ -62,6 +62,7 @@ class JournalFile:
             name=told.name,
             uuid=told.uuid,
             copy=told.copy,
+            paused=told.paused,
             settled=settled,
         )
         with self._busy:

@@ -129,19 +129,18 @@ class Runner(Linked):
             RelayError, CryptoError: what ended it early. The hypervisors and the peer have been told.
         """
         self._main = asyncio.current_task()
+        before = 0 if self._main is None else self._main.cancelling()
         cancelled = False
         try:
             if self._failure is None:  # stop() may have come before us
                 await self._conduct()
         except asyncio.CancelledError:
-            # Either a task of ours failed and woke us, or somebody called stop().
-            cancelled = self._failure is None
-            if cancelled:
-                self._failure = PeerLost("the relay is stopping")
-                if self.guard is not None:
-                    self.guard.stop()  # nobody is left who could wait for the peer
-            elif self._main is not None:
-                self._main.uncancel()
+            # A task of ours failed and woke us, or somebody called stop(), or we are cancelled; or several of these.
+            ours = self._failure is not None
+            cancelled = not ours or (self._main is not None and self._main.uncancel() > before)
+            self._failure = self._failure or PeerLost("the relay is stopping")
+            if cancelled and self.guard is not None:
+                self.guard.stop()  # nobody is left who could wait for the peer
         except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
             self._failure = self._failure or error
         finally:
@@ -205,7 +204,12 @@ class Runner(Linked):
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""
+        if self.guard is not None and not self.guard.holds:
+            await self._abort_channels()
         await self.see_through()
+        await self._abort_channels()
+
+    async def _abort_channels(self) -> None:
         pending = [channel for channel in self.channels.values() if not channel.settled]
         for channel in pending:
             channel.settled = True

@@ -2,17 +2,17 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from korora.demo.qmp import Qmp, QmpError
-
 from korora.demo import process
 from korora.demo.relays import free_port
 from korora.demo.serial import SerialLine
+from proxy.hypervisors.monitor import Qmp, QmpError
 from tests.e2e.xen.agent import Agent, AgentError, Done
 
 MEMORY_MIB = 1024
@@ -247,7 +247,8 @@ class XenHost:
 
     async def processes(self, pattern: str) -> list[int]:
         """The process ids whose command line matches a pattern."""
-        return [int(word) for word in (await self.run(["pgrep", "-f", pattern])).out.split()]
+        lines = (await self.check(["ps", "-o", "pid,args"])).splitlines()[1:]
+        return [int(line.split()[0]) for line in lines if re.search(pattern, line)]
 
     # ---- guests
 
