@@ -457,10 +457,10 @@ class Worker:
 
 
 def _observer(directory: Path, worker: str) -> Observer:
-    from korora.metrics import families, instruments
+    from korora.metrics import family, instruments
     from korora.metrics.observer import Observer as Counting
 
-    return Counting(instruments.Instruments.shared(directory, worker), families.Side.WORKER, worker)
+    return Counting(instruments.Instruments.shared(directory, worker), family.Side.WORKER, worker)
 
 
 def main() -> None:
