@@ -17,7 +17,7 @@ from crypto.identity import Identity
 from crypto.keys import Direction
 from korora import __version__
 from korora.metrics import families as f
-from korora.metrics.families import Family, Side
+from korora.metrics.family import Family, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.usage import Usage, usage_of_this_process
 from proxy.errors import EXIT_INTEGRITY, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt

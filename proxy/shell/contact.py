@@ -39,7 +39,7 @@ from proxy.paging import PagingTerms
 from proxy.session import Session
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Meeting
+from proxy.shell.linked import Meeting
 from proxy.shell.stored import aliased
 from proxy.wire import RESUME_MAGIC, Codec
 

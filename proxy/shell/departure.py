@@ -53,7 +53,8 @@ from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing, PagedFraming
 from proxy.shell.lane import BufferPool, Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Meeting, Runner
+from proxy.shell.linked import Meeting
+from proxy.shell.runner import Runner
 from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES, LANE_MAGIC, ChannelId, Codec
 

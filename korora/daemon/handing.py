@@ -1,0 +1,45 @@
+"""Hand-overs in a worker: those of its sessions, those that come back with xl's pipes, and what the journal has."""
+
+from pathlib import Path
+
+from korora.daemon.config import Config
+from korora.handovers import open_handovers, reach, recover_for_ever
+from korora.xl.desk import lost, verdict_on
+from korora.xl.words import Verdict
+from proxy.endpoints.handed import HandedPipes
+from proxy.errors import JournalBusy
+from proxy.shell.handovers import Handovers
+
+
+class Handing:
+    """One worker's part in hand-overs."""
+
+    def __init__(self) -> None:
+        self.handovers: Handovers | None = None
+        """None before the first configuration."""
+        self._identity = Path()
+
+    def configure(self, config: Config) -> bool:
+        """Take a configuration over: whether it is the first. The journal stays where that one said."""
+        first = self.handovers is None
+        if self.handovers is None:
+            self.handovers = open_handovers(Path(config.state))
+        self._identity = Path(config.identity)
+        return first
+
+    async def recover(self) -> None:
+        """Finish what is left unsettled, until cancelled. One worker of a daemon is enough."""
+        if self.handovers is not None:
+            await recover_for_ever(self.handovers, lambda: self._identity)
+
+    async def readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
+        """See ``Readopt``: the journal says how far the hand-over had come."""
+        if self.handovers is None:
+            pipes.leave()  # the daemon is coming up
+            return None
+        try:
+            party = await self.handovers.readopt(session_id, pipes, reach(self._identity))
+        except JournalBusy:
+            pipes.leave()
+            return None
+        return await lost(session_id, pipes) if party is None else verdict_on(party.record)
