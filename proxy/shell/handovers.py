@@ -4,7 +4,7 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, ParamSpec, TypeVar
 
@@ -24,7 +24,7 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import ERRAND_SECONDS_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -174,7 +174,27 @@ class Handovers:
 
         head = file.record.head
         hypervisor = self.toolstack(head.kind, head.monitor)
-        return Party(file, hypervisor, Bare(hypervisor, paused=head.paused), silent)
+        hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
+        return Party(file, hypervisor, hands, silent)
+
+    def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
+        """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be
+        leaving to another one: suspended by that migration, it must not be revived for the sake of the earlier."""
+
+        async def alone(vm: Vm) -> None:
+            for other in await asyncio.to_thread(self.journal.records):
+                if (
+                    other.side is Side.SOURCE
+                    and other.head.session != record.head.session
+                    and not other.settled
+                    and other.state is not State.ABORTED
+                    and (not other.vm.name or (other.vm.name, other.vm.uuid) == (vm.name, vm.uuid))
+                ):
+                    raise HypervisorFailed(
+                        f"{vm.name} is leaving once more, by the hand-over {other.head.session[:8]}: that one decides"
+                    )
+
+        return alone
 
     # ---- what the journal has
 
@@ -228,7 +248,7 @@ class Handovers:
         party = self._bare(file)
         try:
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(party.hypervisor, end)
+            party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
             await _look(party)
             contact = reach(file.record)
             while not party.decided:
