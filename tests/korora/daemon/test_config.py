@@ -64,7 +64,7 @@ PIN = "ab" * 32
         # types and bounds
         (
             GOOD.replace("4440", "4440", 1) + "lanes = 1",
-            "egress[0].lanes: no such key; expected one of name, peers, tenant, to",
+            "egress[0].lanes: no such key; expected one of name, peers, qmp, require_guarded, tenant, to",
         ),
         (PEER + INGRESS + "lanes = 40", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 40"),
         (PEER + INGRESS + "lanes = 0", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 0"),
