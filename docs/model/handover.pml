@@ -148,7 +148,7 @@ bit excused;  /* the only copy was lost with its host, disk or hypervisor, or gi
 bit useless;  /* destination: its copy cannot be made to run */
 bit operated;
 bit calm;
-bit s_voted;  /* ever: its copy does not run on by itself */
+bit s_voted;  /* its GO may have crossed: its copy does not run on by itself */
 bit smooth;   /* nothing has gone wrong */
 bit refused;  /* by somebody who has a say */
 bit s_agreed; /* all who have a say have said yes */
@@ -211,10 +211,10 @@ inline source_does(act, state)
 {
     assert(act == WRITE || act == APPROVE || s_journal == state || s_unwritten || outcomes); /* the record is behind */
     if
-    :: act == WRITE -> s_journal = state; s_voted = (s_voted || state == VOTED)
+    :: act == WRITE -> s_journal = state
     :: act == APPROVE -> s_asks = 1
     :: act == RELEASE && state == PREPARED -> s_lets = 1; assert(s_agreed && d_agreed) /* somebody was not asked */
-    :: act == RELEASE && state == VOTED -> go = session
+    :: act == RELEASE && state == VOTED -> go = session; s_voted = 1
     :: act == SAY ->
         if :: WORD(state) -> s_said = s_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> s_fresh = s_fresh | (1 << state) :: else fi

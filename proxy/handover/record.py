@@ -66,8 +66,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         why: in words for people.
         name, uuid: of the machine, as far as the stream has told by then.
         copy: which copy here is meant; see ``Hypervisor.pin``.
-        paused: whether its operator had paused it before it left; see ``Vm``.
         settled: nothing is left to be done about it.
+        paused: whether its operator had paused it before it left; see ``Vm``.
     """
 
     state: _State
@@ -76,8 +76,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: _Name = ""
     uuid: _Name = ""
     copy: _Name = ""
-    paused: bool = False
     settled: bool = False
+    paused: bool = False
 
 
 @dataclass(slots=True)

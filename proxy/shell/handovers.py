@@ -4,7 +4,7 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
@@ -24,7 +24,7 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import ERRAND_SECONDS_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -155,7 +155,7 @@ class Handovers:
             self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
-            await _look(party, self._hypervisor(file.record))
+            await _look(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -168,15 +168,33 @@ class Handovers:
         self._untold.discard(key)
         self._told.wake()
 
-    def _hypervisor(self, record: Record) -> Hypervisor:
-        return self.toolstack(record.head.kind, record.head.monitor)
-
     def _bare(self, file: JournalFile) -> Party:
         async def silent(state: State, why: str) -> None:
             """The answer says it."""
 
-        hypervisor = self._hypervisor(file.record)
-        return Party(file, hypervisor, Bare(hypervisor, paused=file.record.head.paused), silent)
+        head = file.record.head
+        hypervisor = self.toolstack(head.kind, head.monitor)
+        hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
+        return Party(file, hypervisor, hands, silent)
+
+    def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
+        """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be
+        leaving to another one: suspended by that migration, it must not be revived for the sake of the earlier."""
+
+        async def alone(vm: Vm) -> None:
+            for other in await asyncio.to_thread(self.journal.records):
+                if (
+                    other.side is Side.SOURCE
+                    and other.head.session != record.head.session
+                    and not other.settled
+                    and other.state is not State.ABORTED
+                    and (not other.vm.name or (other.vm.name, other.vm.uuid) == (vm.name, vm.uuid))
+                ):
+                    raise HypervisorFailed(
+                        f"{vm.name} is leaving once more, by the hand-over {other.head.session[:8]}: that one decides"
+                    )
+
+        return alone
 
     # ---- what the journal has
 
@@ -246,10 +264,9 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(hypervisor, end)
-            await _look(party, hypervisor)
+            party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
+            await _look(party)
             contact = reach(file.record)
             while not party.decided:
                 if contact is None:
@@ -257,7 +274,7 @@ class Handovers:
                 await run_errand(contact, party)
             if contact is not None and not party.peer_agrees:
                 await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -283,16 +300,16 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             if not file.record.begun and party.state is State.OPEN:
                 await _never_began(party)
                 return party
-            await _look(party, hypervisor)
+            await _look(party)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
+                party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -313,8 +330,8 @@ def _let_go(making: "asyncio.Future[F]") -> None:
         file.close()
 
 
-async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
-    source = party.handover.side is Side.SOURCE
+async def _standing_here(party: Party) -> CopyState:
+    source, hypervisor = party.handover.side is Side.SOURCE, party.hypervisor
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
@@ -336,13 +353,13 @@ async def _never_began(party: Party) -> None:
     await party.settle("it had not begun")
 
 
-async def _look(party: Party, hypervisor: Hypervisor) -> None:
+async def _look(party: Party) -> None:
     """After a restart: how does the local copy stand, and what follows from that?
 
     Raises:
         HypervisorFailed: it cannot be asked.
     """
-    if await _standing_here(party, hypervisor) is CopyState.ABSENT:
+    if await _standing_here(party) is CopyState.ABSENT:
         await party.tell(Event.MISSING, "its copy is not there")
     else:
         await party.tell(Event.RESTARTED, "taken up again")

@@ -52,10 +52,13 @@ class Bare:
     Args:
         hypervisor: the local one.
         paused: whether the machine stays paused where it arrives.
+        alone: raises HypervisorFailed where another hand-over of this host has that copy now.
     """
 
-    def __init__(self, hypervisor: Hypervisor, *, paused: bool) -> None:
-        self._hypervisor, self._paused = hypervisor, paused
+    def __init__(
+        self, hypervisor: Hypervisor, *, paused: bool, alone: Callable[[Vm], Awaitable[None]] | None = None
+    ) -> None:
+        self._hypervisor, self._paused, self._alone = hypervisor, paused, alone
 
     async def approve(self) -> None:
         """See ``Hands``; a session that is over gets no approval any more."""
@@ -88,6 +91,8 @@ class Bare:
         """See ``Hands``; before that it ran, and does. Unless ``hurry``, xl is given its time to do so by itself."""
         if self._known(vm):
             await self._patiently(vm, (CopyState.RUNNING, CopyState.PAUSED, CopyState.ABSENT), hurry=hurry)
+            if self._alone is not None and await self._hypervisor.departing(vm) is CopyState.SUSPENDED:
+                await self._alone(vm)  # it may have run on, and be leaving once more
             await self._hypervisor.revive(vm)
 
     async def remove(self, vm: Vm, *, hurry: bool = False) -> None:
@@ -121,7 +126,7 @@ class Party:
 
     def __init__(self, file: JournalFile, hypervisor: Hypervisor, hands: Hands, say: Say) -> None:
         record = file.record
-        self._file, self._hypervisor = file, hypervisor
+        self._file, self.hypervisor = file, hypervisor
         self.hands, self.say = hands, say
         self.vm = record.vm
         self.handover = Handover(record.side, record.state)
@@ -291,7 +296,7 @@ class Party:
         """MISSING if the destination's copy is not there."""
         try:
             if self.handover.side is Side.DESTINATION:
-                gone = await self._hypervisor.arriving(self.vm) is CopyState.ABSENT
+                gone = await self.hypervisor.arriving(self.vm) is CopyState.ABSENT
                 return [(Event.MISSING, str(error))] if gone else otherwise
         except HypervisorFailed as silent:
             self.log.warning("the hypervisor cannot be asked", reason=str(silent))
@@ -337,7 +342,7 @@ class Party:
 
     def _close(self) -> None:
         self._file.close()
-        self._hypervisor.let_go()
+        self.hypervisor.let_go()
 
 
 _AGREED: Final = frozenset(

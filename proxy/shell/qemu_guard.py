@@ -137,6 +137,7 @@ class QemuSourceGuard(QemuGuard):
     async def _until_over(self) -> None:
         if self.party.state is State.DONE:
             await self._leave_nothing()
+        self._monitor.let_go()  # it is asked again only if the errand brings news
         await self._errand(self)
 
     async def finish(self) -> None:

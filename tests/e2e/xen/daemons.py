@@ -14,6 +14,7 @@ import json
 import shlex
 import signal
 import tempfile
+import textwrap
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from korora.demo.serial import Continuity, continuity
 from tests.e2e.xen.agent import Done
 from tests.e2e.xen.host import POLL_SECONDS, Guest, XenHost
-from tests.e2e.xen.rig import IDENTITY, RELAY_PORT, Pair, XenRig, pair, ready, saved_host
+from tests.e2e.xen.rig import CHECKOUT, IDENTITY, RELAY_PORT, Pair, XenRig, pair, ready, saved_host
 
 STATE = "/var/lib/korora"
 CONFIGURATION = "/root/korora.toml"
@@ -36,15 +37,20 @@ HOME = f"127.0.0.1:{RELAY_PORT}"
 PASSING = "xl migrate |korora xl|libxl-save-helper|handover recover"
 
 
-def configuration(peers: dict[str, str], egress: str = "", more: str = "") -> str:
-    """A daemon's file: as docs/xen.md has it, and whatever else the test wants."""
-    table = "".join(f'[[peer]]\nname = "{name}"\naddress = "{address}"\n\n' for name, address in peers.items())
-    return (
-        f'identity = "{IDENTITY}"\nstate = "{STATE}"\n{more}\n'
-        f'[listen]\naddress = "0.0.0.0:{RELAY_PORT}"\n\n'
-        f'[[egress]]\nname = "default"\nto = "xl:"\n{egress}\n'
-        f'[xl]\nsocket = "/run/korora/xl.sock"\n\n{table}'
-    )
+def documented() -> str:
+    """The daemon's file that docs/xen.md says is enough."""
+    page = (CHECKOUT / "docs" / "xen.md").read_text(encoding="utf-8")
+    block = page[page.index("# /etc/korora/korora.toml") :]
+    return textwrap.dedent(" " * 7 + block[: block.index("\n\n   `")])
+
+
+def configuration(peers: dict[str, str], egress: str = "", xl: str = "") -> str:
+    """That file for a host whose peers are these, with further lines for [[egress]] and [xl]."""
+    text = documented().replace("/etc/korora/identity", IDENTITY)
+    text = text.replace('to = "xl:"\n', f'to = "xl:"\n{egress}').replace('xl.sock"\n', f'xl.sock"\n{xl}')
+    for name, (here, address) in zip(("host-a", "host-b"), peers.items(), strict=True):
+        text = text.replace(f'"{name}:8010"', f'"{address}"').replace(f'"{name}"', f'"{here}"')
+    return text
 
 
 async def serve(host: XenHost, text: str) -> None:
@@ -87,16 +93,21 @@ def peers_of(two: Pair, host: XenHost) -> dict[str, str]:
     return {SOURCE: two.to_a.address, DESTINATION: HOME}
 
 
+async def serve_peers(two: Pair, egress: str = "", xl: str = "") -> None:
+    """Tell both daemons how they reach each other in this pair."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(configure(two.a, configuration(peers_of(two, two.a), xl=xl)))
+        group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress, xl)))
+
+
 @asynccontextmanager
-async def served(rig: XenRig, guest: Guest, *, egress: str = "") -> AsyncIterator[Pair]:
-    """Two hosts with a daemon each, and `guest` on a; `egress` goes into the destination's [[egress]]."""
+async def served(rig: XenRig, guest: Guest, *, egress: str = "", xl: str = "") -> AsyncIterator[Pair]:
+    """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], `xl` into both's [xl]."""
     files = await asyncio.gather(
         *(served_host(rig, on, identity) for on, identity in zip((guest, None), rig.identities, strict=True))
     )
     async with pair(rig, guest, (files[0], files[1])) as two:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(configure(two.a, configuration(peers_of(two, two.a))))
-            group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress)))
+        await serve_peers(two, egress, xl)
         yield two
 
 

@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,11 @@ class Pair:
         texts = []
         for host in self.hosts:
             say = await host.run(
-                ["sh", "-c", f"xl list -v; tail -n 40 {LOGS}; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['"]
+                [
+                    "sh",
+                    "-c",
+                    f"xl list -v; tail -n 40 {LOGS} 2>/dev/null; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['",
+                ]
             )
             texts.append(f"--- {host.name}\n{say.out}{say.err}")
         return "\n".join(texts)
@@ -113,7 +117,15 @@ def pack_code(image: Path, folder: Path) -> bytes:
     tree = folder / "code"
     for room in ROOMS:
         shutil.copytree(CHECKOUT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-    compiler = [image / "python", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    compiler: list[str | Path] = [
+        image / "python",
+        "-I",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     subprocess.run([*compiler, "-s", tree, "-p", "/opt/korora", tree], timeout=BUILD_SECONDS, check=True)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
@@ -130,11 +142,11 @@ def pack_identity(identity: Path) -> bytes:
     return packed.getvalue()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One at a time, over processes."""
+@asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """One at a time, over processes and within one."""
     with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        await asyncio.to_thread(fcntl.flock, handle, fcntl.LOCK_EX)
         yield
 
 
@@ -143,7 +155,7 @@ async def saved_host(rig: XenRig, guest: Guest | None, folder: Path) -> Path:
     recipe = repr((qemu_command("", rig.image, Path(), {}), guest, WARM, guest and guest.config())).encode()
     key = hashlib.sha256(recipe).hexdigest()[:16]
     path = rig.image / f"saved-{key}"
-    with locked(rig.image / "lock"):  # another run may be making it
+    async with locked(rig.image / "lock"):  # another run may be making it
         if path.exists():
             path.touch()
             return path
