@@ -67,11 +67,19 @@ def reach(identity: Path) -> Callable[[Record], Contact | None]:
     return contact
 
 
-async def recover_for_ever(handovers: Handovers, identity: Callable[[], Path]) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change."""
+async def recover_for_ever(
+    handovers: Handovers, identity: Callable[[], Path], told: Callable[[list[Record]], None] = lambda _: None
+) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
+
+    Args:
+        handovers: of this process.
+        identity: this host's; may change.
+        told: what stays unsettled, after each look; see ``Handovers.recover``.
+    """
     while True:
         try:
-            await handovers.recover(reach(identity()))
+            told(await handovers.recover(reach(identity())))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
         with suppress(TimeoutError):

@@ -1,20 +1,28 @@
 """Hand-overs in a worker: those of its sessions, those that come back with xl's pipes, and what the journal has."""
 
+from collections import Counter
 from pathlib import Path
 
 from korora.daemon.config import Config
+from korora.daemon.observer import Observer
 from korora.handovers import open_handovers, reach, recover_for_ever
 from korora.xl.desk import lost, verdict_on
 from korora.xl.words import Verdict
 from proxy.endpoints.handed import HandedPipes
 from proxy.errors import JournalBusy
+from proxy.handover.record import UNREADABLE, Record
 from proxy.shell.handovers import Handovers
 
 
 class Handing:
-    """One worker's part in hand-overs."""
+    """One worker's part in hand-overs.
 
-    def __init__(self) -> None:
+    Args:
+        observer: told of what stays unsettled.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self.handovers: Handovers | None = None
         """None before the first configuration."""
         self._identity = Path()
@@ -30,7 +38,13 @@ class Handing:
     async def recover(self) -> None:
         """Finish what is left unsettled, until cancelled. One worker of a daemon is enough."""
         if self.handovers is not None:
-            await recover_for_ever(self.handovers, lambda: self._identity)
+            await recover_for_ever(self.handovers, lambda: self._identity, self._unsettled)
+
+    def _unsettled(self, left: list[Record]) -> None:
+        counts = Counter((record.side.value, record.state.value) for record in left)
+        if self.handovers is not None:
+            counts.update({(side, UNREADABLE): count for side, count in self.handovers.journal.unreadable.items()})
+        self._observer.handovers_unsettled(counts)
 
     async def readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
         """See ``Readopt``: the journal says how far the hand-over had come."""

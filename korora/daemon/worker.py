@@ -116,7 +116,7 @@ class Worker:
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
         self._xl_max = 0
-        self._handing = Handing()
+        self._handing = Handing(observer)
         self._desk = Desk(self._xl_session, self._handing.readopt, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False

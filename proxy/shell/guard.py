@@ -6,11 +6,12 @@ at the hypervisor's connection any more, ``settle`` sees it through to an end th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from proxy.control import Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
+from proxy.handover.record import Kind
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
 from proxy.hypervisors.base import Hypervisor, Vm
@@ -92,7 +93,7 @@ class Guard:
         """Whether the hypervisor's own tool at this end is known to have died."""
 
     @property
-    def kind(self) -> Literal["xl", "qmp"]:
+    def kind(self) -> Kind:
         """The hypervisor's, as OFFER and ACCEPT call it."""
         return self.party.record.head.kind
 

@@ -8,9 +8,10 @@ import structlog
 from crypto.errors import CryptoError
 from proxy.control import Message
 from proxy.errors import HypervisorFailed, RelayError
-from proxy.handover.table import State
+from proxy.handover.table import Side, State
 from proxy.handover.words import word_of
 from proxy.limits import CONTROL_SECONDS_MAX
+from proxy.report import SessionReport
 from proxy.session import Session
 from proxy.shell.guard import Guard
 from proxy.shell.services import Services
@@ -70,12 +71,14 @@ class Guarded(Services):
         if self.guard is not None and self._failure is None:
             await self.guard.finish()
 
-    def end_handover(self) -> str:
-        """Let the guard go; how its hand-over ended, for the report."""
+    def end_handover(self, report: SessionReport) -> None:
+        """Let the guard go; how its hand-over ended is written into the report."""
         if self.guard is None:
-            return "unguarded"
+            return
         self.let_go(self.guard)
-        return self.guard.party.state.value
+        report.handover, report.handover_kind = self.guard.party.state.value, self.guard.kind
+        if self.guard.party.handover.side is Side.SOURCE:
+            report.handover_seconds = self.guard.party.record.seconds(State.VOTED, State.DONE)
 
 
 def _close(guard: Guard) -> None:

@@ -5,20 +5,20 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
+from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import (
     HypervisorFailed,
     JournalBusy,
-    JournalError,
     PeerRefused,
     PolicyRefused,
+    RelayError,
 )
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
@@ -204,24 +204,41 @@ class Handovers:
         Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them. What is left
         of a QEMU that migrates again waits for that, too: to revive it would cancel that migration.
         """
-        busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
-        return [
-            record
-            for record in self.journal.records()
-            if not record.settled
-            and _key(record) not in self._live
-            and record.head.monitor not in busy
-            and not holds_on(record.head.holder)
-        ]
+        return [record for record in self._unfinished() if not self._at_work(record)]
 
-    async def recover(self, reach: Reach) -> None:
-        """Go through what is unsettled once, and do what can be done."""
-        for record in await asyncio.to_thread(self.unsettled):
-            with suppress(JournalBusy):
-                try:
-                    await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
-                except (JournalError, HypervisorFailed) as error:
-                    log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+    def _unfinished(self) -> list[Record]:
+        return [record for record in self.journal.records() if not record.settled]
+
+    def _at_work(self, record: Record) -> bool:
+        busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
+        return _key(record) in self._live or record.head.monitor in busy or holds_on(record.head.holder)
+
+    async def recover(self, reach: Reach) -> list[Record]:
+        """Go through what is unsettled once, and do what can be done.
+
+        Returns:
+            what stays unsettled. A hand-over that a session or another process is at work on is among it once it is
+            more than OPEN: it takes moments, or something is wrong.
+        """
+        left = []
+        for record in await asyncio.to_thread(self._unfinished):
+            after, at_work = await self._recovered(record, reach)
+            if not (after.settled or (at_work and after.state is State.OPEN)):
+                left.append(after)
+        return left
+
+    async def _recovered(self, record: Record, reach: Reach) -> tuple[Record, bool]:
+        """How a hand-over stands after an attempt to finish it; and whether that was left to somebody else."""
+        if self._at_work(record):
+            return record, True
+        try:
+            party = await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
+        except JournalBusy:
+            return record, True
+        except (RelayError, CryptoError, OSError) as error:
+            log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+            return record, False
+        return (record if party is None else party.record), False
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
         """xl's pipes have come back after the process that had its session died: see the hand-over through.

@@ -12,7 +12,7 @@ from crypto.keys import SessionId
 from proxy.control import Recover, Refuse, Word, printable
 from proxy.endpoints.base import Connection, Egress
 from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError, exit_code_of
-from proxy.handover.record import Head
+from proxy.handover.record import Head, Kind
 from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
 from proxy.shell.arrival import DestinationRunner
@@ -30,7 +30,7 @@ log = structlog.get_logger("korora.handover")
 async def guard_departure(
     runner: SourceRunner,
     handovers: Handovers,
-    kind: Literal["xl", "qmp"],
+    kind: Kind,
     *,
     contact: Callable[[], Contact],
     monitor: str,
@@ -91,7 +91,7 @@ async def guard_arrival(
         JournalError: it cannot be written down.
         PolicyRefused: it cannot be guarded, and here it has to be.
     """
-    kind: Literal["", "xl", "qmp"] = "qmp" if monitor else egress.handover
+    kind: Kind | Literal[""] = "qmp" if monitor else egress.handover
     if kind == "xl" and (handovers is None or runner.offer.handover != kind):
         # Its receiver is always told to leave the domain paused: nobody would start it.
         raise PolicyRefused("this egress takes only migrations whose hand-over both relays guard: update the source's")

@@ -120,7 +120,7 @@ class Runner(Linked):
             await self._run()
             await self.finish_handover()
         finally:
-            self.report.handover = self.end_handover()
+            self.end_handover(self.report)
 
     async def _run(self) -> None:
         """Carry the session to its end.
@@ -163,7 +163,7 @@ class Runner(Linked):
         """Let go of a session that never ran."""
         self._failure = self._failure or PeerLost("it never began")
         self._close_lines()
-        self.end_handover()
+        self.end_handover(self.report)
 
     def _close_lines(self) -> None:
         """Let go of threads and of the content store."""
