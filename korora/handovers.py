@@ -93,7 +93,7 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
             return
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "korora", "handover", "recover", session),
+                *(sys.executable, "-P", "-m", "korora", "handover", "recover", session),
                 *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
             ],
             stdin=subprocess.DEVNULL,
