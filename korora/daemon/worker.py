@@ -74,7 +74,7 @@ from proxy.errors import (
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.runner import Runner
 from proxy.shell.source import Source, SourceRunner
 from proxy.wire import LANE_TOKEN_BYTES
@@ -222,7 +222,7 @@ class Worker:
         if self._handovers is None:
             self._handovers = open_handovers(Path(config.state))
             if self._index == 0:  # one of us is enough
-                self._services.append(asyncio.create_task(recover_for_ever(self._handovers, self._identity)))
+                self._services.append(asyncio.create_task(recover_for_ever(self._handovers, self._reach)))
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -306,14 +306,15 @@ class Worker:
             pipes.leave()  # the daemon is coming up or going down
             return None
         try:
-            party = await handovers.readopt(session_id, pipes, reach(Path(config.identity)))
+            party = await handovers.readopt(session_id, pipes, self._reach())
         except JournalBusy:
             pipes.leave()
             return None
         return await lost(session_id, pipes) if party is None else verdict_on(party.record)
 
-    def _identity(self) -> Path:
-        return Path("" if self._config is None else self._config.identity)
+    def _reach(self) -> Reach:
+        config = self._config
+        return reach(Path()) if config is None else reach(Path(config.identity), build.rules_of(config))
 
     def _greeted(self) -> None:
         self._wire.send(Greeted())
