@@ -10,15 +10,16 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
+from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import (
     HypervisorFailed,
     JournalBusy,
-    JournalError,
     PeerRefused,
     PolicyRefused,
+    RelayError,
 )
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
@@ -171,7 +172,11 @@ class Handovers:
         async def silent(state: State, why: str) -> None:
             """The answer says it."""
 
-        hypervisor = self._hypervisor(file.record)
+        try:
+            hypervisor = self._hypervisor(file.record)
+        except BaseException:
+            file.close()
+            raise
         hands = Bare(hypervisor, paused=file.record.head.paused, alone=self._alone(file.record))
         return Party(file, hypervisor, hands, silent)
 
@@ -212,8 +217,8 @@ class Handovers:
         for record in await asyncio.to_thread(self.unsettled):
             with suppress(JournalBusy):
                 try:
-                    await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
-                except (JournalError, HypervisorFailed) as error:
+                    await self.recover_one(record, _reached(reach, record))
+                except (RelayError, CryptoError, OSError) as error:  # of one; the others are not to suffer for it
                     log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
@@ -305,6 +310,15 @@ async def _kept(make: Callable[P, F], *args: P.args, **kwargs: P.kwargs) -> F:
 def _let_go(making: "asyncio.Future[F]") -> None:
     if not making.cancelled() and making.exception() is None and (file := making.result()) is not None:
         file.close()
+
+
+def _reached(reach: Reach, record: Record) -> Contact | None:
+    """How a source reaches its destination; None where it cannot now: what needs no peer is done without."""
+    try:
+        return reach(record) if record.side is Side.SOURCE else None
+    except (RelayError, CryptoError, OSError) as error:
+        log.warning("a destination cannot be asked", session=record.head.session[:8], reason=str(error))
+        return None
 
 
 async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
