@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.handover.record import Entry, Head
+from crypto.errors import AuthenticationError
+from proxy.errors import ConfigurationError, RelayError
+from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState, Vm
 from proxy.shell.handovers import Handovers
@@ -72,4 +74,31 @@ def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
     left.record("1", State.VOTED, State.ABORTED)
     left.record("2", State.COMMITTED, vm=Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot"))
     run(left.handovers.recover_one(left.journal.records()[0], None))
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+@pytest.mark.parametrize("error", [RelayError("no such kind"), AuthenticationError("expired"), OSError("no identity")])
+def test_one_that_cannot_be_taken_up_keeps_no_other_waiting(tmp_path: Path, error: Exception) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.COMMITTED, vm=Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot"))
+    left.record("2", State.VOTED)
+
+    def reach(record: Record) -> None:
+        raise error
+
+    run(left.handovers.recover(reach))  # and the second is done what needs no peer
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+
+    def toolstack(kind: str, monitor: str) -> Host:
+        raise ConfigurationError("no hypervisor of that kind can be asked here", "update this relay")
+
+    unable = Handovers(left.journal, toolstack)
+    with pytest.raises(ConfigurationError):
+        run(unable.recover_one(left.journal.records()[0], None))
+    run(left.recover())
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
