@@ -82,6 +82,8 @@ class Guard:
         self._listening = False
         self._parser: StreamParser | None = StreamParser()
         self._parsed = 0
+        self._naming = False
+        """Whether the machine's name is on its way into the journal."""
         self.connection: Connection | None = None
         """The hypervisor's, once the channel is open."""
         self.stopping = False
@@ -132,8 +134,10 @@ class Guard:
             HypervisorFailed: the local one must not hear that.
         """
 
-    free = True
-    """Whether all that arrives may be written without asking ``passable``."""
+    @property
+    def free(self) -> bool:
+        """Whether all that arrives may be written without asking ``passable``."""
+        return True
 
     async def passable(self, size: int) -> int:
         """Wait until some of the next ``size`` bytes may be written to the local hypervisor: how many."""
@@ -238,6 +242,7 @@ class Guard:
         if facts.vm_name:
             self._parser = None
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
+            self._naming = True
             self._session.serve(self._name(vm), "name the machine")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
@@ -266,6 +271,8 @@ class Guard:
         if self.party.handover.side is Side.SOURCE:
             vm = await self._hypervisor.pin(vm, Side.SOURCE)
         await self.party.named(vm)
+        self._naming = False
+        self.party.changed.wake()
 
     def meaning(self, word: Word) -> Event | None:
         """What the peer's word means here; None where it says nothing that counts."""

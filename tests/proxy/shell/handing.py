@@ -41,7 +41,7 @@ from tests.proxy.shell.hosted import (
 from tests.proxy.support import OPAQUE, Ended, Hypervisors, Middle, over_tcp, run, until
 
 SETTLE_SECONDS_MAX = 10.0
-STORY_SECONDS_MAX = 20.0
+STORY_SECONDS_MAX = 60.0
 Lie = Literal["prepared", "voted", "committed", "done", "aborted", "doubt", "unknown"]
 Story = Callable[["Hosts"], Coroutine[Any, Any, None]]
 
@@ -81,6 +81,7 @@ class Hosts:
         self.lives: dict[Side, Life] = {}
         self.handovers: dict[Side, Handovers] = {}
         self.tasks: dict[Side, list[asyncio.Task[Any]]] = {side: [] for side in Side}
+        self.cuts: list[asyncio.Task[None]] = []
         self.ended: dict[Side, Ended] = {}
         self.arriving: list[DestinationRunner] = []
         self.departing: Source | None = None
@@ -173,14 +174,18 @@ class Hosts:
         self.middle.silent = self.middle.refuses = True
         self.killed.add(side)
         self.mortal.add(side)
-        self._loop.call_soon_threadsafe(lambda: self.tasks[side].append(self._loop.create_task(self.cut())))
+        self.soon(lambda: self.cuts.append(self._loop.create_task(self.cut())))
 
     async def bury(self, side: Side) -> None:
         """Take what is left of a killed relay out of the loop."""
+        await until(lambda: self.cuts)
+        await asyncio.gather(*self.cuts)
         tasks, self.tasks[side] = self.tasks[side], []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self.lives[side].connections:
+            await connection.abort()
         await until(lambda: not self._locked(side))
 
     def _locked(self, side: Side) -> bool:
@@ -202,10 +207,16 @@ class Hosts:
         for number in (*self.middle.living(lanes=False), *self.middle.living(lanes=True)):
             await self.middle.cut(number, reset=True)
 
-    def lose(self) -> None:
-        """The network is gone, until ``mend``."""
+    def lose(self, *, mend: bool = False) -> None:
+        """The network is gone, until ``mend``; or only what was under way in it."""
         self.middle.silent = self.middle.refuses = True
-        self._loop.call_soon_threadsafe(lambda: self.tasks[Side.SOURCE].append(self._loop.create_task(self.cut())))
+
+        async def cut() -> None:
+            await self.cut()
+            if mend:
+                self.mend()
+
+        self.soon(lambda: self.cuts.append(self._loop.create_task(cut())))
 
     def mend(self) -> None:
         self.middle.silent = self.middle.refuses = False
@@ -258,7 +269,7 @@ class Hosts:
                 self.lives[side].dead = True
         self.middle.silent = self.middle.refuses = True
         await self.cut()
-        tasks = [*self.xl, *(task for side in Side for task in self.tasks[side])]
+        tasks = [*self.xl, *self.cuts, *(task for side in Side for task in self.tasks[side])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -61,6 +61,8 @@ class Life:
     dead: bool = False
     failures: Counter[str] = field(default_factory=Counter)
     """How often what the hypervisor is asked goes wrong, by its name."""
+    connections: list[Connection] = field(default_factory=list)
+    """To its hypervisor."""
     full: bool = False
     """Whether the journal's disk takes no more."""
 
@@ -162,6 +164,7 @@ class MortalConnection:
 
     def __init__(self, inner: Connection, life: Life) -> None:
         self._inner, self._life = inner, life
+        life.connections.append(inner)
         self.label, self.read_fd, self.write_fd = inner.label, inner.read_fd, inner.write_fd
 
     def read_into(self, buffer: memoryview) -> int | None:

@@ -71,6 +71,7 @@ def test_another_host_asks_about_a_hand_over(
             both.kill(Side.DESTINATION)
             await both.bury(Side.DESTINATION)
             both.begin(Side.DESTINATION)
+        await both.bury(Side.SOURCE)
         both.mend()
         session = both.journal(Side.DESTINATION)[0].head.session
         lines = len(both.journal(Side.DESTINATION)[0].entries)
@@ -96,6 +97,7 @@ def test_a_stranger_does_not_stand_for_a_source_that_has_to_hear(
         both.world.at["destination start after"] = lambda: both.kill(Side.SOURCE)
         await both.migrate()
         await until(lambda: Side.DESTINATION in both.ended)
+        await both.bury(Side.SOURCE)
         both.mend()
         there = both.handovers[Side.DESTINATION]
         assert there.untold == 1
