@@ -213,7 +213,10 @@ class QemuMonitor(QemuAsking):
         return departing_state(look)
 
     async def revive(self, vm: Vm) -> None:
-        """See ``Hypervisor.revive``. A machine that its operator paused, or its guest ended, is left so."""
+        """See ``Hypervisor.revive``. A machine that its operator paused, or its guest ended, is left so.
+
+        Once given away, one that was paused stays ``postmigrate``: only ``cont`` leads back, and runs it.
+        """
         refusal = ""
         since: float | None = None
         clock = asyncio.get_running_loop().time
@@ -229,6 +232,8 @@ class QemuMonitor(QemuAsking):
                             return
                         case Revival.CANCEL:
                             await self._ask("migrate_cancel")
+                        case Revival.CONTINUE if vm.paused:
+                            return
                         case Revival.CONTINUE:
                             refusal = await self._refusal("cont")
                         case Revival.WAIT if look.migration == "cancelling":
@@ -301,8 +306,12 @@ class QemuMonitor(QemuAsking):
         return CopyState.ABSENT if look is None else arriving_state(look)
 
     async def take(self, vm: Vm) -> None:
-        """See ``Hypervisor.take``. QEMU's machine has its name from the start: waits until it is whole and paused."""
-        await self._present(vm)
+        """See ``Hypervisor.take``. QEMU's machine has its name from the start: waits until it is whole and paused.
+
+        One that runs has been started: by whoever died before it could write that down.
+        """
+        if arriving_state(await self._present(vm)) is CopyState.RUNNING:
+            return
         try:
             async with asyncio.timeout(QMP_TAKE_SECONDS_MAX):
                 await self.until_arrived()

@@ -73,8 +73,6 @@ class QemuSourceGuard(QemuGuard):
         self._errand = errand
         self._asks = False
         """Whether QEMU has halted: the destination is asked until it answers."""
-        self._ran = True
-        """Whether the machine ran until then."""
 
     # ---- while the session runs
 
@@ -86,15 +84,17 @@ class QemuSourceGuard(QemuGuard):
 
     async def _depart(self) -> None:
         try:
-            self._ran = await self._monitor.until_switchover()
+            ran = await self._monitor.until_switchover()
         except HypervisorFailed as error:
             await self._missing(error)
             raise
+        if not ran:
+            await self.party.named(replace(self.party.vm, paused=True))
         self._asks = True
         await self._ask()
 
     async def _ask(self) -> None:
-        await self._session.say_word(State.ASKED, "", paused=not self._ran)
+        await self._session.say_word(State.ASKED, "", paused=self.party.vm.paused)
 
     async def repeat(self) -> None:
         """See ``Guard.repeat``."""

@@ -54,11 +54,16 @@ class Source:
         monitor: str = "",
         holder: str = "",
     ) -> None:
-        where = replace(where, handover=where.handover if handovers is not None else "")
-        self._contact, self._ingress, self._begun = Contact(tls, where), ingress, begun
+        self._ingress, self._begun = ingress, begun
         self._handovers, self._holder = handovers, holder
         self.current: SourceRunner | None = None
         self._watch(monitor)
+        self._contact = self._contact_with(tls, where)
+
+    def _contact_with(self, tls: TlsConfig, where: Peer) -> Contact:
+        """How the destination is reached; nothing is offered that could not be kept here."""
+        guards = self._handovers is not None and (where.handover != "qmp" or bool(self._monitor))
+        return Contact(tls, where if guards else replace(where, handover=""))
 
     def _watch(self, monitor: str) -> None:
         self._monitor = monitor
@@ -92,8 +97,7 @@ class Source:
         """Another identity, other rules, address or monitor from the next contact on; an open session goes on."""
         if monitor != self._monitor:
             self._watch(monitor)
-        where = replace(where, handover=where.handover if self._handovers is not None else "")
-        self._contact = Contact(tls, where)
+        self._contact = self._contact_with(tls, where)
 
     async def session(self, first: Connection, report: SessionReport) -> None:
         """One whole session, begun by the hypervisor's connection ``first``.

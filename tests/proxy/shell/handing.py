@@ -8,15 +8,17 @@ after``, ``source xl go``; a test lets something happen at one of them.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pytest
 
 from crypto.tls import TlsConfig
 from proxy.control import Word
+from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, listen_tcp
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
@@ -25,7 +27,7 @@ from proxy.shell import errand, guard, handovers, party, runner, xl_guard
 from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.guard import Approval
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Toolstack
 from proxy.shell.journal import Journal
 from proxy.shell.source import Peer, Source
 from tests.proxy.shell.hosted import (
@@ -99,10 +101,35 @@ class Hosts:
         life = self.lives[side] = Life(side, self.world)
         self.killed.discard(side)
         journal = MortalJournal(self._folder / side.value, life)
-        self.handovers[side] = Handovers(journal, lambda kind, monitor: Host(life), self.approvals.get(side, ()))
+        self.handovers[side] = Handovers(journal, self.toolstack(life), self.approvals.get(side, ()))
         if side is Side.DESTINATION:
             self._listen(life)
         return life
+
+    # ---- what is of xl, and else where for another hypervisor
+
+    kind: Literal["xl", "qmp"] = "xl"
+    monitors: Mapping[Side, str] = MappingProxyType({})
+    required: frozenset[Side] = frozenset()
+    """Who takes no session that is unguarded."""
+
+    def toolstack(self, life: Life) -> Toolstack:
+        return lambda kind, monitor: Host(life)
+
+    def egress(self, inner: TcpEgress, life: Life) -> Egress:
+        return XlEgress(inner, life)
+
+    async def begin_ends(self) -> list[Coroutine[Any, Any, None]]:
+        """The source's hypervisor connects; both are to run."""
+
+        async def receive() -> None:
+            self.destination_xl = DestinationXl(self.world, await self.hypervisors.accept())
+            await self.destination_xl.run()
+
+        self.source_xl = SourceXl(self.world, await self.hypervisors.connect())
+        return [self.source_xl.run(), receive()]
+
+    # ----
 
     def _listen(self, life: Life) -> None:
         listener = listen_tcp("127.0.0.1", 0, "127.0.0.1:0")
@@ -125,9 +152,15 @@ class Hosts:
 
         destination = Destination(
             self.server,
-            {"default": XlEgress(inner, life)},
+            {"default": self.egress(inner, life)},
             listener,
-            terms=Terms(resume_seconds=self._resume_seconds, paging=OPAQUE, handovers=self.handovers[life.side]),
+            terms=Terms(
+                resume_seconds=self._resume_seconds,
+                paging=OPAQUE,
+                handovers=self.handovers[life.side],
+                monitors={"default": monitor} if (monitor := self.monitors.get(life.side)) else {},
+                guarded=frozenset({"default"} if life.side in self.required else ()),
+            ),
             begin=carry,
             failed=lambda error: None,
         )
@@ -138,10 +171,11 @@ class Hosts:
         return Peer(
             "127.0.0.1",
             self.middle.port,
-            handover="xl",
+            handover=self.kind,
+            guarded=Side.SOURCE in self.required,
             resume_seconds=self._resume_seconds,
             paging=OPAQUE,
-            one_channel=True,
+            one_channel=self.kind == "xl",
         )
 
     async def migrate(self) -> None:
@@ -151,20 +185,22 @@ class Hosts:
         ingress = self.hypervisors.ingress
         assert isinstance(ingress, TcpIngress)
         await ingress.open()
-        source = self.departing = Source(self.client, self.peer, ingress, handovers=self.handovers[Side.SOURCE])
+        source = self.departing = Source(
+            self.client,
+            self.peer,
+            ingress,
+            handovers=self.handovers[Side.SOURCE],
+            monitor=self.monitors.get(Side.SOURCE, ""),
+        )
+        await source.ready()
 
         async def depart() -> None:
             report = source.new_report()
             first = MortalConnection(await ingress.accept(), life)
             self.ended[Side.SOURCE] = await _outcome(source.session(first, report), report)
 
-        async def receive() -> None:
-            self.destination_xl = DestinationXl(self.world, await self.hypervisors.accept())
-            await self.destination_xl.run()
-
         self.tasks[Side.SOURCE].append(self._loop.create_task(depart()))
-        self.source_xl = SourceXl(self.world, await self.hypervisors.connect())
-        self.xl = [self._loop.create_task(work) for work in (self.source_xl.run(), receive())]
+        self.xl = [self._loop.create_task(work) for work in await self.begin_ends()]
 
     # ---- what happens to them
 
