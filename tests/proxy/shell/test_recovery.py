@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.handover.record import Entry, Head
+from crypto.errors import IdentityExpired
+from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.shell.handovers import Handovers
+from proxy.shell.contact import Contact
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal, now
 from tests.proxy.shell.handing import Host, Life, World, quick
 from tests.proxy.support import run
@@ -16,6 +18,8 @@ __all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 VM = Vm("guest", "6f2fb9a1-0d3e-4a4c-9c0c-5f1f6a2b7c8d", "5@boot")
+OTHER = Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot")
+THIRD = Vm("third", "6f2fb9a1-0d3e-4a4c-9c0c-111111111111", "7@boot")
 
 
 class Left:
@@ -35,8 +39,9 @@ class Left:
             file.write(state, "", vm)
         file.close()
 
-    async def recover(self) -> None:
-        await self.handovers.recover(lambda record: None)
+    async def recover(self, reach: Reach = lambda record: None) -> list[tuple[str, State]]:
+        """One round; what it says stays."""
+        return [(record.head.session[0], record.state) for record in await self.handovers.recover(reach)]
 
 
 @pytest.mark.parametrize("second", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DONE, State.DOUBT])
@@ -70,6 +75,53 @@ def test_two_attempts_that_both_turned_back_do_not_wait_for_each_other(tmp_path:
 def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
     left = Left(tmp_path)
     left.record("1", State.VOTED, State.ABORTED)
-    left.record("2", State.COMMITTED, vm=Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot"))
+    left.record("2", State.COMMITTED, vm=OTHER)
     run(left.handovers.recover_one(left.journal.records()[0], None))
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+# ------------------------------------------------------------------ what stays
+
+
+def test_what_stays_is_told_as_it_stands_afterwards(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+    left.record("2", State.COMMITTED, vm=OTHER)
+    left.record("3", State.DONE, State.DOUBT, vm=THIRD)
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+
+
+def test_what_is_settled_does_not_stay(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1")  # nothing had happened anywhere
+    assert run(left.recover()) == []
+    assert left.journal.records()[0].settled
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DOUBT])
+def test_what_another_process_is_at_work_on_stays_once_it_is_past_its_first_state(tmp_path: Path, state: State) -> None:
+    """A machine may stand still for as long as its peer is away; a migration of an hour is nothing."""
+    left = Left(tmp_path)
+    left.record("1", state)
+    file = Journal(tmp_path).open("1" * 32, Side.SOURCE)
+    assert file is not None
+    assert run(left.recover()) == ([] if state is State.OPEN else [("1", state)])
+    file.close()
+    assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+    assert not left.world.story
+
+
+def test_an_identity_that_has_expired_keeps_nobody_from_what_needs_none(tmp_path: Path) -> None:
+    """Of a source whose destination cannot be called, and behind it one that nobody has to be asked about."""
+
+    def reach(record: Record) -> Contact | None:
+        if record.head.session.startswith("1"):
+            raise IdentityExpired("it has expired", "issue it again")
+        return None
+
+    left = Left(tmp_path)
+    left.record("1", State.COMMITTED, vm=OTHER)
+    left.record("2", State.VOTED)
+    assert run(left.recover(reach)) == [("1", State.COMMITTED), ("2", State.ABORTED)]
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
