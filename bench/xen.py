@@ -86,7 +86,7 @@ class XenRow:
 
 
 @dataclass(slots=True)
-class _Ear:
+class Ear:
     """When which number was heard, on whichever host."""
 
     heard: dict[int, float] = field(default_factory=dict)
@@ -208,9 +208,9 @@ VARIANTS: Final[dict[str, tuple[Prepare, str]]] = {
 
 
 @asynccontextmanager
-async def _prepared(rig: XenRig, variant: str) -> AsyncIterator[tuple[Ready, _Ear]]:
+async def _prepared(rig: XenRig, variant: str) -> AsyncIterator[tuple[Ready, Ear]]:
     """Hosts, way and ears."""
-    async with _Ear() as ear, AsyncExitStack() as stack:
+    async with Ear() as ear, AsyncExitStack() as stack:
         ready = await VARIANTS[variant][0](rig, stack)
         paths = [f"{CONSOLES}/guest-{GUEST.name}{end}.log" for end in ("", "--incoming")]
         for host in ready.two.hosts:

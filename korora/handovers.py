@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from proxy.hypervisors.base import CopyState, Hypervisor
 from proxy.limits import RECOVERY_SECONDS
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal
 
 log = structlog.get_logger("korora.handover")
@@ -52,34 +52,39 @@ def open_handovers(state: Path) -> Handovers:
     return Handovers(Journal(state), toolstack)
 
 
-def reach(identity: Path) -> Callable[[Record], Contact | None]:
-    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to."""
+def reach(identity: Path, rules: PeerRules | None = None) -> Reach:
+    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to.
+
+    Args:
+        identity: of this host.
+        rules: what sessions demand of peers besides a name: their pins, and how keys are exchanged.
+    """
+    demanded = rules or PeerRules()
 
     def contact(record: Record) -> Contact | None:
         if not record.head.address:
             return None
         host, port = parse_address(record.head.address, "the journal's address")
-        tls = TlsConfig(
-            Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules(frozenset({record.head.peer}))
-        )
+        only = replace(demanded, names=frozenset({record.head.peer}))
+        tls = TlsConfig(Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, only)
         return Contact(tls, Peer(host, port))
 
     return contact
 
 
 async def recover_for_ever(
-    handovers: Handovers, identity: Callable[[], Path], told: Callable[[list[Record]], None] = lambda _: None
+    handovers: Handovers, how: Callable[[], Reach], told: Callable[[list[Record]], None] = lambda _: None
 ) -> None:
     """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
 
     Args:
         handovers: of this process.
-        identity: this host's; may change.
+        how: destinations are reached; may change.
         told: what stays unsettled, after each look; see ``Handovers.recover``.
     """
     while True:
         try:
-            told(await handovers.recover(reach(identity())))
+            told(await handovers.recover(how()))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
         with suppress(TimeoutError):
@@ -87,12 +92,12 @@ async def recover_for_ever(
                 await handovers.left.wait()
 
 
-async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
+async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None:
     """What an earlier migration to the same relay left: it would be in the next one's way."""
     for record in await asyncio.to_thread(handovers.unsettled):
         if record.side is Side.SOURCE and record.head.address == address:
             try:
-                await handovers.recover_one(record, reach(identity)(record))
+                await handovers.recover_one(record, how(record))
             except (RelayError, CryptoError, OSError) as error:
                 log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
 
@@ -105,7 +110,7 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
             return
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "korora", "handover", "recover", session),
+                *(sys.executable, "-P", "-m", "korora", "handover", "recover", session),
                 *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
             ],
             stdin=subprocess.DEVNULL,

@@ -20,7 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
-from korora.handovers import finish_earlier, leave_behind, open_handovers, recover_for_ever
+from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import affordable, give_back
 from korora.progress import Progress
@@ -32,7 +32,7 @@ from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.source import Peer, Source
 
 log = structlog.get_logger("korora")
@@ -59,6 +59,10 @@ class Common:
     def state_folder(self) -> Path:
         """Where this relay keeps what outlives its sessions."""
         return self.state or self.identity / "state"
+
+    def reach(self) -> Reach:
+        """How peers of earlier sessions are reached: by the rules of today's."""
+        return reach(self.identity, self.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +261,7 @@ class _Receiver:
         )
         stopper = _Stopper(self._stop)
         serving = asyncio.create_task(self._destination.serve())
-        recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
+        recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
         try:
@@ -378,7 +382,7 @@ class _Sender:
                 announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
             self._task = asyncio.create_task(self._sessions())
             if not options.transport:
-                recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
+                recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
             return await self._task
         except asyncio.CancelledError:
             if stopper.reason is None:
@@ -394,7 +398,7 @@ class _Sender:
         options = self._options
         source = self._source
         if options.transport:
-            await finish_earlier(self._handovers, options.common.identity, options.peer.address)
+            await finish_earlier(self._handovers, options.common.reach(), options.peer.address)
         while source is not None:
             report = source.new_report()
             try:

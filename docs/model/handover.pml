@@ -162,6 +162,7 @@ hidden unsigned rest : 16;
 
 #define PROMISED(state) ((state) == PREPARED || (state) == VOTED || (state) == COMMITTED || (state) == DONE)
 #define FINAL(state) ((state) == DONE || (state) == ABORTED || (state) == DOUBT || (state) == NO_RECORD)
+#define TURNED(state) ((state) == UNDOING || (state) == ABORTED || (state) == DOUBT)
 #define D_STANDS (d_up -> d_state : d_journal)
 #define S_IDLE (s_up && s_todo == 0 && !s_missing)
 #define D_IDLE (d_up && d_todo == 0 && !d_missing)
@@ -384,9 +385,14 @@ active proctype world()
     :: d_step { d_take && d_xl != LEAVES && (d_xl != CLOSES || !HOLDS(RECEIVER_HAS_ENDED)) &&
         (d_copy != PART || !session) && (!localhost || s_xl >= LEFT) ->
         if
+        /* while the session runs, GO comes by itself, or the session ends and the errand asks again */
+        :: session && d_xl == WAITS && d_state == PREPARED -> skip
+        :: else ->
+        if
         :: d_copy == GONE -> d_missing = (d_missing || d_take == GIVEN)
         :: d_copy == PART -> d_failed = (d_failed || d_take == GIVEN); useless = 1; excused = (excused || s_copy == GONE)
         :: else -> d_named = 1; d_took = (d_took || d_take == GIVEN); if :: d_xl == WAITS -> d_xl = ENDED :: else fi
+        fi
         fi;
         d_take = 0 }
     :: d_step { d_start && (d_xl != CLOSES && d_xl != LEAVES || !HOLDS(RECEIVER_HAS_ENDED)) ->
@@ -416,6 +422,8 @@ active proctype world()
         s_heard = 1; source(WORD(d_state)) }
     :: d_step { !session && alive && S_IDLE && D_IDLE && !s_heard && s_state != NO_RECORD && (HOLDS(ERRAND_GOES_ON) || !FINAL(s_state)) && d_state == NO_RECORD ->
         s_heard = 1; source(PEER_UNKNOWN) }
+    /* A side that has turned back, or is in doubt, ends the session. */
+    :: d_step { session && HOLDS(FAILURE_ENDS_THE_SESSION) && (TURNED(s_state) || TURNED(d_state)) -> over() }
     /* The session is over, or nobody can be reached at all: that is seen in time. After a restart nobody waits. */
     :: d_step { S_IDLE && (!session && !s_restarted || !alive) && HOLDS(LOSS_IS_SEEN) && SOURCE_HEEDS(LOST) -> source(LOST) }
     :: d_step { D_IDLE && !session && HOLDS(LOSS_IS_SEEN) && DESTINATION_HEEDS(LOST) -> destination(LOST) }
@@ -464,7 +472,12 @@ active proctype world()
     /* one copy alone, by a crash of QEMU or somebody's xl destroy; seen at once, or when a command meets nothing */
     :: d_step { faults && s_copy != GONE -> faults--; excused = (excused || s_state == ABORTED); source_is_gone(); s_missing = s_up }
     :: d_step { faults && d_copy != GONE -> faults--; destination_is_gone(); d_missing = d_up }
-    :: d_step { faults && d_copy != GONE && d_state >= PREPARED -> faults--; destination_is_gone() }
+    /* (xl migrate-receive does not see it before it renames) */
+    :: d_step { faults && d_copy != GONE && d_state >= PREPARED ->
+        faults--;
+        action = d_xl;
+        destination_is_gone();
+        d_xl = (qemu -> ENDED : action) }
     /* the session, by the network or a time-out; the network for good; an errand that takes too long */
     :: d_step { faults && session -> faults--; over() }
     :: d_step { faults && session && ready -> faults--; ready = 0; over() }
@@ -476,14 +489,14 @@ active proctype world()
     :: d_step { faults && !s_up && s_journal != NO_RECORD -> faults--; s_journal = NO_RECORD; excused = 1 }
     :: d_step { faults && !d_up && d_journal != NO_RECORD -> faults--; d_journal = NO_RECORD; excused = 1 }
 
-    /* -------------------------------------------------------------------------------- an operator, once, if at all */
-    :: d_step { !operated && !calm && S_IDLE && SOURCE_HEEDS(RUN_HERE) && (d_copy == GONE && !d_ran || !HOLDS(OPERATOR_IS_TRUE)) ->
+    /* ------------------------------------------ an operator, once, if at all, and not while a session has the journal */
+    :: d_step { !operated && !calm && !session && S_IDLE && SOURCE_HEEDS(RUN_HERE) && (d_copy == GONE && !d_ran || !HOLDS(OPERATOR_IS_TRUE)) ->
         operated = HOLDS(OPERATOR_IS_TRUE); source(RUN_HERE) }
-    :: d_step { !operated && !calm && S_IDLE && SOURCE_HEEDS(GIVE_UP) && PROMISED(d_journal) && PROMISED(D_STANDS) && d_copy != GONE && d_copy != PART && !useless && !s_ran_on ->
+    :: d_step { !operated && !calm && !session && S_IDLE && SOURCE_HEEDS(GIVE_UP) && PROMISED(d_journal) && PROMISED(D_STANDS) && d_copy != GONE && d_copy != PART && !useless && !s_ran_on ->
         operated = 1; source(GIVE_UP) }
-    :: d_step { !operated && !calm && D_IDLE && DESTINATION_HEEDS(RUN_HERE) && (s_copy == GONE && !s_ran_on && d_copy != PART || !HOLDS(OPERATOR_IS_TRUE)) ->
+    :: d_step { !operated && !calm && !session && D_IDLE && DESTINATION_HEEDS(RUN_HERE) && (s_copy == GONE && !s_ran_on && d_copy != PART || !HOLDS(OPERATOR_IS_TRUE)) ->
         operated = HOLDS(OPERATOR_IS_TRUE); destination(RUN_HERE) }
-    :: d_step { !operated && !calm && D_IDLE && DESTINATION_HEEDS(GIVE_UP) && !d_ran && (s_copy != GONE && s_journal != DONE && s_state != DONE || d_copy == GONE) ->
+    :: d_step { !operated && !calm && !session && D_IDLE && DESTINATION_HEEDS(GIVE_UP) && !d_ran && (s_copy != GONE && s_journal != DONE && s_state != DONE || d_copy == GONE) ->
         operated = 1; destination(GIVE_UP) }
 
     /* -------------------------------------------------------- from here on nothing goes wrong, and nobody steps in */

@@ -42,11 +42,7 @@ class Credentials:
             IdentityError: see ``Identity.load``.
         """
         identity = Identity.load(Path(config.identity), now=datetime.now(UTC))
-        everybody = PeerRules(
-            names=frozenset(peer.name for peer in config.peer),
-            pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
-            allow_classical=config.allow_classical,
-        )
+        everybody = rules_of(config)
         served = config.xl_peers() if config.xl.socket else ()
         wanted = {ingress.peer for ingress in config.ingress} | {peer.name for peer in served}
         clients = {
@@ -66,6 +62,15 @@ class Credentials:
             )
             clients[ANY_PEER] = TlsConfig(identity, TlsRole.CLIENT, any_of_them)
         return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
+
+
+def rules_of(config: Config) -> PeerRules:
+    """What is demanded of peers: of each its own pins."""
+    return PeerRules(
+        names=frozenset(peer.name for peer in config.peer),
+        pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
+        allow_classical=config.allow_classical,
+    )
 
 
 def destination_of(config: Config, ingress: Ingress, stored: StoreAccess | None = None) -> source.Peer:

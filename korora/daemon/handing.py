@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from korora.daemon import build
 from korora.daemon.config import Config
 from korora.daemon.observer import Observer
 from korora.handovers import open_handovers, reach, recover_for_ever
@@ -11,7 +12,7 @@ from korora.xl.words import Verdict
 from proxy.endpoints.handed import HandedPipes
 from proxy.errors import JournalBusy
 from proxy.handover.record import UNREADABLE, Record
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 
 
 class Handing:
@@ -25,20 +26,25 @@ class Handing:
         self._observer = observer
         self.handovers: Handovers | None = None
         """None before the first configuration."""
-        self._identity = Path()
+        self._config: Config | None = None
 
     def configure(self, config: Config) -> bool:
         """Take a configuration over: whether it is the first. The journal stays where that one said."""
         first = self.handovers is None
         if self.handovers is None:
             self.handovers = open_handovers(Path(config.state))
-        self._identity = Path(config.identity)
+        self._config = config
         return first
 
     async def recover(self) -> None:
         """Finish what is left unsettled, until cancelled. One worker of a daemon is enough."""
         if self.handovers is not None:
-            await recover_for_ever(self.handovers, lambda: self._identity, self._unsettled)
+            await recover_for_ever(self.handovers, self._reach, self._unsettled)
+
+    def _reach(self) -> Reach:
+        """Destinations are asked by the identity, and judged by the rules, of today."""
+        config = self._config
+        return reach(Path()) if config is None else reach(Path(config.identity), build.rules_of(config))
 
     def _unsettled(self, left: list[Record]) -> None:
         counts = Counter((record.side.value, record.state.value) for record in left)
@@ -52,7 +58,7 @@ class Handing:
             pipes.leave()  # the daemon is coming up
             return None
         try:
-            party = await self.handovers.readopt(session_id, pipes, reach(self._identity))
+            party = await self.handovers.readopt(session_id, pipes, self._reach())
         except JournalBusy:
             pipes.leave()
             return None

@@ -1,5 +1,6 @@
 """What a session does for its guard, and the guard's part in its life."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -55,10 +56,14 @@ class Guarded(Services):
             log.error("the hand-over cannot be seen through", reason=str(error))  # noqa: TRY400 - told, not traced
 
     async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
-        """See ``guard.Session``; once the peer was told that the session is over, visits have to do."""
+        """See ``guard.Session``; once the peer was told that the session is over, visits have to do.
+
+        A peer that does not read must not keep this side from turning back: what it has not heard it will be told.
+        """
         if not self._parted:
-            with suppress(RelayError, CryptoError):
-                await self.say(word_of(state, why, paused=paused))
+            with suppress(RelayError, CryptoError, TimeoutError):
+                async with asyncio.timeout(CONTROL_SECONDS_MAX):
+                    await self.say(word_of(state, why, paused=paused))
 
     async def until_delivered(self) -> None:
         """See ``guard.Session``."""

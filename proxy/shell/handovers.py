@@ -173,7 +173,11 @@ class Handovers:
             """The answer says it."""
 
         head = file.record.head
-        hypervisor = self.toolstack(head.kind, head.monitor)
+        try:
+            hypervisor = self.toolstack(head.kind, head.monitor)
+        except BaseException:
+            file.close()
+            raise
         hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
         return Party(file, hypervisor, hands, silent)
 
@@ -232,7 +236,7 @@ class Handovers:
         if self._at_work(record):
             return record, True
         try:
-            party = await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
+            party = await self.recover_one(record, _reached(reach, record))
         except JournalBusy:
             return record, True
         except (RelayError, CryptoError, OSError) as error:
@@ -328,6 +332,15 @@ async def _kept(make: Callable[P, F], *args: P.args, **kwargs: P.kwargs) -> F:
 def _let_go(making: "asyncio.Future[F]") -> None:
     if not making.cancelled() and making.exception() is None and (file := making.result()) is not None:
         file.close()
+
+
+def _reached(reach: Reach, record: Record) -> Contact | None:
+    """How a source reaches its destination; None where it cannot now: what needs no peer is done without."""
+    try:
+        return reach(record) if record.side is Side.SOURCE else None
+    except (RelayError, CryptoError, OSError) as error:
+        log.warning("a destination cannot be asked", session=record.head.session[:8], reason=str(error))
+        return None
 
 
 async def _standing_here(party: Party) -> CopyState:

@@ -101,7 +101,7 @@ async def guard_arrival(
                 "this egress takes only migrations whose hand-over both relays guard: name the QEMU's monitor (--qmp) "
                 "at both ends"
             )
-        runner.log.info("handover: unguarded")
+        log.info("handover: unguarded", session=runner.report.session_id[:8], peer=runner.peer.name)
         return
     head = Head(
         session=runner.report.session_id,

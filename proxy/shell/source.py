@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
+
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
 from crypto.tls import TlsConfig
 from proxy.control import Accept
@@ -24,6 +26,8 @@ from proxy.shell.stored import open_stored
 from proxy.wire import Codec
 
 __all__ = ["Peer", "Source", "SourceRunner"]
+
+log = structlog.get_logger("korora.handover")
 
 
 class Source:
@@ -178,6 +182,6 @@ class Source:
                 "the destination does not guard the hand-over, and here it has to: name the QEMU's monitor (--qmp) at "
                 "both ends"
             )
-        runner.log.info("handover: unguarded")
+        log.info("handover: unguarded", session=runner.report.session_id[:8], peer=runner.peer.name)
         if self._keeper is not None:
             runner.beside = self._keeper.let_through

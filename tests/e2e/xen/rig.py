@@ -145,7 +145,7 @@ def pack_identity(identity: Path) -> bytes:
 @asynccontextmanager
 async def locked(path: Path) -> AsyncIterator[None]:
     """One at a time, over processes and within one."""
-    with open(path, "w") as handle:
+    with path.open("w") as handle:
         await asyncio.to_thread(fcntl.flock, handle, fcntl.LOCK_EX)
         yield
 

@@ -61,6 +61,7 @@ async def test_a_destination_without_enough_memory(xen: XenRig) -> None:
         await two.b.check(["xl", "create", "-p", "/run/filler.cfg"])
         await stays(two, HYPERVISOR, "xl migrate-receive")
         assert [copy[:2] for copy in await copies(two)] == [("a", "g1"), ("b", "filler")]
+        assert "libxl: error: " in (await two.b.agent.state("daemon")).err  # its own words are in the daemon's log
         await check_settled(two, {two.a: ["source aborted"], two.b: ["destination aborted"]})
         await two.b.check(["xl", "destroy", "filler"])
         await goes(two)

@@ -130,6 +130,16 @@ PIN = "ab" * 32
         (PEER + EGRESS + EGRESS, "egress: 2 entries have the name 'vm1'"),
         (GOOD.replace("host-b:8010", "host-b"), "peer[0].address: the address 'host-b' is no HOST:PORT"),
         (GOOD.replace("host-b:8010", ":8010"), "peer[0].address: expected HOST:PORT with a host, got ':8010'"),
+        (PEER + INGRESS + 'qmp = "/run/q"', "ingress[0].qmp: '/run/q' is no monitor"),
+        (PEER + INGRESS + 'qmp = "unix:q"', "ingress[0].qmp: expected an absolute path, got 'q'"),
+        (
+            PEER + INGRESS + 'qmp = "unix:/q"\nxl_flags = ""',
+            "ingress[0].qmp: what comes by an ingress with xl_flags is xl",
+        ),
+        (PEER + EGRESS + 'qmp = "tcp:127.0.0.1:4"', "egress[0].qmp: 'tcp:127.0.0.1:4' is no monitor"),
+        (PEER + EGRESS + f'qmp = "unix:/{"q" * 107}"', "egress[0].qmp: "),
+        (PEER + '[[egress]]\nname = "vm1"\nto = "xl:"\nqmp = "unix:/q"', "egress[0].qmp: xl: is guarded by itself"),
+        (PEER + EGRESS + "require_guarded = 1", "egress[0].require_guarded: expected true or false, got 1"),
         (
             GOOD.replace("tcp:127.0.0.1:4440", "stdio:"),
             "ingress[0].from: expected tcp:HOST:PORT or unix:PATH, got 'stdio:'",

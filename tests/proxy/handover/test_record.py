@@ -67,7 +67,7 @@ def test_the_bytes_of_a_line() -> None:
     """Frozen: files of one version are read by the next."""
     assert line(Entry("voted", "2026-01-02T03:04:05+00:00", "gave_up", "vm1", "")) == (
         b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","copy":"",'
-        b'"settled":false} cf07fc6c\n'
+        b'"settled":false,"paused":false} 8264f9e1\n'
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from crypto.errors import IdentityExpired
+from crypto.errors import AuthenticationError
+from proxy.errors import ConfigurationError, RelayError
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.shell.contact import Contact
 from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal, now
 from tests.proxy.shell.handing import Host, Life, World, quick
@@ -80,6 +80,33 @@ def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
 
 
+@pytest.mark.parametrize("error", [RelayError("no such kind"), AuthenticationError("expired"), OSError("no identity")])
+def test_one_that_cannot_be_taken_up_keeps_no_other_waiting(tmp_path: Path, error: Exception) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.COMMITTED, vm=OTHER)
+    left.record("2", State.VOTED)
+
+    def reach(record: Record) -> None:
+        raise error
+
+    assert run(left.recover(reach)) == [("1", State.COMMITTED), ("2", State.ABORTED)]  # done what needs no peer
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+
+    def toolstack(kind: str, monitor: str) -> Host:
+        raise ConfigurationError("no hypervisor of that kind can be asked here", "update this relay")
+
+    unable = Handovers(left.journal, toolstack)
+    with pytest.raises(ConfigurationError):
+        run(unable.recover_one(left.journal.records()[0], None))
+    run(left.recover())
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
 # ------------------------------------------------------------------ what stays
 
 
@@ -110,18 +137,3 @@ def test_what_another_process_is_at_work_on_stays_once_it_is_past_its_first_stat
     file.close()
     assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
     assert not left.world.story
-
-
-def test_an_identity_that_has_expired_keeps_nobody_from_what_needs_none(tmp_path: Path) -> None:
-    """Of a source whose destination cannot be called, and behind it one that nobody has to be asked about."""
-
-    def reach(record: Record) -> Contact | None:
-        if record.head.session.startswith("1"):
-            raise IdentityExpired("it has expired", "issue it again")
-        return None
-
-    left = Left(tmp_path)
-    left.record("1", State.COMMITTED, vm=OTHER)
-    left.record("2", State.VOTED)
-    assert run(left.recover(reach)) == [("1", State.COMMITTED), ("2", State.ABORTED)]
-    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
