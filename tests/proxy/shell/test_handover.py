@@ -60,6 +60,12 @@ def test_a_machine_changes_hosts(tmp_path: Path, client_tls: TlsConfig, server_t
             world = both.world
             assert [ended.error for ended in both.ended.values()] == [None, None]
             assert [ended.report.handover for ended in both.ended.values()] == ["done", "done"]
+            reports = {side: ended.report for side, ended in both.ended.items()}
+            assert {report.handover_kind for report in reports.values()} == {"xl"}
+            took = reports[Side.SOURCE].handover_seconds
+            assert took is not None
+            assert 0 <= took < STORY_SECONDS_MAX
+            assert reports[Side.DESTINATION].handover_seconds is None
             assert world.copies == {Side.SOURCE: CopyState.ABSENT, Side.DESTINATION: CopyState.RUNNING}
             assert not world.wrong
             reached = [what for what in world.story if what in MOMENTS]

@@ -9,7 +9,7 @@ from proxy.errors import ConfigurationError, RelayError
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal, now
 from tests.proxy.shell.handing import Host, Life, World, quick
 from tests.proxy.support import run
@@ -18,6 +18,8 @@ __all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 VM = Vm("guest", "6f2fb9a1-0d3e-4a4c-9c0c-5f1f6a2b7c8d", "5@boot")
+OTHER = Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot")
+THIRD = Vm("third", "6f2fb9a1-0d3e-4a4c-9c0c-111111111111", "7@boot")
 
 
 class Left:
@@ -37,8 +39,9 @@ class Left:
             file.write(state, "", vm)
         file.close()
 
-    async def recover(self) -> None:
-        await self.handovers.recover(lambda record: None)
+    async def recover(self, reach: Reach = lambda record: None) -> list[tuple[str, State]]:
+        """One round; what it says stays."""
+        return [(record.head.session[0], record.state) for record in await self.handovers.recover(reach)]
 
 
 @pytest.mark.parametrize("second", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DONE, State.DOUBT])
@@ -72,7 +75,7 @@ def test_two_attempts_that_both_turned_back_do_not_wait_for_each_other(tmp_path:
 def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
     left = Left(tmp_path)
     left.record("1", State.VOTED, State.ABORTED)
-    left.record("2", State.COMMITTED, vm=Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot"))
+    left.record("2", State.COMMITTED, vm=OTHER)
     run(left.handovers.recover_one(left.journal.records()[0], None))
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
 
@@ -80,13 +83,13 @@ def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RelayError("no such kind"), AuthenticationError("expired"), OSError("no identity")])
 def test_one_that_cannot_be_taken_up_keeps_no_other_waiting(tmp_path: Path, error: Exception) -> None:
     left = Left(tmp_path)
-    left.record("1", State.COMMITTED, vm=Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot"))
+    left.record("1", State.COMMITTED, vm=OTHER)
     left.record("2", State.VOTED)
 
     def reach(record: Record) -> None:
         raise error
 
-    run(left.handovers.recover(reach))  # and the second is done what needs no peer
+    assert run(left.recover(reach)) == [("1", State.COMMITTED), ("2", State.ABORTED)]  # done what needs no peer
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
 
 
@@ -102,3 +105,35 @@ def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Pat
         run(unable.recover_one(left.journal.records()[0], None))
     run(left.recover())
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+# ------------------------------------------------------------------ what stays
+
+
+def test_what_stays_is_told_as_it_stands_afterwards(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+    left.record("2", State.COMMITTED, vm=OTHER)
+    left.record("3", State.DONE, State.DOUBT, vm=THIRD)
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+
+
+def test_what_is_settled_does_not_stay(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1")  # nothing had happened anywhere
+    assert run(left.recover()) == []
+    assert left.journal.records()[0].settled
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DOUBT])
+def test_what_another_process_is_at_work_on_stays_once_it_is_past_its_first_state(tmp_path: Path, state: State) -> None:
+    """A machine may stand still for as long as its peer is away; a migration of an hour is nothing."""
+    left = Left(tmp_path)
+    left.record("1", state)
+    file = Journal(tmp_path).open("1" * 32, Side.SOURCE)
+    assert file is not None
+    assert run(left.recover()) == ([] if state is State.OPEN else [("1", state)])
+    file.close()
+    assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+    assert not left.world.story
