@@ -283,15 +283,16 @@ class Handovers:
         party = self._bare(file)
         try:
             hypervisor = self._hypervisor(file.record)
-            if not party.vm.name and party.state is State.OPEN:
+            named = bool(party.vm.name) or hypervisor.kind != "xl"
+            if not named and party.state in (State.OPEN, State.ABORTED):
                 await _never_began(party)
-                return party
-            await _look(party, hypervisor)
+            else:
+                await _look(party, hypervisor)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party, hypervisor) if named else None)
             return party
         finally:
             party.close()
@@ -326,7 +327,7 @@ async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
-async def _settle(party: Party, standing: CopyState) -> None:
+async def _settle(party: Party, standing: CopyState | None) -> None:
     """Close what is decided, if both know it and nothing is left to be done; a copy that was lost is lost."""
     source = party.handover.side is Side.SOURCE
     if not party.decided or (source and not party.peer_agrees):
@@ -339,9 +340,16 @@ async def _settle(party: Party, standing: CopyState) -> None:
 
 
 async def _never_began(party: Party) -> None:
-    """The stream had not told which machine it was: nothing has happened anywhere."""
-    party.handover.state = State.ABORTED
-    await party.settle("it had not begun")
+    """The stream had not told which machine it was, or it was not written down: no copy here was given up or taken.
+
+    The destination of one that leaves may none the less have it whole, and wait to be told.
+    """
+    if party.state is State.ABORTED:
+        return
+    if party.handover.side is Side.SOURCE:
+        await party.tell(Event.RESTARTED, "it had not begun")
+    else:
+        party.handover.state = State.ABORTED
 
 
 async def _look(party: Party, hypervisor: Hypervisor) -> None:

@@ -102,3 +102,24 @@ def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Pat
         run(unable.recover_one(left.journal.records()[0], None))
     run(left.recover())
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_what_ended_before_it_had_a_name_is_settled(tmp_path: Path, state: State) -> None:
+    """No hypervisor can be asked about it, for ever."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""), side=Side.DESTINATION)
+    run(left.recover())
+    assert left.handovers.unsettled() == []
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_a_destination_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path, state: State) -> None:
+    """It may have the machine whole, and wait."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""))
+    run(left.recover())
+    (record,) = left.handovers.unsettled()  # it could not be reached
+    assert record.state is State.ABORTED
