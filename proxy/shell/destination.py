@@ -364,7 +364,7 @@ class Destination:
             runner = await self._prepare(link, peer, offer, suite, address)
             self._sessions[session] = runner
         except PolicyRefused as refusal:
-            await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
             raise
         finally:
             del self._reserved[session]

@@ -84,6 +84,11 @@ class Guard:
         self._parsed = 0
         self._naming = False
         """Whether the machine's name is on its way into the journal."""
+        self._identified = False
+        """Whether the stream has told which machine it is."""
+        self._pinned: Vm | None = None
+        """That machine and its copy, at the source."""
+        self._told = Signal()
         self.connection: Connection | None = None
         """The hypervisor's, once the channel is open."""
         self.stopping = False
@@ -170,12 +175,11 @@ class Guard:
             RelayError: somebody said no.
         """
         side = self.party.handover.side
-        if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
+        if not self._identified and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
-        if side is Side.DESTINATION:
-            await self._which()
         try:
             async with asyncio.timeout(APPROVAL_SECONDS_MAX):
+                await self._pin(side)
                 for approval in self._approvals:
                     await approval(side, self.party.vm)
         except TimeoutError:
@@ -188,6 +192,19 @@ class Guard:
             HypervisorFailed: it is not, or cannot be told.
         """
         self.party.vm = await self._hypervisor.pin(self.party.vm, Side.DESTINATION)
+
+    async def _pin(self, side: Side) -> None:
+        """Nothing is promised of a copy before it is written down which one is meant.
+
+        Raises:
+            HypervisorFailed: it cannot be told.
+        """
+        if side is Side.DESTINATION:
+            await self._which()
+            return
+        while self._identified and self._pinned is None:  # it was asked when the stream began, and may take its time
+            await self._told.wait()
+        self.party.vm = self._pinned or self.party.vm
 
     async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` while the session lasts.
@@ -242,7 +259,7 @@ class Guard:
         if facts.vm_name:
             self._parser = None
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
-            self._naming = True
+            self._identified = self._naming = True
             self._session.serve(self._name(vm), "name the machine")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
@@ -269,7 +286,8 @@ class Guard:
             HypervisorFailed: the source's hypervisor has no such machine.
         """
         if self.party.handover.side is Side.SOURCE:
-            vm = await self._hypervisor.pin(vm, Side.SOURCE)
+            vm = self._pinned = await self._hypervisor.pin(vm, Side.SOURCE)
+            self._told.wake()
         await self.party.named(vm)
         self._naming = False
         self.party.changed.wake()

@@ -304,16 +304,17 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            if not file.record.begun and party.state is State.OPEN:
+            begun = file.record.begun
+            if not begun and party.state in (State.OPEN, State.ABORTED):
                 await _never_began(party)
-                return party
-            await _look(party)
+            else:
+                await _look(party)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party))
+            await _settle(party, await _standing_here(party) if begun else None)
             return party
         finally:
             party.close()
@@ -348,7 +349,7 @@ async def _standing_here(party: Party) -> CopyState:
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
-async def _settle(party: Party, standing: CopyState) -> None:
+async def _settle(party: Party, standing: CopyState | None) -> None:
     """Close what is decided, if both know it and nothing is left to be done; a copy that was lost is lost."""
     source = party.handover.side is Side.SOURCE
     if not party.decided or (source and not party.peer_agrees):
@@ -361,9 +362,16 @@ async def _settle(party: Party, standing: CopyState) -> None:
 
 
 async def _never_began(party: Party) -> None:
-    """It was not known yet which machine it is: nothing has happened anywhere."""
-    party.handover.state = State.ABORTED
-    await party.settle("it had not begun")
+    """It was not known yet which machine it is, or not written down: no copy here was given up or taken.
+
+    The destination of one that leaves may none the less have it whole, and wait to be told.
+    """
+    if party.state is State.ABORTED:
+        return
+    if party.handover.side is Side.SOURCE:
+        await party.tell(Event.RESTARTED, "it had not begun")
+    else:
+        party.handover.state = State.ABORTED
 
 
 async def _look(party: Party) -> None:

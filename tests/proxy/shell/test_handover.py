@@ -3,6 +3,7 @@
 Never do two copies run; after recovery one does; and xl is told what it takes to get there, byte for byte.
 """
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from crypto.tls import TlsConfig
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
-from proxy.hypervisors.base import CopyState
-from tests.proxy.shell.handing import Hosts, hosts, quick
+from proxy.hypervisors.base import CopyState, Vm
+from proxy.shell import guard, link
+from tests.proxy.shell.handing import Host, Hosts, hosts, quick
 from tests.proxy.support import run, until
 
 __all__ = ["quick"]
@@ -234,5 +236,34 @@ def test_no_copy_is_there_before_the_journal_has_its_name(
             await until(lambda: len(both.ended) == 2)
             story = both.world.story
             assert story.index("destination write open after") < story.index("destination is incoming")
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+def test_nothing_is_promised_before_it_is_known_which_copy_leaves(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toolstack that takes its time, and a small machine: without its name nobody could take it up after a crash."""
+
+    async def story() -> None:
+        asked = asyncio.Event()
+
+        async def pin(self: Host, vm: Vm, side: Side) -> Vm:
+            if side is Side.SOURCE:
+                asked.set()
+                await asyncio.Event().wait()
+            return vm
+
+        monkeypatch.setattr(Host, "pin", pin)
+        monkeypatch.setattr(guard, "APPROVAL_SECONDS_MAX", 0.2)
+        monkeypatch.setattr(link, "DRAIN_SECONDS_MAX", 0.1)
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            await both.migrate()
+            await asked.wait()
+            await until(lambda: Side.SOURCE in both.ended)
+            await both.settle()
+            assert both.world.copies == {Side.SOURCE: CopyState.RUNNING, Side.DESTINATION: CopyState.ABSENT}
+            (record,) = both.journal(Side.SOURCE)
+            assert "prepared" not in {entry.state for entry in record.entries}
 
     run(story(), STORY_SECONDS_MAX)

@@ -121,7 +121,7 @@ def test_what_stays_is_told_as_it_stands_afterwards(tmp_path: Path) -> None:
 
 def test_what_is_settled_does_not_stay(tmp_path: Path) -> None:
     left = Left(tmp_path)
-    left.record("1")  # nothing had happened anywhere
+    left.record("1", side=Side.DESTINATION)  # nothing had happened here
     assert run(left.recover()) == []
     assert left.journal.records()[0].settled
 
@@ -137,3 +137,24 @@ def test_what_another_process_is_at_work_on_stays_once_it_is_past_its_first_stat
     file.close()
     assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
     assert not left.world.story
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_what_ended_before_it_had_a_name_is_settled(tmp_path: Path, state: State) -> None:
+    """No hypervisor can be asked about it, for ever."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""), side=Side.DESTINATION)
+    run(left.recover())
+    assert left.handovers.unsettled() == []
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_a_destination_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path, state: State) -> None:
+    """It may have the machine whole, and wait."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""))
+    run(left.recover())
+    (record,) = left.handovers.unsettled()  # it could not be reached
+    assert record.state is State.ABORTED
