@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from korora.demo import process
 from korora.demo.qemu import BOOT_SECONDS, QemuVm
-from korora.demo.relays import Relay, free_port
+from korora.demo.relays import KORORA, Relay, free_port
 from korora.demo.serial import continuity
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
@@ -68,10 +69,10 @@ class Guarded:
 
     async def reached(self, side: Side, state: State) -> None:
         """Wait until a side's journal has a state."""
-        await self.until(lambda: any(self._has(record, state) for record in self.journal(side)))
+        await self.until(lambda: any(self.has(record, state) for record in self.journal(side)))
 
     @staticmethod
-    def _has(record: Record, state: State) -> bool:
+    def has(record: Record, state: State) -> bool:
         return any(entry.state == state.value for entry in record.entries)
 
     async def until(self, condition: Callable[[], bool], seconds: float = STEP_SECONDS) -> None:
@@ -91,11 +92,26 @@ class Guarded:
 
     async def settled(self) -> None:
         """Wait until both sides have a journal with nothing left to be done."""
-        records = lambda: [self.journal(side) for side in Side]  # noqa: E731
-        await self.until(
-            lambda: all(len(kept) == 1 and kept[0].settled for kept in records()),
-            SETTLED_SECONDS,
-        )
+        await self.until(self.is_settled, SETTLED_SECONDS)
+
+    def is_settled(self) -> bool:
+        """Whether that is so now."""
+        kept = [self.journal(side) for side in Side]
+        return all(len(records) == 1 and records[0].settled for records in kept)
+
+    def in_doubt(self) -> bool:
+        """Whether both sides say that an operator must decide."""
+        states = self.states()
+        return len(states) == 2 and set(states.values()) == {State.DOUBT}
+
+    async def decide(self, which: Which, what: str) -> None:
+        """An operator ends a relay, and says which copy is to run."""
+        await self.relays[which].stop()
+        (record,) = self.journal(Side(which))
+        command = ("handover", "resolve", record.head.session, what, "--certain", "--state", str(self.folder / which))
+        child = await process.start([*KORORA, *command], self.folder / f"{which}-resolve.log")
+        async with asyncio.timeout(STEP_SECONDS):
+            assert await child.wait() == 0
 
     async def moved(self) -> None:
         """The guest counts on at the destination, and nothing of it is left at the source."""
