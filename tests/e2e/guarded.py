@@ -27,6 +27,7 @@ from tests.chaos.proxy import ChaosProxy
 from tests.e2e.rig import FAST, MIB, SPEC, STEP_SECONDS, Rig, private_folder
 
 RESUME_SECONDS = 2
+GUEST_SECONDS = 60.0  # an emulated guest on a busy machine checks all of its memory
 SETTLED_SECONDS = 60.0  # recovery looks every 15 s, and whoever was told to wait for QEMU has its time-outs
 LOOK_SECONDS = 0.02
 JOURNAL_SECONDS = 0.002  # between two looks at a journal: a step lasts a few milliseconds
@@ -121,9 +122,9 @@ class Guarded:
 
     async def counts_there(self) -> None:
         """The destination's guest goes on with the next number, its memory sound."""
-        there = await self.destination.wait_beat(lambda beat: True, STEP_SECONDS)
+        there = await self.destination.wait_beat(lambda beat: True, GUEST_SECONDS)
         enough = there.checked + SPEC.checks_of_everything
-        await self.destination.wait_beat(lambda beat: beat.checked >= enough, STEP_SECONDS)
+        await self.destination.wait_beat(lambda beat: beat.checked >= enough, GUEST_SECONDS)
         counted = continuity(self.source.serial, self.destination.serial)
         assert counted is not None
         assert counted.unbroken, counted
@@ -134,7 +135,7 @@ class Guarded:
         last = self.source.serial.last
         assert last is not None
         enough = last.checked + SPEC.checks_of_everything
-        await self.source.wait_beat(lambda beat: beat.checked >= enough, STEP_SECONDS)
+        await self.source.wait_beat(lambda beat: beat.checked >= enough, GUEST_SECONDS)
         beats = self.source.serial.beats
         assert [beat.number for beat in beats] == list(range(beats[0].number, beats[-1].number + 1))
         assert beats[-1].bad == 0
@@ -167,6 +168,9 @@ class Guarded:
         """What every process said, for the reader of a failure."""
         paths = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.err")])
         told = [f"--- {path.name}\n{path.read_text(errors='replace')}" for path in paths]
+        for vm in (self.source, self.destination):
+            said = f"{len(vm.serial.beats)} beats, the last {vm.serial.last}"
+            told += [f"--- guest of the {vm.name}", said]
         for side in Side:
             for record in self.journal(side):
                 told += [f"--- journal of the {side.value}", *(repr(entry) for entry in record.entries)]
