@@ -83,6 +83,7 @@ log = structlog.get_logger("korora.worker")
 
 SAMPLE_SECONDS: Final = 1.0
 LAG_SECONDS: Final = 0.25  # how often the loop's lag is looked at
+BUSY_SECONDS: Final = 1.0  # between looks at a hand-over that another process is at work on
 _GC_ALLOCATIONS: Final = 10_000  # the default 700 costs 3 % of a relay's time
 
 
@@ -301,16 +302,17 @@ class Worker:
 
     async def _readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
         """See ``Readopt``: the journal says how far the hand-over had come."""
-        config, handovers = self._config, self._handovers
-        if config is None or handovers is None:
+        handovers = self._handovers
+        if handovers is None:
             pipes.leave()  # the daemon is coming up or going down
             return None
-        try:
-            party = await handovers.readopt(session_id, pipes, reach(Path(config.identity)))
-        except JournalBusy:
-            pipes.leave()
-            return None
-        return await lost(session_id, pipes) if party is None else verdict_on(party.record)
+        while True:
+            try:
+                party = await handovers.readopt(session_id, pipes, reach(self._identity()))
+            except JournalBusy:  # somebody's korora handover recover, say
+                await asyncio.sleep(BUSY_SECONDS)
+            else:
+                return await lost(session_id, pipes) if party is None else verdict_on(party.record)
 
     def _identity(self) -> Path:
         return Path("" if self._config is None else self._config.identity)
