@@ -64,25 +64,30 @@ def reach(identity: Path) -> Callable[[Record], Contact | None]:
 
 
 async def recover_for_ever(handovers: Handovers, identity: Callable[[], Path]) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change."""
-    while True:
-        try:
-            await handovers.recover(reach(identity()))
-        except (RelayError, CryptoError, OSError) as error:
-            log.warning("hand-overs could not be looked after", reason=str(error))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECOVERY_SECONDS):
-                await handovers.left.wait()
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change.
+
+    What is left while an earlier round is still at work does not wait for its end.
+    """
+    rounds: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            one = asyncio.create_task(handovers.recover(reach(identity())))
+            rounds.add(one)
+            one.add_done_callback(rounds.discard)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await handovers.left.wait()
+    finally:
+        for one in rounds:
+            one.cancel()
+        await asyncio.gather(*rounds, return_exceptions=True)
 
 
 async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
     """What an earlier migration to the same relay left: it would be in the next one's way."""
-    for record in await asyncio.to_thread(handovers.unsettled):
-        if record.side is Side.SOURCE and record.head.address == address:
-            try:
-                await handovers.recover_one(record, reach(identity)(record))
-            except (RelayError, CryptoError, OSError) as error:
-                log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
+    await handovers.recover(
+        reach(identity), lambda record: record.side is Side.SOURCE and record.head.address == address
+    )
 
 
 def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: Path, seconds: int) -> None:

@@ -5,27 +5,27 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
+from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import (
     HypervisorFailed,
     JournalBusy,
-    JournalError,
     PeerRefused,
     PolicyRefused,
+    RelayError,
 )
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Hypervisor
-from proxy.limits import ERRAND_SECONDS_MAX
+from proxy.limits import ERRAND_SECONDS_MAX, RECOVERIES_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
@@ -62,6 +62,8 @@ class Handovers:
         self._untold: set[tuple[str, Side]] = set()
         """Hand-overs of destinations here whose sources have not heard yet how they ended."""
         self._told = Signal()
+        self._recovering: set[tuple[str, Side]] = set()
+        self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         self.left = Signal()
         """For whoever recovers: a session has left something unsettled."""
 
@@ -187,14 +189,30 @@ class Handovers:
             if not record.settled and _key(record) not in self._live and not holds_on(record.head.holder)
         ]
 
-    async def recover(self, reach: Reach) -> None:
-        """Go through what is unsettled once, and do what can be done."""
-        for record in await asyncio.to_thread(self.unsettled):
-            with suppress(JournalBusy):
-                try:
-                    await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
-                except (JournalError, HypervisorFailed) as error:
-                    log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+    async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> None:
+        """Go through what is unsettled, and ``wanted``, once, and do what can be done.
+
+        Several at a time, and beside an earlier call that still has others in hand: one may take a minute, and a
+        machine that runs nowhere must not wait for that.
+        """
+        records = await asyncio.to_thread(self.unsettled)
+        await asyncio.gather(*(self._recover_in_turn(record, reach) for record in records if wanted(record)))
+
+    async def _recover_in_turn(self, record: Record, reach: Reach) -> None:
+        key = _key(record)
+        if key in self._recovering:
+            return
+        self._recovering.add(key)
+        try:
+            async with self._turns:
+                contact = reach(record) if record.side is Side.SOURCE else None
+                await self.recover_one(record, contact)
+        except JournalBusy:
+            pass
+        except (RelayError, CryptoError, OSError) as error:
+            log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+        finally:
+            self._recovering.discard(key)
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
         """xl's pipes have come back after the process that had its session died: see the hand-over through.
