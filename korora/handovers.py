@@ -77,29 +77,38 @@ async def recover_for_ever(
 ) -> None:
     """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
 
+    What is left while an earlier round is still at work does not wait for its end.
+
     Args:
         handovers: of this process.
         how: destinations are reached; may change.
         told: what stays unsettled, after each look; see ``Handovers.recover``.
     """
-    while True:
+
+    async def look() -> None:
         try:
             told(await handovers.recover(how()))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECOVERY_SECONDS):
-                await handovers.left.wait()
+
+    rounds: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            one = asyncio.create_task(look())
+            rounds.add(one)
+            one.add_done_callback(rounds.discard)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await handovers.left.wait()
+    finally:
+        for one in rounds:
+            one.cancel()
+        await asyncio.gather(*rounds, return_exceptions=True)
 
 
 async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None:
     """What an earlier migration to the same relay left: it would be in the next one's way."""
-    for record in await asyncio.to_thread(handovers.unsettled):
-        if record.side is Side.SOURCE and record.head.address == address:
-            try:
-                await handovers.recover_one(record, how(record))
-            except (RelayError, CryptoError, OSError) as error:
-                log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
+    await handovers.recover(how, lambda record: record.side is Side.SOURCE and record.head.address == address)
 
 
 def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: Path, seconds: int) -> None:

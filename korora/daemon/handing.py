@@ -1,7 +1,9 @@
 """Hand-overs in a worker: those of its sessions, those that come back with xl's pipes, and what the journal has."""
 
+import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Final
 
 from korora.daemon import build
 from korora.daemon.config import Config
@@ -13,6 +15,8 @@ from proxy.endpoints.handed import HandedPipes
 from proxy.errors import JournalBusy
 from proxy.handover.record import UNREADABLE, Record
 from proxy.shell.handovers import Handovers, Reach
+
+BUSY_SECONDS: Final = 0.5  # between attempts at a hand-over that another process is at work on
 
 
 class Handing:
@@ -57,9 +61,10 @@ class Handing:
         if self.handovers is None:
             pipes.leave()  # the daemon is coming up
             return None
-        try:
-            party = await self.handovers.readopt(session_id, pipes, self._reach())
-        except JournalBusy:
-            pipes.leave()
-            return None
-        return await lost(session_id, pipes) if party is None else verdict_on(party.record)
+        while True:
+            try:
+                party = await self.handovers.readopt(session_id, pipes, self._reach())
+            except JournalBusy:  # somebody's korora handover recover, say
+                await asyncio.sleep(BUSY_SECONDS)
+            else:
+                return await lost(session_id, pipes) if party is None else verdict_on(party.record)

@@ -39,7 +39,7 @@ from proxy.status import SessionStatus
 
 log = structlog.get_logger("korora")
 
-HAND_OVERS_MAX: Final = 16  # of one session: a daemon that dies of it each time must not be asked for ever
+HAND_OVERS_MAX: Final = 16  # a daemon had the pipes: one that dies of it each time must not be asked for ever
 _BACKOFF_SECONDS: Final = 0.1  # before the second attempt to reach it; doubled for each further one
 _BACKOFF_SECONDS_MAX: Final = 2.0
 _NOBODY: Final = (FileNotFoundError, ConnectionRefusedError)
@@ -147,6 +147,8 @@ class _Holder:
         self._order, self._pipes = order, pipes
         self._status: SessionStatus | None = None
         self._session: str | None = None
+        self._taken = False
+        """Whether the last daemon that was asked had the pipes."""
         self._daemon: socket.socket | None = None
         self._signal: int | None = None
         self._task: asyncio.Task[Verdict] | None = None
@@ -203,18 +205,27 @@ class _Holder:
         Raises:
             DaemonLost: there was none in time, or too many.
         """
-        for _ in range(HAND_OVERS_MAX):
+        taken, pause = 0, _BACKOFF_SECONDS
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._order.patience_seconds
+        while True:
+            self._taken = False
             try:
                 return await self._carried(daemon)
             except _Gone:
                 pass
             if not self._pipes.whole:
                 raise DaemonLost(f"the daemon at {self._order.socket} ended after it had closed xl's pipes")
+            if self._taken:
+                taken, pause = taken + 1, _BACKOFF_SECONDS
+                deadline = loop.time() + self._order.patience_seconds
+            if taken == HAND_OVERS_MAX:
+                raise DaemonLost(f"the daemon at {self._order.socket} went away {HAND_OVERS_MAX} times")
             log.warning("the daemon is away", session=self._short, seconds_max=self._order.patience_seconds)
-            daemon = await self._again()
+            # One that is there and hangs up at once has no worker just now: it need not be asked ten times a second.
+            daemon = await self._again(pause, deadline)
+            pause = min(2 * pause, _BACKOFF_SECONDS_MAX)
             log.warning("the daemon is back", session=self._short)
-        daemon.close()
-        raise DaemonLost(f"the daemon at {self._order.socket} went away {HAND_OVERS_MAX} times")
 
     @property
     def _short(self) -> str | None:
@@ -249,7 +260,7 @@ class _Holder:
             case Taken(session):
                 if self._session is None:
                     log.info("the daemon has xl's pipes", session=session[:8])
-                self._session = session
+                self._session, self._taken = session, True
             case Moved(status):
                 self._status = status
             case LetGo(output_only):
@@ -270,15 +281,18 @@ class _Holder:
         except ValueError:
             raise _Gone from None
 
-    async def _again(self) -> socket.socket:
+    async def _again(self, pause: float, deadline: float) -> socket.socket:
         """The next daemon.
+
+        Args:
+            pause: seconds before it is asked; doubled for each further time.
+            deadline: until when, by the loop's clock.
 
         Raises:
             DaemonLost: there is none in time.
         """
-        pause = _BACKOFF_SECONDS
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._order.patience_seconds):
+            async with asyncio.timeout_at(deadline):
                 while True:
                     await asyncio.sleep(pause)
                     try:

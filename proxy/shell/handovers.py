@@ -25,7 +25,7 @@ from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
-from proxy.limits import ERRAND_SECONDS_MAX
+from proxy.limits import ERRAND_SECONDS_MAX, RECOVERIES_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
@@ -62,6 +62,8 @@ class Handovers:
         self._untold: set[tuple[str, Side]] = set()
         """Hand-overs of destinations here whose sources have not heard yet how they ended."""
         self._told = Signal()
+        self._recovering: set[tuple[str, Side]] = set()
+        self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         self.left = Signal()
         """For whoever recovers: a session has left something unsettled."""
 
@@ -217,31 +219,36 @@ class Handovers:
         busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
         return _key(record) in self._live or record.head.monitor in busy or holds_on(record.head.holder)
 
-    async def recover(self, reach: Reach) -> list[Record]:
-        """Go through what is unsettled once, and do what can be done.
+    async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> list[Record]:
+        """Go through what is unsettled, and ``wanted``, once, and do what can be done.
+
+        Several at a time, and beside an earlier call that still has others in hand: one may take a minute, and a
+        machine that runs nowhere must not wait for that.
 
         Returns:
             what stays unsettled. A hand-over that a session or another process is at work on is among it once it is
             more than OPEN: it takes moments, or something is wrong.
         """
-        left = []
-        for record in await asyncio.to_thread(self._unfinished):
-            after, at_work = await self._recovered(record, reach)
-            if not (after.settled or (at_work and after.state is State.OPEN)):
-                left.append(after)
-        return left
+        records = [record for record in await asyncio.to_thread(self._unfinished) if wanted(record)]
+        after = await asyncio.gather(*(self._recovered(record, reach) for record in records))
+        return [left for left, at_work in after if not (left.settled or (at_work and left.state is State.OPEN))]
 
     async def _recovered(self, record: Record, reach: Reach) -> tuple[Record, bool]:
         """How a hand-over stands after an attempt to finish it; and whether that was left to somebody else."""
-        if self._at_work(record):
+        key = _key(record)
+        if self._at_work(record) or key in self._recovering:
             return record, True
+        self._recovering.add(key)
         try:
-            party = await self.recover_one(record, _reached(reach, record))
+            async with self._turns:
+                party = await self.recover_one(record, _reached(reach, record))
         except JournalBusy:
             return record, True
         except (RelayError, CryptoError, OSError) as error:
             log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
             return record, False
+        finally:
+            self._recovering.discard(key)
         return (record if party is None else party.record), False
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,23 @@ def test_a_daemon_that_dies_of_it_each_time(daemon: Daemon) -> None:
     code, words = xl.wait()
     assert (code, f"went away {HAND_OVERS_MAX} times" in words) == (6, True), words
     assert xl.rest() == b""
+
+
+def test_a_daemon_that_has_no_worker_for_a_while(daemon: Daemon) -> None:
+    """It hangs up at once each time: it is asked ever more slowly, and xl's pipes are not given up over that."""
+    xl = daemon.transport()
+    with daemon.accept() as sock:
+        asked(sock)
+        say(sock, "taken", session=SESSION)
+    began = time.monotonic()
+    for _ in range(5):
+        daemon.accept().close()
+    with daemon.accept() as sock:
+        request, _ = asked(sock)
+        assert request["session"] == SESSION
+        assert time.monotonic() - began > 3.0  # 0.1 + 0.2 + 0.4 + 0.8 + 1.6
+        say(sock, "verdict", code=0)
+        assert xl.wait()[0] == 0
 
 
 @pytest.mark.parametrize(
