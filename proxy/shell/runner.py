@@ -156,20 +156,21 @@ class Runner(Guarded):
         Raises:
             RelayError, CryptoError: what ended it early. The hypervisors and the peer have been told.
         """
-        self._main = asyncio.current_task()
+        self._main = main = asyncio.current_task()
+        before = main.cancelling() if main is not None else 0
         cancelled = False
         try:
             if self._failure is None:  # stop() may have come before us
                 await self._conduct()
         except asyncio.CancelledError:
-            # Either a task of ours failed and woke us, or somebody called stop().
+            # Either a task of ours failed and woke us, or somebody cancelled us, or both at once.
             cancelled = self._failure is None
+            if not cancelled and main is not None:
+                cancelled = main.uncancel() > before
             if cancelled:
-                self._failure = PeerLost("the relay is stopping")
+                self._failure = self._failure or PeerLost("the relay is stopping")
                 if self.guard is not None:
                     self.guard.stop()  # nobody is left who could wait for the peer
-            elif self._main is not None:
-                self._main.uncancel()
         except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
             self._failure = self._failure or error
         finally:
