@@ -279,3 +279,17 @@ def test_a_relay_that_ends_while_its_session_fails_ends(
             assert task.cancelled()
 
     run(story(), STORY_SECONDS_MAX)
+
+
+def test_a_machine_that_has_moved_has_moved(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """Whether the toolstack can be asked about what it left here is no matter of the session's verdict."""
+
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            both.world.at["source write done after"] = lambda: both.lives[Side.SOURCE].failures.update(departing=1)
+            await both.migrate()
+            await until(lambda: len(both.ended) == 2)
+            assert [ended.error for ended in both.ended.values()] == [None, None]
+            await end_of(both)
+
+    run(story(), STORY_SECONDS_MAX)
