@@ -25,7 +25,7 @@ from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
-from proxy.limits import ERRAND_SECONDS_MAX, RECOVERIES_MAX
+from proxy.limits import ENDED_SESSIONS_MAX, ERRAND_SECONDS_MAX, RECOVERIES_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
@@ -59,8 +59,8 @@ class Handovers:
     def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
         self._live: dict[tuple[str, Side], Guard] = {}
-        self._untold: set[tuple[str, Side]] = set()
-        """Hand-overs of destinations here whose sources have not heard yet how they ended."""
+        self._untold: dict[tuple[str, Side], None] = {}
+        """Hand-overs of destinations here whose sources have not heard yet how they ended, the oldest first."""
         self._told = Signal()
         self._recovering: set[tuple[str, Side]] = set()
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
@@ -86,7 +86,9 @@ class Handovers:
         key = _key(guard.party.record)
         self._live.pop(key, None)
         if guard.detached and key[1] is Side.DESTINATION and guard.party.decided and not guard.heard_of:
-            self._untold.add(key)
+            while len(self._untold) >= ENDED_SESSIONS_MAX:
+                del self._untold[next(iter(self._untold))]  # its source may never come
+            self._untold[key] = None
         guard.close()
         if not guard.party.record.settled:
             self.left.wake()
@@ -140,8 +142,9 @@ class Handovers:
         event, why = event_of(word), printable(word.why)
         if guard is not None:
             _same_peer(guard.party.record, peer)
-            self._has_heard(key)
-            guard.heard_of = True
+            if word.state != "asked":
+                self._has_heard(key)
+                guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
             return _standing(guard.party)
@@ -154,9 +157,9 @@ class Handovers:
         party = self._bare(file)
         try:
             _same_peer(file.record, peer)
-            self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
+            self._has_heard(key)
             await _look(party)
             if event is not None:
                 await party.tell(event, why)
@@ -167,7 +170,7 @@ class Handovers:
             party.close()
 
     def _has_heard(self, key: tuple[str, Side]) -> None:
-        self._untold.discard(key)
+        self._untold.pop(key, None)
         self._told.wake()
 
     def _bare(self, file: JournalFile) -> Party:

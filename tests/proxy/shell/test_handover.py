@@ -12,6 +12,7 @@ import pytest
 
 from crypto.tls import TlsConfig
 from proxy.endpoints.sockets import listen_tcp, readable
+from proxy.errors import PeerLost
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
 from proxy.hypervisors.base import CopyState, Vm
@@ -329,5 +330,47 @@ def test_the_process_that_has_it_is_asked_where_there_are_several(
                 listener.close()
             assert both.world.copies == {Side.SOURCE: CopyState.ABSENT, Side.DESTINATION: CopyState.RUNNING}
             assert both.states() == {Side.SOURCE: State.DONE, Side.DESTINATION: State.DONE}
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+def test_a_relay_that_ends_while_its_session_fails_ends(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    """Both reach the session as one cancellation; it must not take it for its own, and wait for its peer for ever."""
+
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            committed = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def lose() -> None:
+                both.middle.silent = both.middle.refuses = True
+                loop.call_soon_threadsafe(committed.set)
+
+            both.world.at["source write committed after"] = lose
+            await both.migrate()
+            await committed.wait()
+            assert both.departing is not None
+            assert both.departing.current is not None
+            (task,) = both.tasks[Side.SOURCE]
+            both.departing.current.fail(PeerLost("at the same moment"))
+            task.cancel()
+            await asyncio.wait({task}, timeout=STORY_SECONDS_MAX / 2)
+            assert task.cancelled()
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+def test_a_machine_that_has_moved_has_moved(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """Whether the toolstack can be asked about what it left here is no matter of the session's verdict."""
+
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            both.world.at["source write done after"] = lambda: both.lives[Side.SOURCE].failures.update(departing=1)
+            await both.migrate()
+            await until(lambda: len(both.ended) == 2)
+            assert [ended.error for ended in both.ended.values()] == [None, None]
+            await end_of(both)
 
     run(story(), STORY_SECONDS_MAX)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from crypto.errors import AuthenticationError
-from proxy.errors import ConfigurationError, RelayError
+from crypto.keys import SessionId
+from proxy.control import PROTOCOL_VERSION, Recover
+from proxy.errors import ConfigurationError, PolicyRefused, RelayError
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState, Vm
@@ -158,3 +160,17 @@ def test_a_destination_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path
     run(left.recover())
     (record,) = left.handovers.unsettled()  # it could not be reached
     assert record.state is State.ABORTED
+
+
+def test_only_its_own_source_s_coming_is_counted(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.ABORTED, side=Side.DESTINATION)
+    key = ("1" * 32, Side.DESTINATION)
+    left.handovers._untold[key] = None
+    session = SessionId(bytes.fromhex("1" * 32))
+    with pytest.raises(PolicyRefused):
+        run(left.handovers.answer("another", session, Recover(PROTOCOL_VERSION, session, "aborted")))
+    run(left.handovers.answer("there", session, Recover(PROTOCOL_VERSION, session, "asked")))
+    assert left.handovers.untold == 1
+    run(left.handovers.answer("there", session, Recover(PROTOCOL_VERSION, session, "aborted")))
+    assert left.handovers.untold == 0
