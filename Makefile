@@ -2,19 +2,21 @@
 #
 #   make setup    .venv with locked, hash-checked dependencies and the commands of the project; quick when nothing changed
 #   make system   what lies outside Python: packages by apt, a QEMU that works under TCG, a guest kernel, promtool,
-#                 Xen's stream verifier
+#                 Xen's stream verifier, the image of a Xen host
 #   make demo     a real virtual machine migrates through two relays on this machine
 #   make check    format, lint, types, layering
 #   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
 #   make e2e      only the tests that drive real hypervisors
+#   make e2e-xen  only those with two real Xen hosts, the slow ones too
 #   make bench    what the relay pair costs, step by step, beside its peers and under QEMU, and what encoding pages
 #                 saves: one run, below sixteen minutes
+#   make model    every order of faults in a hand-over, as far as the model goes: minutes, and 8 GiB of memory
 #   make soak     relays under load and faults for 15 minutes: all exact, and level at the end  (SOAK_SECONDS, SOAK_SEED)
 #   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test e2e check format bench soak lock
+.PHONY: help setup system system-demo demo test e2e e2e-xen check format bench model soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,14 +28,18 @@ help:
 setup:
 	@deploy/rig/setup-venv $(VENV)
 
-system:
+system-demo:
 	@deploy/rig/system-packages run
 	@deploy/rig/fetch-qemu
 	@deploy/rig/fetch-kernel
+
+# After setup: the image's Python modules are fetched with the pip of the virtual environment.
+system: setup system-demo
 	@deploy/rig/fetch-promtool
 	@deploy/rig/fetch-verify-stream
+	@deploy/rig/fetch-xen
 
-demo: setup system
+demo: setup system-demo
 	$(BIN)/korora demo
 
 test: setup system
@@ -41,6 +47,9 @@ test: setup system
 
 e2e: setup system
 	$(BIN)/python -m pytest -m 'e2e' $(PYTEST_ARGS)
+
+e2e-xen: setup system
+	$(BIN)/python -m pytest -m 'xen' tests/e2e/xen $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -55,6 +64,10 @@ format: setup
 bench: setup system
 	@deploy/rig/system-packages bench
 	$(BIN)/python -m bench
+
+model: setup
+	@deploy/rig/system-packages run
+	$(BIN)/python -m tests.model
 
 SOAK_SECONDS ?= 900
 SOAK_SEED ?=

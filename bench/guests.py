@@ -28,7 +28,7 @@ from korora.demo.errors import DemoError
 from korora.demo.guest import GuestSpec
 from korora.demo.qemu import Machine as GuestMachine
 from korora.demo.qemu import QemuChoice, QemuVm, find_guest_files, find_qemu
-from korora.demo.qmp import QmpError
+from proxy.hypervisors.monitor import QmpError
 
 BANDWIDTH_MAX: Final = 1 << 40  # bytes a second: none that matters
 CACHE_BYTES: Final = 256 * 1024 * 1024  # of xbzrle: more than the guests have touched

@@ -25,9 +25,9 @@ from bench.spread import Spread, median_of, number_text, spread_text, table
 from korora.demo.errors import DemoError
 from korora.demo.guest import GuestSpec, initramfs
 from korora.demo.qemu import BOOT_SECONDS, Machine, QemuVm, find_guest_files, find_qemu
-from korora.demo.qmp import QmpError
 from korora.demo.relays import Identities, RelayPair, free_port, issue_identities
 from korora.demo.serial import continuity
+from proxy.hypervisors.monitor import QmpError
 
 MiB: Final = 1024 * 1024
 BANDWIDTH_MAX: Final = 1 << 40  # bytes a second: none that matters

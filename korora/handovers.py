@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,11 +19,11 @@ from proxy.endpoints.spec import parse_address
 from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
-from proxy.hypervisors.base import Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor
 from proxy.limits import RECOVERY_SECONDS
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal
 
 log = structlog.get_logger("korora.handover")
@@ -37,8 +37,13 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
     """
     if kind == "xl":
         from proxy.hypervisors.xl import XlToolstack
+        from proxy.hypervisors.xl_monitor import XlMonitors
 
-        return XlToolstack()
+        return XlToolstack(monitors=XlMonitors())
+    if kind == "qmp" and monitor:
+        from proxy.hypervisors.qmp import QemuMonitor
+
+        return QemuMonitor(Path(monitor))
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
@@ -47,26 +52,39 @@ def open_handovers(state: Path) -> Handovers:
     return Handovers(Journal(state), toolstack)
 
 
-def reach(identity: Path) -> Callable[[Record], Contact | None]:
-    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to."""
+def reach(identity: Path, rules: PeerRules | None = None) -> Reach:
+    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to.
+
+    Args:
+        identity: of this host.
+        rules: what sessions demand of peers besides a name: their pins, and how keys are exchanged.
+    """
+    demanded = rules or PeerRules()
 
     def contact(record: Record) -> Contact | None:
         if not record.head.address:
             return None
         host, port = parse_address(record.head.address, "the journal's address")
-        tls = TlsConfig(
-            Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules(frozenset({record.head.peer}))
-        )
+        only = replace(demanded, names=frozenset({record.head.peer}))
+        tls = TlsConfig(Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, only)
         return Contact(tls, Peer(host, port))
 
     return contact
 
 
-async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled."""
+async def recover_for_ever(
+    handovers: Handovers, how: Callable[[], Reach], told: Callable[[list[Record]], None] = lambda _: None
+) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
+
+    Args:
+        handovers: of this process.
+        how: destinations are reached; may change.
+        told: what stays unsettled, after each look; see ``Handovers.recover``.
+    """
     while True:
         try:
-            await handovers.recover(reach(identity))
+            told(await handovers.recover(how()))
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
         with suppress(TimeoutError):
@@ -74,12 +92,12 @@ async def recover_for_ever(handovers: Handovers, identity: Path) -> None:
                 await handovers.left.wait()
 
 
-async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
+async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None:
     """What an earlier migration to the same relay left: it would be in the next one's way."""
     for record in await asyncio.to_thread(handovers.unsettled):
         if record.side is Side.SOURCE and record.head.address == address:
             try:
-                await handovers.recover_one(record, reach(identity)(record))
+                await handovers.recover_one(record, how(record))
             except (RelayError, CryptoError, OSError) as error:
                 log.warning("an earlier hand-over stays", session=record.head.session[:8], reason=str(error))
 
@@ -92,7 +110,7 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
             return
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "korora", "handover", "recover", session),
+                *(sys.executable, "-P", "-m", "korora", "handover", "recover", session),
                 *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
             ],
             stdin=subprocess.DEVNULL,
@@ -128,7 +146,8 @@ _ADVICE: Final = {
     (Side.SOURCE, State.COMMITTED): "it may run at the peer; reach that relay: korora handover recover --wait 600",
     (Side.SOURCE, State.ABORTED): "it runs here; the peer is to be told: korora handover recover",
     (Side.SOURCE, State.DONE): "it runs at the peer; the copy here is to go: korora handover recover",
-    (Side.SOURCE, State.DOUBT): "look at both hosts, then korora handover resolve --run-here or --give-up",
+    (Side.SOURCE, State.DOUBT): "look at both hosts, then korora handover resolve, here or there",
+    (Side.DESTINATION, State.UNDOING): "its copy here is to go: korora handover recover",
     (Side.DESTINATION, State.OPEN): "the relay here clears up by itself: korora handover recover",
     (Side.DESTINATION, State.PREPARED): "the source has to say how it ends; its relay does so once it is back",
     (Side.DESTINATION, State.VOTED): "the source has to say how it ends; its relay does so once it is back",
@@ -147,9 +166,11 @@ async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
     hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
     try:
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        copy = (await look(record.vm)).value if record.vm.name else "unknown: the stream had not told its name"
+        copy = (await look(record.vm)).value if record.begun else "unknown: it had not begun"
     except RelayError as error:
         copy = f"unknown: {error}"
+    finally:
+        hypervisor.let_go()
     peer = "unknown: it calls this side, and has not"
     if record.side is Side.SOURCE:
         try:
@@ -187,6 +208,18 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
         HypervisorFailed: it could not be done.
     """
     before = record.state
+    if run_here:
+        hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
+        look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
+        try:
+            standing = await look(record.vm)
+        finally:
+            hypervisor.let_go()
+        if standing is CopyState.ABSENT:
+            raise ConfigurationError(
+                f"there is no copy of {record.vm.name or 'the machine'} here to run",
+                "run the one at the peer: korora handover resolve --run-here there, --give-up here",
+            )
     event = Event.RUN_HERE if run_here else Event.GIVE_UP
     party = await handovers.recover_one(record, None, operator=event)
     if party is None:

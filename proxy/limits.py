@@ -101,6 +101,18 @@ XL_REVIVE_SECONDS_MAX: Final = 60.0  # a pretended migration: about a second
 XL_OUTPUT_BYTES_MAX: Final = MIB  # what one command may say; a line of xl list has about 150 bytes
 XL_DOMAINS_MAX: Final = 4096  # in one list
 XL_GONE_POLL_SECONDS: Final = 0.2  # between looks at a domain that is being destroyed
+# ---- a QEMU's monitor
+QMP_LINE_BYTES_MAX: Final = MIB  # one answer; the longest in use here is a few KiB
+QMP_EVENTS_MAX: Final = 10_000  # kept of one connection; a migration sends one a pass
+QMP_CONNECTS_MAX: Final = 20  # one after the other: a QEMU that ends breaks what waits at its socket, then refuses
+QMP_ANSWER_SECONDS_MAX: Final = 15.0  # QEMU answers at once unless its main loop is stuck
+QMP_KEEP_SECONDS: Final = 5.0  # between two looks at the QEMU that may migrate next: it may be another by now
+QMP_POLL_SECONDS: Final = 1.0  # asked again without an event: its capability may have been turned off
+QMP_STUCK_SECONDS: Final = 2.0  # cancelling takes milliseconds; then what QEMU 7.2 may be stuck in is undone
+QMP_REVIVE_SECONDS_MAX: Final = 60.0  # to cancel and to run; the destination's QEMU may hold the disks' locks meanwhile
+QMP_QUIT_SECONDS_MAX: Final = 30.0  # QEMU flushes its disks first
+QMP_RETRY_SECONDS: Final = 0.05  # from a step of QEMU's to the state that follows from it, of which no event tells
+QMP_TAKE_SECONDS_MAX: Final = 60.0  # the source's has given all, the rest of it is in the relays or being loaded
 
 # ---- local transport
 PIPE_BYTES: Final = MIB  # F_SETPIPE_SZ: fewer wake-ups than the default 64 KiB

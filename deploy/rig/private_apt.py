@@ -175,8 +175,11 @@ class PrivateApt:
                 raise RigError(f"{package} needs more than {PACKAGES_MAX} libraries: is this Debian {self.suite}?")
         return found
 
-    def unpack(self, packages: Iterable[str], into: Path) -> None:
-        """Download `packages` (signatures checked by apt) and unpack their files into `into`."""
+    def unpack(self, packages: Iterable[str], into: Path) -> list[str]:
+        """Download `packages` (signatures checked by apt) and unpack their files into `into`.
+
+        Returns NAME_VERSION_ARCHITECTURE of each.
+        """
         archives = self.folder / "cache" / "download"
         shutil.rmtree(archives, ignore_errors=True)
         archives.mkdir(parents=True)
@@ -190,6 +193,7 @@ class PrivateApt:
         for archive in got:
             run(["dpkg", "-x", str(archive), str(into)])
         shutil.rmtree(archives)
+        return [archive.stem for archive in got]
 
 
 def debian_mirror() -> str:

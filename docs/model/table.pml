@@ -176,26 +176,25 @@ inline destination_step(event)
         if
         :: event == WHOLE -> d_state = ASKED; d_todo = APPROVE
         :: event == MISSING -> d_state = ABORTED; d_todo = WRITE | (SAY << 4)
-        :: event == FAILED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
-        :: event == LOST -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
-        :: event == RESTARTED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
-        :: event == PEER_ABORTED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
+        :: event == FAILED -> d_state = UNDOING; d_todo = DESTROY
+        :: event == LOST -> d_state = UNDOING; d_todo = DESTROY
+        :: event == RESTARTED -> d_state = UNDOING; d_todo = DESTROY
+        :: event == PEER_ABORTED -> d_state = UNDOING; d_todo = DESTROY
         :: else
         fi
     :: d_state == ASKED ->
         if
         :: event == APPROVED -> d_state = PREPARED; d_todo = WRITE | (RELEASE << 4) | (SAY << 8)
         :: event == MISSING -> d_state = ABORTED; d_todo = WRITE | (SAY << 4)
-        :: event == FAILED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
-        :: event == LOST -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
-        :: event == PEER_ABORTED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
+        :: event == FAILED -> d_state = UNDOING; d_todo = DESTROY
+        :: event == LOST -> d_state = UNDOING; d_todo = DESTROY
+        :: event == PEER_ABORTED -> d_state = UNDOING; d_todo = DESTROY
         :: else
         fi
     :: d_state == PREPARED ->
         if
         :: event == TOOK -> d_state = VOTED; d_todo = WRITE | (SAY << 4)
         :: event == MISSING -> d_state = ABORTED; d_todo = WRITE | (SAY << 4)
-        :: event == FAILED -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
         :: event == RUN_HERE -> d_state = COMMITTED; d_todo = WRITE | (TAKE << 4)
         :: event == GIVE_UP -> d_state = UNDOING; d_todo = WRITE | (DESTROY << 4)
         :: event == PEER_VOTED -> d_state = PREPARED; d_todo = TAKE
@@ -270,7 +269,6 @@ inline destination_step(event)
     (event) == PEER_ABORTED && d_state == ASKED || \
     (event) == TOOK && d_state == PREPARED || \
     (event) == MISSING && d_state == PREPARED || \
-    (event) == FAILED && d_state == PREPARED || \
     (event) == RUN_HERE && d_state == PREPARED || \
     (event) == GIVE_UP && d_state == PREPARED || \
     (event) == PEER_VOTED && d_state == PREPARED || \

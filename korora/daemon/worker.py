@@ -25,7 +25,8 @@ from korora.daemon import build
 from korora.daemon.admission import Admission
 from korora.daemon.config import XL, Config
 from korora.daemon.departing import WayIn, XlErrand
-from korora.daemon.kept import keep
+from korora.daemon.handing import Handing
+from korora.daemon.kept import keep_or_tell, tell
 from korora.daemon.messages import (
     SAMPLE_SESSIONS,
     Begun,
@@ -55,7 +56,7 @@ from korora.errors import complain, line_of
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
-from korora.xl.desk import Desk, lost
+from korora.xl.desk import Desk
 from korora.xl.words import Carry
 from proxy.endpoints.handed import HandedIngress, HandedPipes
 from proxy.endpoints.sockets import GivenIngress
@@ -104,6 +105,7 @@ class Worker:
     def __init__(self, sock: socket.socket, index: int, observer: Observer) -> None:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
+        self._index = index
         self._random = tokens_of(index)
         self._over: asyncio.Future[int] = self._loop.create_future()
         self._config: Config | None = None
@@ -114,12 +116,14 @@ class Worker:
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
         self._xl_max = 0
-        self._desk = Desk(self._xl_session, lost, heard=self._greeted, idle=self._maybe_drained)
+        self._handing = Handing(observer)
+        self._desk = Desk(self._xl_session, self._handing.readopt, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
         self._stopping: RelayError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._services: list[asyncio.Task[None]] = []
         self._lag = 0.0
         # One configuration after the other, and each before what follows it.
         self._wire = Wire(sock, ToWorker, take=self._hear, gone=self._orphaned)  # type: ignore[arg-type]
@@ -130,11 +134,11 @@ class Worker:
             # A terminal's Ctrl-C goes to the whole group; it is the parent's to decide what follows. Not SIG_IGN, which
             # the commands of exec: would inherit.
             self._loop.add_signal_handler(number, lambda: None)
-        services = [asyncio.create_task(self._sample()), asyncio.create_task(self._watch_lag())]
+        self._services += [asyncio.create_task(self._sample()), asyncio.create_task(self._watch_lag())]
         try:
             return await self._over
         finally:
-            for task in services:
+            for task in self._services:
                 task.cancel()
             await self._desk.close()
             if self._destination is not None:
@@ -142,7 +146,7 @@ class Worker:
             for way in list(self._ways.values()):
                 way.task.cancel()
             ways = [way.task for way in self._ways.values()]
-            await asyncio.gather(*services, *ways, return_exceptions=True)
+            await asyncio.gather(*self._services, *ways, return_exceptions=True)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._host_store is not None:
                 await asyncio.to_thread(self._host_store.close)
@@ -213,6 +217,8 @@ class Worker:
             return
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
+        if self._handing.configure(config) and self._index == 0:  # one of us is enough
+            self._services.append(asyncio.create_task(self._handing.recover()))
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -222,6 +228,9 @@ class Worker:
             sessions_max=message.arriving_max,
             paging=build.paging_of(config, self._host_store),
             tenants=build.tenants(config),
+            handovers=self._handing.handovers,
+            monitors=build.monitors(config),
+            guarded=build.guarded(config),
             random=self._random,
             admit=self._admission.admit,
         )
@@ -237,7 +246,7 @@ class Worker:
             ingress = config.ingress_named(name)
             if ingress is not None:
                 where = build.destination_of(config, ingress, self._host_store)
-                way.source.reconfigure(credentials.clients[ingress.peer], where)
+                way.source.reconfigure(credentials.clients[ingress.peer], where, build.monitor_of(ingress))
         self._wire.send(Configured(message.generation))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -255,7 +264,12 @@ class Worker:
             return
         where = build.destination_of(config, ingress, self._host_store)
         source = Source(
-            credentials.clients[ingress.peer], where, given, begun=lambda runner: self._opened(runner, name)
+            credentials.clients[ingress.peer],
+            where,
+            given,
+            begun=lambda runner: self._opened(runner, name),
+            handovers=self._handing.handovers,
+            monitor=build.monitor_of(ingress),
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
@@ -272,7 +286,14 @@ class Worker:
             begun()
             self._opened(runner, XL)
 
-        source = Source(credentials.clients[client], where, HandedIngress(), begun=opened)
+        source = Source(
+            credentials.clients[client],
+            where,
+            HandedIngress(),
+            begun=opened,
+            handovers=self._handing.handovers,
+            holder=pipes.holder,
+        )
         errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
         log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)
         return errand
@@ -361,38 +382,13 @@ class Worker:
             status = None if live is None else live.status()
             self._wire.send(Ended(*key, way, report.peer, report.outcome, code, report.seconds, words, status))
             self._observer.session_ended(report, status, failure)
-            self._say(report, way, words)
+            tell(report, way, words)
             live = failure = None
-            self._task(self._keep(report))
+            if self._config is not None:
+                self._task(keep_or_tell(Path(self._config.state) / build.REPORTS, report))
             self._carried -= 1
             self._maybe_drained()
             await asyncio.to_thread(give_back)
-
-    @staticmethod
-    def _say(report: SessionReport, way: str, words: str | None) -> None:
-        facts = {
-            "session": report.session_id[:8],
-            "role": report.role,
-            "way": way,
-            "peer": report.peer,
-            "seconds": round(report.seconds, 3),
-            "bytes_forward": report.bytes_in["forward"],
-            "bytes_backward": report.bytes_in["backward"],
-        }
-        if words is None:
-            log.info("session done", **facts, cipher=report.cipher, group=report.group)
-        else:
-            log.info("session failed", exit_code=report.exit_code, outcome=report.outcome, reason=words, **facts)
-
-    async def _keep(self, report: SessionReport) -> None:
-        """Write the report into the state directory, and make room for it there."""
-        if self._config is None:
-            return
-        folder = Path(self._config.state) / build.REPORTS
-        try:
-            await asyncio.to_thread(keep, folder, report)
-        except OSError as error:
-            log.warning("a report cannot be kept", session=report.session_id[:8], reason=error.strerror or str(error))
 
     def _refused(self, failure: Exception) -> None:
         """See ``Destination.failed``."""
@@ -461,10 +457,10 @@ class Worker:
 
 
 def _observer(directory: Path, worker: str) -> Observer:
-    from korora.metrics import families, instruments
+    from korora.metrics import family, instruments
     from korora.metrics.observer import Observer as Counting
 
-    return Counting(instruments.Instruments.shared(directory, worker), families.Side.WORKER, worker)
+    return Counting(instruments.Instruments.shared(directory, worker), family.Side.WORKER, worker)
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from typing import Any, Self
 from korora.demo import process
 from korora.demo.errors import EXIT_HYPERVISOR, EXIT_SETUP, DemoError
 from korora.demo.guest import GuestSpec
-from korora.demo.qmp import Qmp, QmpError
 from korora.demo.serial import Heartbeat, SerialLine
+from proxy.hypervisors.monitor import Qmp, QmpError
 
 QEMU_NAME = "qemu-system-x86_64"
 TCG_VERSION_MIN = 9  # 7.2 reports multi-round migrations completed under TCG while the arriving guest hangs
@@ -198,9 +198,12 @@ class QemuVm:
         machine: the same on both sides of a migration.
         folder: where its sockets and logs go; a unix socket's path has at most 107 bytes.
         incoming: None boots the guest; "defer" or a URI waits for one to arrive.
+        options: further words of QEMU's command line.
     """
 
-    def __init__(self, name: str, machine: Machine, folder: Path, incoming: str | None = None) -> None:
+    def __init__(
+        self, name: str, machine: Machine, folder: Path, incoming: str | None = None, options: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.errors = folder / f"{name}.err"
         self.serial = SerialLine()
@@ -214,6 +217,7 @@ class QemuVm:
         self._command += ["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]
         if incoming is not None:
             self._command += ["-incoming", incoming]
+        self._command += options
 
     @property
     def qmp(self) -> Qmp:

@@ -14,9 +14,9 @@ from korora.demo.errors import EXIT_HYPERVISOR, EXIT_SETUP, DemoError
 from korora.demo.guest import GuestSpec, initramfs
 from korora.demo.process import why_ended
 from korora.demo.qemu import BOOT_SECONDS, GuestFiles, Machine, QemuChoice, QemuVm, find_guest_files, find_qemu
-from korora.demo.qmp import QmpError
 from korora.demo.relays import RelayPair, issue_identities
 from korora.demo.serial import Continuity, continuity
+from proxy.hypervisors.monitor import QmpError
 
 MIB = 1024 * 1024
 BANDWIDTH_BYTES_PER_SECOND = 12 * MIB  # QEMU is held to this, so that the migration lasts long enough to be watched

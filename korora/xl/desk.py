@@ -31,6 +31,7 @@ from korora.xl.words import (
 from proxy.endpoints.handed import HandedPipes, take_over
 from proxy.endpoints.sockets import readable
 from proxy.errors import (
+    EXIT_DONE,
     ConfigurationError,
     DaemonLost,
     HypervisorFailed,
@@ -38,7 +39,10 @@ from proxy.errors import (
     RelayError,
     exit_code_of,
 )
+from proxy.handover.record import Record
+from proxy.handover.table import State
 from proxy.limits import FIRST_BYTE_SECONDS_MAX
+from proxy.shell.holder import holder_of
 from proxy.status import SessionStatus
 
 log = structlog.get_logger("korora.worker")
@@ -82,6 +86,15 @@ async def lost(session_id: str, pipes: HandedPipes) -> Verdict:
     await pipes.abort()
     error = DaemonLost(f"the stream of session {session_id[:8]} was lost with the daemon's process that carried it")
     return Verdict(exit_code_of(error), line_of(error), session_id)
+
+
+def verdict_on(record: Record) -> Verdict:
+    """How a hand-over ended that was seen through with another process's pipes."""
+    session, name = record.head.session, record.vm.name or "the machine"
+    if record.state is State.DONE:
+        return Verdict(EXIT_DONE, None, session)
+    error = DaemonLost(f"the daemon was lost while {name} changed hosts; it runs here: {record.why}")
+    return Verdict(exit_code_of(error), line_of(error), session)
 
 
 class _Client:
@@ -275,7 +288,9 @@ class Desk:
     async def _answer(self, client: _Client, heard: Callable[[], None]) -> Verdict | None:
         try:
             request, fds = await client.request()
-            pipes = HandedPipes(*take_over(fds), let_go=lambda output_only: client.say(LetGo(output_only)))
+            pipes = HandedPipes(
+                *take_over(fds), let_go=lambda output_only: client.say(LetGo(output_only)), holder=holder_of(client.pid)
+            )
         except ConfigurationError as error:
             log.warning(
                 "somebody at the xl socket was not understood", uid=client.uid, pid=client.pid, reason=str(error)

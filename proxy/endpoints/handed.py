@@ -69,11 +69,12 @@ class HandedPipes(PipeConnection):
     Args:
         reader, writer: what to read and to write.
         let_go: called when the hypervisor is to see an end, which it does once the holder's copies are closed, too.
+        holder: who holds them, as ``proxy.shell.holder`` writes it down.
     """
 
-    def __init__(self, reader: int, writer: int, let_go: LetGo) -> None:
+    def __init__(self, reader: int, writer: int, let_go: LetGo, holder: str = "") -> None:
         super().__init__(*ends(reader, writer), LABEL)
-        self._let_go = let_go
+        self._let_go, self.holder = let_go, holder
         self.left = False
         """Whether they were given back, and will be handed over again."""
 

@@ -2,15 +2,11 @@
 
 import os
 import shlex
-import shutil
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from proxy.endpoints.pipes import ProcessConnection, start
-
-_SYSTEMD: Final = Path("/run/systemd/system")  # there if systemd is the init system, sd_booted(3)
+from proxy.endpoints.scope import scope
 
 
 class XlEgress:
@@ -47,20 +43,3 @@ class XlEgress:
         command = [self._program, "migrate-receive", *(f"-{flag}" for flag in flags)]
         label = f"{self.label} ({shlex.join(command)})"
         return start([*scope("korora-xl", self._environ), *command], label, wind_down=True)
-
-
-def scope(unit: str, environ: Mapping[str, str]) -> list[str]:
-    """What to put before a command that has to outlive this process; nothing where systemd has not started it.
-
-    The command takes systemd-run's place: the same process, the same pipes.
-
-    Args:
-        unit: what the scope's name begins with.
-        environ: of this process.
-    """
-    if not environ.get("INVOCATION_ID") or not _SYSTEMD.is_dir():
-        return []
-    run = shutil.which("systemd-run", path=environ.get("PATH"))
-    if run is None:
-        return []
-    return [run, "--scope", "--collect", "--quiet", f"--unit={unit}-{uuid.uuid4().hex[:12]}", "--"]

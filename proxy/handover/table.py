@@ -22,7 +22,10 @@ class Side(Enum):
 
 @unique
 class State(Enum):
-    """Where one side stands. All but ASKED are in the journal before anything follows from them."""
+    """Where one side stands. All but ASKED are in the journal before anything follows from them.
+
+    Only a destination that clears up before it has promised anything does so at once: found OPEN, it does so again.
+    """
 
     OPEN = "open"  # memory is under way; the source's copy runs
     ASKED = "asked"  # whole at the destination; is everybody here agreed?
@@ -46,7 +49,7 @@ class Event(Enum):
     STARTED = "started"  # destination: its copy was seen to run
     DESTROYED = "destroyed"  # destination: its copy was seen to be gone
     MISSING = "missing"  # this side's copy is not there, and nobody here destroyed it
-    FAILED = "failed"  # the local hypervisor, a hook or the relay will not go on; no whole copy's receiver that died
+    FAILED = "failed"  # the local hypervisor, a hook or the relay will not go on
     LOST = "lost"  # the peer was away too long
     RESTARTED = "restarted"  # this relay was, and its copy is there
     RUN_HERE = "run_here"  # operator: run this side's copy; the other is gone or fenced
@@ -91,7 +94,7 @@ Table = Mapping[tuple[State, Event], Step]
 _TURN_BACK: Final = Step(State.ABORTED, (Action.WRITE, Action.REVIVE, Action.SAY))
 _GIVEN_AWAY: Final = Step(State.DONE, (Action.WRITE, Action.REMOVE, Action.SAY))
 _UNDO: Final = Step(State.UNDOING, (Action.WRITE, Action.DESTROY))
-_UNDO_AGAIN: Final = Step(State.UNDOING, (Action.DESTROY,))
+_CLEAR_UP: Final = Step(State.UNDOING, (Action.DESTROY,))
 _UNCERTAIN: Final = Step(State.DOUBT, (Action.WRITE, Action.SAY))
 _NEVER_RAN: Final = Step(State.ABORTED, (Action.WRITE, Action.SAY))
 _RUN: Final = Step(State.COMMITTED, (Action.WRITE, Action.START))
@@ -148,24 +151,23 @@ SOURCE: Final[Table] = MappingProxyType(
     }
 )
 
-# A destination that is PREPARED keeps its copy even if its source is LOST: it may be the only one left. That it is
-# UNDOING is written down, because a destroy may outlive the relay that asked for it, and its copy must not be started
-# meanwhile.
+# A destination that is PREPARED keeps its copy even if its source is LOST or something has FAILED here: it may be the
+# only one left, and a source that lives hears of the failure and turns back. That it is UNDOING is written down: a
+# destroy may outlive the relay that asked for it, and the copy must not be started meanwhile.
 DESTINATION: Final[Table] = MappingProxyType(
     {
         (State.OPEN, Event.WHOLE): Step(State.ASKED, (Action.APPROVE,)),
-        (State.OPEN, Event.FAILED): _UNDO,
-        (State.OPEN, Event.LOST): _UNDO,
-        (State.OPEN, Event.RESTARTED): _UNDO,
+        (State.OPEN, Event.FAILED): _CLEAR_UP,
+        (State.OPEN, Event.LOST): _CLEAR_UP,
+        (State.OPEN, Event.RESTARTED): _CLEAR_UP,
         (State.OPEN, Event.MISSING): _NEVER_RAN,
-        (State.OPEN, Event.PEER_ABORTED): _UNDO,
+        (State.OPEN, Event.PEER_ABORTED): _CLEAR_UP,
         (State.ASKED, Event.APPROVED): Step(State.PREPARED, (Action.WRITE, Action.RELEASE, Action.SAY)),
-        (State.ASKED, Event.FAILED): _UNDO,
-        (State.ASKED, Event.LOST): _UNDO,
+        (State.ASKED, Event.FAILED): _CLEAR_UP,
+        (State.ASKED, Event.LOST): _CLEAR_UP,
         (State.ASKED, Event.MISSING): _NEVER_RAN,
-        (State.ASKED, Event.PEER_ABORTED): _UNDO,
+        (State.ASKED, Event.PEER_ABORTED): _CLEAR_UP,
         (State.PREPARED, Event.TOOK): Step(State.VOTED, (Action.WRITE, Action.SAY)),
-        (State.PREPARED, Event.FAILED): _UNDO,
         (State.PREPARED, Event.MISSING): _NEVER_RAN,
         (State.PREPARED, Event.RUN_HERE): Step(State.COMMITTED, (Action.WRITE, Action.TAKE)),
         (State.PREPARED, Event.GIVE_UP): _UNDO,
@@ -185,8 +187,8 @@ DESTINATION: Final[Table] = MappingProxyType(
         (State.COMMITTED, Event.MISSING): _UNCERTAIN,
         (State.COMMITTED, Event.RESTARTED): _RUN_AGAIN,
         (State.COMMITTED, Event.FAILED): _RUN_AGAIN,
-        (State.UNDOING, Event.RESTARTED): _UNDO_AGAIN,
-        (State.UNDOING, Event.FAILED): _UNDO_AGAIN,
+        (State.UNDOING, Event.RESTARTED): _CLEAR_UP,
+        (State.UNDOING, Event.FAILED): _CLEAR_UP,
         (State.UNDOING, Event.DESTROYED): _NEVER_RAN,
         (State.UNDOING, Event.MISSING): _NEVER_RAN,
         (State.DONE, Event.PEER_VOTED): Step(State.DONE, (Action.SAY,)),

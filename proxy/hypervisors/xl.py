@@ -19,11 +19,10 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
@@ -51,6 +50,7 @@ _PRETENCE: Final = (
 )
 _WORDS_MAX: Final = 200  # of what xl said, in a message
 _PIECE_BYTES: Final = 65536
+_ALONE: Final = "+alone"  # in a pin: made by xl create -e, say, so its operator wants no monitor
 
 
 class _Said(NamedTuple):
@@ -75,6 +75,16 @@ class _Copy:
     state: CopyState
 
 
+class Monitors(Protocol):
+    """Who sees to the end of domains. Both methods block for up to a second, and are called in a thread."""
+
+    def tends(self, domid: int) -> bool:
+        """Whether somebody waits for that domain's end."""
+
+    def tend(self, domid: int) -> str | None:
+        """See to it that somebody does: None, or why nobody does and what to do about it."""
+
+
 class XlToolstack:
     """See ``Hypervisor``.
 
@@ -83,23 +93,27 @@ class XlToolstack:
 
     Args:
         program: xl, by name or path.
-        tend: called with the id of a copy that was suspended and runs again, which has lost xl's monitor; what it says
-            is logged as a warning, None if all is well.
+        monitors: for a copy that was suspended and runs again, which has lost xl's; None to leave it without.
     """
 
     kind = "xl"
 
-    def __init__(self, program: str = "xl", tend: Callable[[int], str | None] | None = None) -> None:
-        self._program, self._tend = program, tend
+    def __init__(self, program: str = "xl", monitors: Monitors | None = None) -> None:
+        self._program, self._monitors = program, monitors
 
     # ---- how things stand
 
     async def pin(self, vm: Vm, side: Side) -> Vm:
-        """See ``Hypervisor.pin``: the domain's id, and the boot it belongs to."""
+        """See ``Hypervisor.pin``: the domain's id and the boot it belongs to, and whether it had no monitor anyway."""
         copy = await (self._departing(vm) if side is Side.SOURCE else self._arriving(vm))
         if copy is None:
             raise HypervisorFailed(f"there is no domain {vm.name!r} with the UUID {vm.uuid or '(not told)'} here")
-        return replace(vm, copy=f"{copy.domain.domid}@{_boot_id()}")
+        domid = copy.domain.domid
+        alone = self._monitors is not None and not await asyncio.to_thread(self._monitors.tends, domid)
+        return replace(vm, copy=f"{domid}@{_boot_id()}{_ALONE if alone else ''}")
+
+    def let_go(self) -> None:
+        """See ``Hypervisor.let_go``: each question is a command of its own."""
 
     async def arriving(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.arriving``."""
@@ -121,8 +135,9 @@ class XlToolstack:
                 return _Copy(domain, CopyState.INCOMING)
         for domain in ours:
             if vm.copy or (domain.name == vm.name and not domain.suspended):
-                waits = domain.name == vm.name and domain.paused and not domain.shutdown
-                return _Copy(domain, CopyState.PAUSED if waits else CopyState.RUNNING)
+                if not domain.paused or domain.shutdown:
+                    return _Copy(domain, CopyState.RUNNING)
+                return _Copy(domain, CopyState.PAUSED if domain.name == vm.name else CopyState.INCOMING)
         return None
 
     async def _departing(self, vm: Vm) -> _Copy | None:
@@ -145,18 +160,21 @@ class XlToolstack:
         return _Copy(domain, CopyState.PAUSED if domain.paused and not domain.shutdown else CopyState.RUNNING)
 
     async def _ours(self, vm: Vm) -> list[XlDomain]:
-        """Domains that are this machine: of its UUID, under one of its three names, and the pinned one if it is."""
+        """Domains that are this machine: of its UUID, and the pinned one, else under one of its three names.
+
+        A pinned one that an operator has renamed is there none the less: to call it gone is to let another one run.
+        """
         _check_name(vm.name)
-        names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
         domains = [
             domain
             for domain in await self._list()
-            if domain.domid and domain.name in names and not domain.dying and vm.uuid in ("", domain.uuid)
+            if domain.domid and not domain.dying and vm.uuid in ("", domain.uuid)
         ]
         if not vm.copy:
-            return domains
+            names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
+            return [domain for domain in domains if domain.name in names]
         domid, _, boot = vm.copy.partition("@")
-        if boot != _boot_id():
+        if boot.removesuffix(_ALONE) != _boot_id():
             return []  # what has that id today was made after the host came up again
         return [domain for domain in domains if str(domain.domid) == domid]
 
@@ -209,9 +227,13 @@ class XlToolstack:
             )
 
     async def destroy(self, vm: Vm) -> None:
-        """See ``Hypervisor.destroy``."""
+        """See ``Hypervisor.destroy``.
+
+        A copy is pinned before its xl may give it the machine's name. Not pinned, what has that name is another one:
+        the copy that leaves, when a machine migrates within its host, and its operator may have paused it.
+        """
         copy = await self._arriving(vm)
-        if copy is None:
+        if copy is None or not (vm.copy or copy.state is CopyState.INCOMING):
             return
         if copy.state is CopyState.RUNNING:
             raise HypervisorFailed(f"{copy.domain} runs, or has run: it is not destroyed")
@@ -238,7 +260,8 @@ class XlToolstack:
                     f"{copy.domain} runs, and cannot get its name back: free the name {vm.name}, then "
                     f"xl rename {copy.domain.domid} {shlex.quote(vm.name)}{said.last}"
                 )
-        await self._tended(copy.domain)
+        if self._monitors is not None and not vm.copy.endswith(_ALONE):
+            await self._tend(self._monitors, copy.domain)
 
     async def _resume(self, domain: XlDomain) -> None:
         await self._refuse_twin(domain)
@@ -250,14 +273,11 @@ class XlToolstack:
                 f'xl migrate -s "" {domain.domid} "{_PRETENCE}"{said.last}'
             )
 
-    async def _tended(self, domain: XlDomain) -> None:
-        """Nobody sees to the domain's end any more if it was suspended; that is no reason to call it not revived."""
-        if self._tend is None:
+    async def _tend(self, monitors: Monitors, domain: XlDomain) -> None:
+        """A domain that nobody tends is no reason to call it not revived."""
+        if await asyncio.to_thread(monitors.tends, domain.domid):
             return
-        try:
-            trouble = await asyncio.to_thread(self._tend, domain.domid)
-        except (OSError, HypervisorFailed) as error:
-            trouble = str(error)
+        trouble = await asyncio.to_thread(monitors.tend, domain.domid)
         if trouble:
             log.warning("a domain has no monitor", domain=str(domain), reason=trouble)
 

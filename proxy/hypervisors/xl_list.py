@@ -19,7 +19,6 @@ _LINE: Final = re.compile(
     r" +[0-9]+\.[0-9] (?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}) +(?:-|[0-9a-f]{1,8}) +\S+",
     re.ASCII,
 )
-_SUSPENDED: Final = "s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,8 @@ class XlDomain:
         domid: its id: Xen gives it to one domain at a time, and libxl to no other soon afterwards.
         paused: by a toolstack; it does not run.
         shutdown: it has ended or was suspended; it does not run.
-        suspended: that because it was suspended: its memory is as it was, and it can be resumed.
+        reason: why, as xl's letter: ``-`` powered off, ``r`` reboots, ``s`` suspended, ``c`` crashed, ``w`` its
+            watchdog, ``S`` soft reset, ``?`` unknown.
         dying: it is being destroyed, and will never run again.
     """
 
@@ -39,8 +39,13 @@ class XlDomain:
     uuid: str
     paused: bool = False
     shutdown: bool = False
-    suspended: bool = False
+    reason: str = "-"
     dying: bool = False
+
+    @property
+    def suspended(self) -> bool:
+        """Whether its memory is as it was when it stopped, and it can be resumed."""
+        return self.shutdown and self.reason == "s"
 
     def __str__(self) -> str:
         return f"{self.name} (id {self.domid})"
@@ -71,13 +76,12 @@ def _read_line(line: str) -> XlDomain:
     match = _LINE.fullmatch(line)
     if match is None:
         raise HypervisorFailed(f"a line of xl list -v is not understood: {line[:120]!r}")
-    shutdown = match["shutdown"] == "s"
     return XlDomain(
         domid=int(match["id"]),
         name=match["name"],
         uuid=match["uuid"],
         paused=match["paused"] == "p",
-        shutdown=shutdown,
-        suspended=shutdown and match["reason"] == _SUSPENDED,
+        shutdown=match["shutdown"] == "s",
+        reason=match["reason"],
         dying=match["dying"] == "d",
     )

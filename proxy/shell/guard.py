@@ -6,11 +6,12 @@ at the hypervisor's connection any more, ``settle`` sees it through to an end th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from proxy.control import Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
+from proxy.handover.record import Kind
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
 from proxy.hypervisors.base import Hypervisor, Vm
@@ -31,13 +32,13 @@ Approval = Callable[[Side, Vm], Awaitable[None]]
 _IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
 
 # What a peer's word means for a session that is under way; what turns it back ends it first.
-_FORWARD: Final = frozenset({Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
+_FORWARD: Final = frozenset({Event.WHOLE, Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
 
 
 class Session(Protocol):
     """What a guard needs of the session that it guards."""
 
-    async def say_word(self, state: State, why: str) -> None:
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
         """Tell the peer, if it is there; does not raise."""
 
     def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -94,11 +95,21 @@ class Guard:
         """Whether the hypervisor's own tool at this end is known to have died."""
 
     @property
-    def kind(self) -> Literal["xl", "qmp"]:
+    def kind(self) -> Kind:
         """The hypervisor's, as OFFER and ACCEPT call it."""
         return self.party.record.head.kind
 
     # ---- hands: what is the same for every hypervisor
+
+    holds = True
+    """Whether the hypervisor's connections have a part in what follows the session's end; else they end with it."""
+
+    async def begin(self) -> None:
+        """Guard the local hypervisor: before the destination connects to it, or the source reads what it says.
+
+        Raises:
+            HypervisorFailed: it cannot be guarded, and the session must not begin.
+        """
 
     async def read(self, piece: memoryview) -> bool:
         """The local hypervisor has said ``piece``: whether it may go to the peer now, or with what follows it.
@@ -161,12 +172,22 @@ class Guard:
         side = self.party.handover.side
         if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
+        if side is Side.DESTINATION:
+            await self._which()
         try:
             async with asyncio.timeout(APPROVAL_SECONDS_MAX):
                 for approval in self._approvals:
                     await approval(side, self.party.vm)
         except TimeoutError:
             raise PolicyRefused(f"nobody has approved of it within {APPROVAL_SECONDS_MAX:.0f} s") from None
+
+    async def _which(self) -> None:
+        """The destination's copy is there: which one is it?
+
+        Raises:
+            HypervisorFailed: it is not, or cannot be told.
+        """
+        self.party.vm = await self._hypervisor.pin(self.party.vm, Side.DESTINATION)
 
     async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` while the session lasts.
@@ -226,14 +247,9 @@ class Guard:
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
 
-    async def _name(self, vm: Vm) -> None:
-        await self.party.named(vm)
-        self._naming = False
-        self.party.changed.wake()
-
     def hear(self, word: Word) -> None:
         """The peer has said where it stands, within the session. However often it does, it is kept once."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         self._words.setdefault(event, word)
@@ -246,9 +262,25 @@ class Guard:
             await self.heard(self._words.pop(next(iter(self._words))))
         self._listening = False
 
+    async def _name(self, vm: Vm) -> None:
+        """Write down which machine it is, and at the source, whose copy is there, which copy.
+
+        Raises:
+            HypervisorFailed: the source's hypervisor has no such machine.
+        """
+        if self.party.handover.side is Side.SOURCE:
+            vm = await self._hypervisor.pin(vm, Side.SOURCE)
+        await self.party.named(vm)
+        self._naming = False
+        self.party.changed.wake()
+
+    def meaning(self, word: Word) -> Event | None:
+        """What the peer's word means here; None where it says nothing that counts."""
+        return event_of(word)
+
     async def heard(self, word: Word) -> None:
         """Take one word."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         why = printable(word.why)

@@ -4,27 +4,27 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
+from crypto.errors import CryptoError
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import (
     HypervisorFailed,
     JournalBusy,
-    JournalError,
     PeerRefused,
     PolicyRefused,
+    RelayError,
 )
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import ERRAND_SECONDS_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -155,7 +155,7 @@ class Handovers:
             self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
-            await _look(party, self._hypervisor(file.record))
+            await _look(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -168,37 +168,81 @@ class Handovers:
         self._untold.discard(key)
         self._told.wake()
 
-    def _hypervisor(self, record: Record) -> Hypervisor:
-        return self.toolstack(record.head.kind, record.head.monitor)
-
     def _bare(self, file: JournalFile) -> Party:
         async def silent(state: State, why: str) -> None:
             """The answer says it."""
 
-        hypervisor = self._hypervisor(file.record)
-        return Party(file, hypervisor, Bare(hypervisor, paused=file.record.head.paused), silent)
+        head = file.record.head
+        try:
+            hypervisor = self.toolstack(head.kind, head.monitor)
+        except BaseException:
+            file.close()
+            raise
+        hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
+        return Party(file, hypervisor, hands, silent)
+
+    def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
+        """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be
+        leaving to another one: suspended by that migration, it must not be revived for the sake of the earlier."""
+
+        async def alone(vm: Vm) -> None:
+            for other in await asyncio.to_thread(self.journal.records):
+                if (
+                    other.side is Side.SOURCE
+                    and other.head.session != record.head.session
+                    and not other.settled
+                    and other.state is not State.ABORTED
+                    and (not other.vm.name or (other.vm.name, other.vm.uuid) == (vm.name, vm.uuid))
+                ):
+                    raise HypervisorFailed(
+                        f"{vm.name} is leaving once more, by the hand-over {other.head.session[:8]}: that one decides"
+                    )
+
+        return alone
 
     # ---- what the journal has
 
     def unsettled(self) -> list[Record]:
         """Hand-overs with something left to be done, and nobody at work on them in this process or about to be.
 
-        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them.
+        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them. What is left
+        of a QEMU that migrates again waits for that, too: to revive it would cancel that migration.
         """
-        return [
-            record
-            for record in self.journal.records()
-            if not record.settled and _key(record) not in self._live and not holds_on(record.head.holder)
-        ]
+        return [record for record in self._unfinished() if not self._at_work(record)]
 
-    async def recover(self, reach: Reach) -> None:
-        """Go through what is unsettled once, and do what can be done."""
-        for record in await asyncio.to_thread(self.unsettled):
-            with suppress(JournalBusy):
-                try:
-                    await self.recover_one(record, reach(record) if record.side is Side.SOURCE else None)
-                except (JournalError, HypervisorFailed) as error:
-                    log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+    def _unfinished(self) -> list[Record]:
+        return [record for record in self.journal.records() if not record.settled]
+
+    def _at_work(self, record: Record) -> bool:
+        busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
+        return _key(record) in self._live or record.head.monitor in busy or holds_on(record.head.holder)
+
+    async def recover(self, reach: Reach) -> list[Record]:
+        """Go through what is unsettled once, and do what can be done.
+
+        Returns:
+            what stays unsettled. A hand-over that a session or another process is at work on is among it once it is
+            more than OPEN: it takes moments, or something is wrong.
+        """
+        left = []
+        for record in await asyncio.to_thread(self._unfinished):
+            after, at_work = await self._recovered(record, reach)
+            if not (after.settled or (at_work and after.state is State.OPEN)):
+                left.append(after)
+        return left
+
+    async def _recovered(self, record: Record, reach: Reach) -> tuple[Record, bool]:
+        """How a hand-over stands after an attempt to finish it; and whether that was left to somebody else."""
+        if self._at_work(record):
+            return record, True
+        try:
+            party = await self.recover_one(record, _reached(reach, record))
+        except JournalBusy:
+            return record, True
+        except (RelayError, CryptoError, OSError) as error:
+            log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
+            return record, False
+        return (record if party is None else party.record), False
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
         """xl's pipes have come back after the process that had its session died: see the hand-over through.
@@ -224,10 +268,9 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(hypervisor, end)
-            await _look(party, hypervisor)
+            party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
+            await _look(party)
             contact = reach(file.record)
             while not party.decided:
                 if contact is None:
@@ -235,7 +278,7 @@ class Handovers:
                 await run_errand(contact, party)
             if contact is not None and not party.peer_agrees:
                 await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -261,16 +304,16 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
-            if not party.vm.name and party.state is State.OPEN:
+            if not file.record.begun and party.state is State.OPEN:
                 await _never_began(party)
                 return party
-            await _look(party, hypervisor)
+            await _look(party)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
+                party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -291,8 +334,17 @@ def _let_go(making: "asyncio.Future[F]") -> None:
         file.close()
 
 
-async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
-    source = party.handover.side is Side.SOURCE
+def _reached(reach: Reach, record: Record) -> Contact | None:
+    """How a source reaches its destination; None where it cannot now: what needs no peer is done without."""
+    try:
+        return reach(record) if record.side is Side.SOURCE else None
+    except (RelayError, CryptoError, OSError) as error:
+        log.warning("a destination cannot be asked", session=record.head.session[:8], reason=str(error))
+        return None
+
+
+async def _standing_here(party: Party) -> CopyState:
+    source, hypervisor = party.handover.side is Side.SOURCE, party.hypervisor
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
@@ -309,18 +361,18 @@ async def _settle(party: Party, standing: CopyState) -> None:
 
 
 async def _never_began(party: Party) -> None:
-    """The stream had not told which machine it was: nothing has happened anywhere."""
+    """It was not known yet which machine it is: nothing has happened anywhere."""
     party.handover.state = State.ABORTED
     await party.settle("it had not begun")
 
 
-async def _look(party: Party, hypervisor: Hypervisor) -> None:
+async def _look(party: Party) -> None:
     """After a restart: how does the local copy stand, and what follows from that?
 
     Raises:
         HypervisorFailed: it cannot be asked.
     """
-    if await _standing_here(party, hypervisor) is CopyState.ABSENT:
+    if await _standing_here(party) is CopyState.ABSENT:
         await party.tell(Event.MISSING, "its copy is not there")
     else:
         await party.tell(Event.RESTARTED, "taken up again")

@@ -57,10 +57,13 @@ class XlBack(Bare):
     Args:
         hypervisor: the local one.
         end: the pipes.
+        alone: see ``Bare``.
     """
 
-    def __init__(self, hypervisor: Hypervisor, end: XlEnd) -> None:
-        super().__init__(hypervisor, paused=False)
+    def __init__(
+        self, hypervisor: Hypervisor, end: XlEnd, alone: Callable[[Vm], Awaitable[None]] | None = None
+    ) -> None:
+        super().__init__(hypervisor, paused=False, alone=alone)
         self._end = end
 
     async def revive(self, vm: Vm, *, hurry: bool = False) -> None:
@@ -280,7 +283,7 @@ class XlDestinationGuard(Guard):
     async def take(self, vm: Vm) -> bool:
         """See ``Hands.take``: while the session runs, GO comes by itself and the report tells."""
         if not self.detached:
-            return False
+            return self.party.state is State.COMMITTED
         if self.connection is not None:
             await self._clear(self.connection)
         return await super().take(vm)

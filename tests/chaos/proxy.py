@@ -156,6 +156,24 @@ class ChaosProxy:
         await self._close_listener()
         self._after(seconds)
 
+    def silence(self, ways: tuple[Way, ...] = tuple(Way)) -> None:
+        """From now on nothing passes (in these directions) and nobody connects, and nobody is told: until `heal`."""
+        self.did.blackouts += 1
+        self.stall(ways=ways, swallow=False)
+        self._lit.clear()
+
+    async def sever(self) -> None:
+        """Reset what is open and refuse what comes, until `heal`."""
+        self.did.blackouts += 1
+        self.reset()
+        await self._close_listener()
+
+    def heal(self) -> None:
+        """The end of `silence` and `sever`: what was held goes on, and who comes is let in."""
+        self._light()
+        self.release()
+        self._listen()
+
     async def calm_again(self) -> None:
         """Until what `blackout` and `refuse` began is over."""
         while self._timers:

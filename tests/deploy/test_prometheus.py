@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from korora.metrics.families import FAMILIES, Family
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from korora.daemon import config, control
+from korora.cli import relay
+from korora.daemon import build, config, control
+from korora.xl import words
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "daemon.md").read_text(encoding="utf-8")
@@ -18,11 +20,12 @@ TABLES = {
     "`[limits]`": config.Limits,
     "`[pages]`": config.Pages,
     "`[metrics]`": config.Metrics,
+    "`[xl]`": config.Xl,
     "`[[peer]]`": config.Peer,
     "`[[ingress]]`": config.Ingress,
     "`[[egress]]`": config.Egress,
 }
-TABLES_OF_TABLES = frozenset({"listen", "limits", "pages", "metrics", "peer", "ingress", "egress"})
+TABLES_OF_TABLES = frozenset({"listen", "limits", "pages", "metrics", "xl", "peer", "ingress", "egress"})
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -47,7 +50,7 @@ def _default(value: Any) -> str:
         return "–"
     if value is None:
         return "none"
-    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+    return f"`{value}`" if isinstance(value, str) and value else f"`{json.dumps(value)}`"
 
 
 @pytest.mark.parametrize("heading", TABLES)
@@ -86,6 +89,27 @@ def test_the_first_example_is_a_configuration() -> None:
 def test_every_request_of_the_control_socket() -> None:
     documented = set(re.findall(r'^\| `\{"command": "(\w+)"', PAGE, re.MULTILINE))
     assert documented == {kind.__name__.lower() for kind in control.Request.__args__}
+
+
+def test_every_word_of_the_xl_socket() -> None:
+    """With its fields in order; and the limits of packets."""
+    documented = re.findall(r"^\| (?:korora xl|`korora xl`|the daemon|) *\| `(\w+)` \| (.+?) \|", PAGE, re.MULTILINE)
+    kinds = [*words.Request.__args__, *words.Answer.__args__]
+    assert [(kind.__struct_config__.tag, list(kind.__struct_fields__)) for kind in kinds] == [
+        (tag, re.findall(r"`(\w+)`", fields)) for tag, fields in documented
+    ]
+    assert f"`version` {words.VERSION}," in PAGE
+    sizes = (
+        f"at most {words.REQUEST_BYTES_MAX // 1024} KiB to the daemon and {words.ANSWER_BYTES_MAX // 1024} KiB from it"
+    )
+    assert sizes in " ".join(PAGE.split())
+
+
+def test_what_korora_xl_is_told_by_default() -> None:
+    assert f"`korora xl` looks for `{relay.XL_SOCKET_DEFAULT}`" in PAGE
+    assert f"`{relay.XL_SOCKET_VARIABLE}` names another socket" in PAGE
+    assert f"for up to {relay.XL_PATIENCE_SECONDS} s (`--daemon-timeout`)" in " ".join(PAGE.split())
+    assert (relay.DEFAULT_PORT, build.PORT_DEFAULT) == (8010, 8010)
 
 
 def test_the_units_of_a_rate() -> None:

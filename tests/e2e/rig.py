@@ -15,9 +15,9 @@ from typing import Any
 
 from korora.demo.guest import GuestSpec, initramfs
 from korora.demo.qemu import BOOT_SECONDS, Machine, QemuVm, find_guest_files, find_qemu
-from korora.demo.qmp import QmpError
 from korora.demo.relays import Identities, RelayPair, free_port, issue_identities
 from korora.demo.serial import continuity
+from proxy.hypervisors.monitor import QmpError
 from tests.chaos.proxy import ChaosProxy
 
 MIB = 1024 * 1024

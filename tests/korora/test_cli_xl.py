@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ class Hosts:
     ) -> None:
         self.alpha, self.beta = alpha, beta
         self.receiver, self.migrate = receiver, migrate
+        self.another: Callable[[str], subprocess.Popen[bytes]] = lambda _: migrate
+        """Lets another guest of alpha follow."""
 
     @property
     def transport(self) -> int:
@@ -55,9 +58,13 @@ class Hosts:
 def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
     """Start both sides; `flags` are what `korora xl` is given, `steps` where alpha's xl is held or dies."""
     running: list[subprocess.Popen[bytes]] = []
+    made: list[XenHost] = []
 
-    def start(*flags: str, to: str = "xl:", fault: tuple[str, str] | None = None, has_xl: bool = True) -> Hosts:
+    def start(
+        *flags: str, to: str = "xl:", fault: tuple[str, str] | None = None, has_xl: bool = True, once: bool = True
+    ) -> Hosts:
         alpha, beta = XenHost(tmp_path / "alpha"), XenHost(tmp_path / "beta")
+        made[:] = [alpha, beta]
         alpha.create("g1", pages=2048)
         if fault:
             alpha.fault(*fault)
@@ -65,27 +72,44 @@ def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator
             beta.program.unlink()
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        words = ["--listen", address, "--to", to, "--identity", identity_beta, "--once", "--resume-timeout", "1"]
+        words = ["--listen", address, "--to", to, "--identity", identity_beta, "--resume-timeout", "1"]
+        words += ["--once"] * once
         receiver = subprocess.Popen(
-            [*KORORA, "receive", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=beta.env
+            [*KORORA, "receive", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=beta.env,
+            start_new_session=True,
         )
         running.append(receiver)
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == b"ready\n"
         command = shlex.join([*KORORA, "xl", *flags, address, "--name", "beta"])
-        migrate = subprocess.Popen(
-            [alpha.program, "migrate", "-s", "", "g1", f"exec {command}"],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**alpha.env, "KORORA_IDENTITY": str(identity_alpha)},
-        )
-        running.append(migrate)
-        return Hosts(alpha, beta, receiver, migrate)
+
+        def migrate(name: str) -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen(
+                [alpha.program, "migrate", "-s", "", name, f"exec {command}"],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**alpha.env, "KORORA_IDENTITY": str(identity_alpha)},
+                start_new_session=True,
+            )
+            running.append(process)
+            return process
+
+        hosts = Hosts(alpha, beta, receiver, migrate("g1"))
+        hosts.another = migrate
+        return hosts
 
     yield start
     for process in running:
-        process.kill()
-        process.communicate()
+        # With xl's transport; what beta's relay has started has a session of its own.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for host in made:
+        host.end()
+    for process in running:
+        process.communicate(timeout=SECONDS_MAX)
 
 
 def test_a_whole_migration(hosts: Callable[..., Hosts]) -> None:
@@ -98,6 +122,22 @@ def test_a_whole_migration(hosts: Callable[..., Hosts]) -> None:
     assert made.beta.log[0] == "migrate-receive -e -p"
     assert made.states == ({}, {"g1": "paused"})
     assert made.beta.stream_of("g1") == sent
+
+
+def test_two_guests_at_once(hosts: Callable[..., Hosts]) -> None:
+    """The second does not wait for the first, nor is it refused: each gets an xl migrate-receive of its own."""
+    made = hosts(fault=("migrate:stream", "hold"), once=False)
+    until(lambda: made.beta.states)
+    made.alpha.heal("migrate:stream")
+    made.alpha.create("g2", uuid="11111111-2222-4333-8444-555555555555")
+    made.beta.fault("receive:go", "hold")
+    second = made.another("g2")
+    until(lambda: made.beta.log.count("step receive:go") == 2)
+    assert made.beta.states == {"g1--incoming": "paused", "g2--incoming": "paused"}
+    made.beta.heal("receive:go")
+    for migrate in (made.migrate, second):
+        assert migrate.communicate(timeout=SECONDS_MAX)[1].splitlines()[-1] == b"Migration successful."
+    assert made.states == ({}, {"g1": "running", "g2": "running"})
 
 
 def test_xl_dies_in_the_middle_of_its_stream(hosts: Callable[..., Hosts]) -> None:

@@ -1,22 +1,16 @@
-"""The demo's parts that need no QEMU: the initramfs writer, the QMP client, the reading of the guest's counting."""
+"""The demo's parts that need no QEMU: the initramfs writer, the reading of the guest's counting."""
 
-import asyncio
-import contextlib
 import gzip
-import json
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from korora.demo import process, qmp
+from korora.demo import process
 from korora.demo.guest import INIT, CpioEntry, GuestSpec, initramfs, newc
-from korora.demo.qmp import Qmp, QmpError
 from korora.demo.serial import SerialLine, continuity
 
 # ------------------------------------------------------------------ cpio
@@ -75,101 +69,6 @@ def test_init_is_correct_shell() -> None:
 def test_the_kernel_command_line_carries_what_init_reads() -> None:
     words = GuestSpec(static_mib=3, blocks=5, words=7, pause_seconds=0.5).kernel_arguments().split()
     assert {"STATIC_MIB=3", "BLOCKS=5", "WORDS=7", "PAUSE=0.5"} <= set(words)
-
-
-# ------------------------------------------------------------------ QMP
-
-Answer = Callable[[dict[str, Any]], list[dict[str, Any] | bytes]]
-GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
-
-
-@pytest.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Callable[[Answer], Any]]:
-    """Start a QEMU-like server that answers each request by a function; gives the socket's path."""
-    servers = []
-
-    async def start(answer: Answer) -> Path:
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(GREETING)
-            with contextlib.suppress(ConnectionError):
-                while line := await reader.readline():
-                    request = json.loads(line)
-                    replies: list[dict[str, Any] | bytes] = [{"return": {}, "id": request["id"]}]
-                    if request["execute"] != "qmp_capabilities":
-                        replies = answer(request)
-                    for reply in replies:
-                        writer.write(reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\n")
-                    if replies and replies[-1] == b"":
-                        break
-            writer.close()
-
-        servers.append(await asyncio.start_unix_server(talk, tmp_path / "qmp"))
-        return tmp_path / "qmp"
-
-    yield start
-    for server in servers:
-        server.close()
-        await server.wait_closed()
-
-
-async def test_a_command_has_its_arguments_hyphenated_and_gets_its_own_answer(serve: Any) -> None:
-    def answer(request: dict[str, Any]) -> list[dict[str, Any] | bytes]:
-        return [{"return": "another's", "id": 999}, {"return": request["arguments"], "id": request["id"]}]
-
-    async with await Qmp.connect(await serve(answer)) as client:
-        assert await client.execute("migrate-set-parameters", max_bandwidth=5) == {"max-bandwidth": 5}
-
-
-async def test_a_refusal_is_an_error_with_class_and_description(serve: Any) -> None:
-    refusal = {"class": "CommandNotFound", "desc": "no such thing"}
-    async with await Qmp.connect(await serve(lambda r: [{"error": refusal, "id": r["id"]}])) as client:
-        with pytest.raises(QmpError, match="dance: no such thing") as caught:
-            await client.execute("dance")
-        assert caught.value.error_class == "CommandNotFound"
-
-
-async def test_events_are_found_whether_they_came_before_or_come_later(serve: Any) -> None:
-    def answer(request: dict[str, Any]) -> list[dict[str, Any] | bytes]:
-        event = {"event": "MIGRATION", "data": {"status": request["execute"]}}
-        return [event, {"return": {}, "id": request["id"]}]
-
-    async with await Qmp.connect(await serve(answer)) as client:
-        waiting = asyncio.create_task(client.wait_event("MIGRATION", 5, lambda data: data["status"] == "second"))
-        await client.execute("first")
-        assert (await client.wait_event("MIGRATION", 5)).data == {"status": "first"}
-        assert not waiting.done()
-        await client.execute("second")
-        assert (await waiting).data == {"status": "second"}
-        with pytest.raises(TimeoutError):
-            await client.wait_event("MIGRATION", 0.01, lambda data: data["status"] == "third")
-
-
-@pytest.mark.parametrize(
-    "last", [b"", b"not json\n", b'"' + b"x" * (qmp.LINE_BYTES_MAX + 1)], ids=["closed", "garbage", "endless line"]
-)
-async def test_a_qemu_that_goes_away_ends_every_wait(serve: Any, last: bytes) -> None:
-    async with await Qmp.connect(await serve(lambda _: [last])) as client:
-        waiting = asyncio.create_task(client.wait_event("MIGRATION", 5))
-        with pytest.raises(QmpError) as caught:
-            await client.execute("query-status")
-        assert caught.value.error_class == "Gone"
-        with pytest.raises(QmpError):
-            await waiting
-        with pytest.raises(QmpError):
-            await client.execute("query-status")
-
-
-async def test_a_silent_qemu_is_not_waited_for_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qmp, "COMMAND_TIMEOUT_SECONDS", 0.05)
-    path = await serve(lambda _: [])
-    async with await Qmp.connect(path, 5) as client:
-        with pytest.raises(QmpError, match="no answer"):
-            await client.execute("query-status")
-
-
-async def test_nobody_at_the_socket_is_an_error_after_the_time_given(tmp_path: Path) -> None:
-    with pytest.raises(QmpError, match="no QMP greeting"):
-        await Qmp.connect(tmp_path / "absent", 0.05)
 
 
 # ------------------------------------------------------------------ the guest's counting

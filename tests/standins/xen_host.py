@@ -4,15 +4,17 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.proxy.streams import made
+from tests.standins.xl import note_runs, running
 
 PROGRAM = Path(__file__).with_name("xl.py")
 UUID = "0f9c2f1e-0000-4000-8000-00000000abcd"
@@ -82,7 +84,9 @@ class XenHost:
         with (self.folder / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = json.loads((self.folder / "state.json").read_text())
+            before = running(state)
             yield state
+            note_runs(self.folder, before, running(state))
             (self.folder / "state.json.new").write_text(json.dumps(state))
             (self.folder / "state.json.new").replace(self.folder / "state.json")
 
@@ -110,11 +114,12 @@ class XenHost:
         paused: bool = False,
         shutdown: str | None = None,
         pages: int = PAGES,
+        number: int | None = None,
     ) -> int:
         """A domain in any state, with the stream that it is sent away as; its id."""
         with self._state() as state:
-            number = int(state["next_id"])
-            state["next_id"] += 1
+            number = int(state["next_id"]) if number is None else number
+            state["next_id"] = number + 1
             domain = self._new(number, name, uuid)
             domain.update(paused=paused, shutdown=shutdown, monitor=shutdown is None)
             state["domains"].append(domain)
@@ -156,6 +161,13 @@ class XenHost:
         """Name to state of all but dom0: what a test compares with."""
         return {name: domain.state for name, domain in self.domains.items()}
 
+    @property
+    def runs(self) -> list[tuple[int, str, str, int]]:
+        """When which domain has begun and ceased to run: nanoseconds of CLOCK_MONOTONIC, UUID, id, and +1 or -1."""
+        lines = (self.folder / "runs").read_text().splitlines()
+        fields = (line.split() for line in lines)
+        return [(int(at), uuid, number, 1 if sign == "+" else -1) for at, uuid, number, sign in fields]
+
     def running(self) -> int:
         """How many run."""
         return sum(state == "running" for state in self.states.values())
@@ -182,6 +194,13 @@ class XenHost:
             (self.folder / "faults.new").write_text(json.dumps(faults))
             (self.folder / "faults.new").replace(self.folder / "faults.json")
 
+    def end(self) -> None:
+        """Kill whatever xl still runs here; those are held, hang, or wait for a channel that nobody closes."""
+        for pid in self.processes:
+            with suppress(OSError):
+                if str(self.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+
     @property
     def log(self) -> list[str]:
         """What its xl was asked and did, without process ids."""
@@ -190,6 +209,11 @@ class XenHost:
     def reached(self, step: str) -> bool:
         """Whether any xl has come to a step."""
         return f"step {step}" in self.log
+
+    def receiver(self, name: str) -> int:
+        """The process id of the last migrate-receive that has made a copy of a domain."""
+        lines = [line for line in (self.folder / "log").read_text().splitlines() if line.endswith(f" {name}--incoming")]
+        return int(next(line for line in reversed(lines) if " created " in line).partition(" ")[0])
 
     @property
     def processes(self) -> set[int]:

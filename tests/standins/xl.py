@@ -16,8 +16,9 @@ The host is a folder, $XL_STANDIN_HOST; tests/standins/xen_host.py makes one and
     streams/ID      what a domain is when it is sent away: a stream as xl writes it, from the first byte to before GO
     faults.json     what is to go wrong, and when: {STEP: [ACTION, TIMES]}
     log             a line for each command, and for each step that it reaches: "PID COMMAND words"
+    runs            a line whenever a domain begins or ceases to run: "NANOSECONDS UUID ID +" or "… -", CLOCK_MONOTONIC
 
-Steps, in the order in which they are reached:
+Steps, in the order in which they are reached; STEP@NAME is that of one domain alone:
 
     list, rename, pause, unpause, destroy    of the commands with these names, before they act
     receive:banner   before it is written        migrate:banner     it has been read
@@ -31,7 +32,8 @@ Steps, in the order in which they are reached:
                                                  migrate:resume     before its copy runs again
                                                  migrate:resumed    and thereafter
 
-Actions: ``die`` (SIGKILL), ``hang`` (until it is killed), ``hold`` (until the fault is taken away), ``fail`` (what
+Actions: ``die`` (SIGKILL), ``hang`` (until it is killed), ``hold`` (until the fault is taken away; both for two
+minutes at most), ``fail`` (what
 libxl does at this step goes wrong), ``lie`` (of a command: end with 0 and do nothing, as ``xl unpause`` may).
 
 What a domain's monitor does is not played: state.json says whether it has one, and one that was suspended has lost it.
@@ -59,7 +61,7 @@ REPORT = b"my copy unpause results are as follows\0"
 MAGIC = b"Xen saved domain, xl format\n \0 \r"
 
 HOST = Path(os.environ.get("XL_STANDIN_HOST", "/nonexistent"))  # tests import the words below
-HANG_SECONDS_MAX = 600.0
+HANG_SECONDS_MAX = 120.0  # of a fault that nobody takes away: longer than any test
 HOLD_POLL_SECONDS = 0.005
 CHILD_SECONDS_MAX = 2.0  # migration_child_report
 DESTROY_SECONDS = 0.1  # the real one takes 0.1 to 0.25
@@ -94,25 +96,42 @@ def end(status: int) -> NoReturn:
 # ---------------------------------------------------------------------- the host
 
 
+def running(state: dict[str, Any]) -> set[tuple[str, int]]:
+    return {(domain["uuid"], domain["id"]) for domain in state["domains"] if runs(domain)}
+
+
+def note_runs(host: Path, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> None:
+    """Say in the file `runs` what has changed; the host's lock is held."""
+    changes = [(who, "-") for who in before - after] + [(who, "+") for who in after - before]
+    if changes:
+        with (host / "runs").open("a") as file:
+            file.writelines(f"{time.monotonic_ns()} {uuid} {number} {sign}\n" for (uuid, number), sign in changes)
+
+
 @contextmanager
 def locked(*, change: bool = True) -> Iterator[dict[str, Any]]:
     """The host's state; what is changed is written back."""
     with (HOST / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = json.loads((HOST / "state.json").read_text())
+        before = running(state)
         yield state
         if change:
+            note_runs(HOST, before, running(state))
             new = HOST / "state.json.new"
             new.write_text(json.dumps(state, indent=1))
             new.replace(HOST / "state.json")
 
 
-def reach(step: str) -> str:
-    """Say that a step is reached, and let go wrong what is to go wrong there."""
+def reach(step: str, name: str = "") -> str:
+    """Say that a step is reached, by the domain of that name, and let go wrong what is to go wrong there."""
     log(f"step {step}")
     with (HOST / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         faults = json.loads((HOST / "faults.json").read_text())
+        if f"{step}@{name}" in faults:
+            step = f"{step}@{name}"
+            log(f"step {step}")
         action, times = faults.get(step, ("", 0))
         if times and action != "hold":
             faults[step] = (action, times - 1)
@@ -124,10 +143,13 @@ def reach(step: str) -> str:
     if action == "hang":
         time.sleep(HANG_SECONDS_MAX)
         end(1)
+    until = time.monotonic() + HANG_SECONDS_MAX
     while action == "hold":
         time.sleep(HOLD_POLL_SECONDS)
         if step not in json.loads((HOST / "faults.json").read_text()):
             return ""
+        if time.monotonic() > until:
+            end(1)
     return str(action)
 
 
@@ -217,7 +239,9 @@ def list_domains(arguments: list[str]) -> None:
 
 
 def change_one(command: str, arguments: list[str]) -> None:
-    action = reach(command)
+    with locked(change=False) as state:
+        name = found(state, arguments[0])["name"]
+    action = reach(command, name)
     if action == "lie":
         return
     with locked() as state:
@@ -329,7 +353,7 @@ def made(config: dict[str, Any], *, monitor: bool) -> int:
     """create_domain, up to where pages are read: paused, and called NAME--incoming."""
     info = config["c_info"]
     name = f"{info['name']}--incoming"
-    action = reach("receive:create")
+    action = reach("receive:create", info["name"])
     with locked() as state:
         if action == "fail" or any(other["name"] == name for other in state["domains"]):
             fail("migration target: Domain creation failed (code -3).")
@@ -364,7 +388,7 @@ def receive(arguments: list[str]) -> None:
     try:
         config = stream.xl_header()
         number = made(config, monitor="-e" not in arguments)
-        if reach("receive:stream") == "fail":
+        if reach("receive:stream", config["c_info"]["name"]) == "fail":
             raise ValueError("restore failed")
         stream.libxl()
     except (EOFError, OSError, ValueError, KeyError, struct.error) as error:
@@ -372,19 +396,20 @@ def receive(arguments: list[str]) -> None:
         if number is not None:
             gone(number)
         fail(f"libxl: error: {error!r}\nmigration target: Domain creation failed (code -3).")
+    name = config["c_info"]["name"]
     (HOST / "streams" / str(number)).write_bytes(stream.kept)
     log(f"received {number} {len(stream.kept)} {hashlib.sha256(stream.kept).hexdigest()}")
     say("migration target: Transfer complete, requesting permission to start domain.")
-    reach("receive:ready")
+    reach("receive:ready", name)
     if not write(1, READY):
         end(1)  # NAME--incoming stays
-    status = _take(number, config["c_info"]["name"], arguments)
-    reach("receive:report")
+    status = _take(number, name, arguments)
+    reach("receive:report", name)
     if not (write(1, REPORT) and write(1, bytes([status]))):
         end(1)  # the domain stays as it is
     if status:
         say("migration target: Failure, destroying our copy.")
-        if reach("receive:destroy") == "fail":
+        if reach("receive:destroy", name) == "fail":
             fail("migration target: Failed to destroy our copy (code -3).")
         gone(number)
         say("migration target: Cleanup OK, granting sender permission to resume.")
@@ -397,13 +422,13 @@ def _take(number: int, name: str, arguments: list[str]) -> int:
     """Wait for GO, rename, start: the status that is reported."""
     if not read_message(0, GO):
         return UNEXPECTED
-    action = reach("receive:go")
+    action = reach("receive:go", name)
     say("migration target: Got permission, starting domain.")
     with locked() as state:
         if action == "fail" or not renamed(state, by_id(state, number), name):
             return ERROR_INVAL
     log(f"renamed {number} to {name}")
-    action = reach("receive:renamed")
+    action = reach("receive:renamed", name)
     if "-p" not in arguments:
         if action == "fail":
             return ERROR_FAIL
@@ -441,12 +466,12 @@ class Sender:
                 say(f"libxl: info: migration transport process [{self.child.pid}] exited with error status {status}")
 
     def resume(self) -> None:
-        reach("migrate:resume")
+        reach("migrate:resume", self.name)
         with locked() as state:
             domain = by_id(state, self.number)
             change(domain, paused=domain["paused"], shutdown=None)
         log(f"resumed {self.number}")
-        reach("migrate:resumed")
+        reach("migrate:resumed", self.name)
 
     def turn_back(self) -> NoReturn:
         """failed_resume"""
@@ -469,7 +494,7 @@ class Sender:
         live = max(len(stream) - SUSPENDED_BYTES, 0)
         if not write(self.out, stream[: live // 2]):
             self.turn_back()
-        reach("migrate:stream")
+        reach("migrate:stream", self.name)
         if not write(self.out, stream[live // 2 : live]):
             self.turn_back()
         with locked() as state:
@@ -477,24 +502,24 @@ class Sender:
             change(domain, paused=domain["paused"], shutdown="suspend")
             domain["monitor"] = False  # it has seen its domain suspended, and ended
         log(f"suspended {self.number}")
-        reach("migrate:suspended")
+        reach("migrate:suspended", self.name)
         if not write(self.out, stream[live:]):
             self.turn_back()
 
     def hand_over(self) -> NoReturn:
         if not read_message(self.into, READY):
             self.turn_back()
-        reach("migrate:ready")
+        reach("migrate:ready", self.name)
         say("migration sender: Target has acknowledged transfer.")
         away = f"{self.name}--migratedaway"
         if not self.rename(away):
             self.turn_back()
         log(f"renamed {self.number} to {away}")
-        reach("migrate:renamed")
+        reach("migrate:renamed", self.name)
         say("migration sender: Giving target permission to start.")
         if not write(self.out, GO):
             self.give_up()
-        reach("migrate:go")
+        reach("migrate:go", self.name)
         if not read_message(self.into, REPORT):
             self.give_up()
         try:
@@ -503,7 +528,7 @@ class Sender:
             status = b""
         if not status:
             self.give_up()
-        reach("migrate:report")
+        reach("migrate:report", self.name)
         if status != b"\0":
             say(f"migration sender: Target reports startup failure (status code {status[0]}).")
             if not read_message(self.into, GO):
@@ -514,7 +539,7 @@ class Sender:
             say("migration sender: Resumed OK.\nMigration failed due to problems at target.")
             end(1)
         say("migration sender: Target reports successful startup.")
-        reach("migrate:destroy")
+        reach("migrate:destroy", self.name)
         gone(self.number)
         say("Migration successful.")
         end(0)
@@ -531,7 +556,7 @@ def migrate(arguments: list[str]) -> None:
     if not read_message(sender.into, BANNER):
         sender.hang_up()
         end(1)
-    reach("migrate:banner")
+    reach("migrate:banner", sender.name)
     sender.send(stream)
     sender.hand_over()
 

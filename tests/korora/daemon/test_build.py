@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from korora.daemon import build, config
+from proxy.errors import ConfigurationError, PolicyRefused, RelayError
 from proxy.paging import Encode
 
 TEXT = """
@@ -51,6 +52,20 @@ def test_an_egress_says_whose_pages_arrive() -> None:
     assert (build.paging_of(wanted).tenant, build.paging_of(wanted).cache_bytes) == ("", 4096)
 
 
+def test_a_monitor_makes_the_hand_over_qemu_s() -> None:
+    plain = made()
+    where = build.destination_of(plain, plain.ingress[0])
+    assert (where.handover, where.guarded) == ("xl", False)
+    assert (build.monitor_of(plain.ingress[0]), build.monitors(plain), build.guarded(plain)) == ("", {}, frozenset())
+    wanted = made("", 'qmp = "unix:/run/vm1"\nrequire_guarded = true')
+    where = build.destination_of(wanted, wanted.ingress[0])
+    assert (where.handover, where.guarded) == ("qmp", True)
+    assert build.monitor_of(wanted.ingress[0]) == "/run/vm1"
+    text = TEXT + 'qmp = "unix:/run/vm2"\nrequire_guarded = true\n'
+    arriving = config.parse(text.format(pages="", ingress="").encode(), "test")
+    assert (build.monitors(arriving), build.guarded(arriving)) == ({"in": "/run/vm2"}, frozenset({"in"}))
+
+
 def test_a_daemon_has_a_store_in_its_state_folder_unless_it_is_turned_off(tmp_path: Path) -> None:
     state = f'state = "{tmp_path}/state"\n'
     host_store = build.open_host_store(config.parse((state + TEXT.format(pages="", ingress="")).encode(), "test"))
@@ -65,3 +80,86 @@ def test_no_cache_is_no_pages() -> None:
     wanted = made("[pages]\ncache_bytes = 0\n")
     assert not build.destination_of(wanted, wanted.ingress[0]).paging.wanted
     assert not build.paging_of(wanted).wanted
+
+
+# ------------------------------------------------------------------ korora xl
+
+XL = """
+[xl]
+socket = "/run/xl.sock"
+egress = "vm"
+lanes = 3
+rate_limit = 5000
+encode = "best"
+tenant = "red"
+{more}
+[[peer]]
+name = "beta"
+address = "beta.example:8010"
+[[peer]]
+name = "gamma"
+address = "[2001:db8::7]:9000"
+[[peer]]
+name = "delta"
+"""
+
+
+def xl(more: str = "") -> config.Config:
+    return config.parse(XL.format(more=more).encode(), "test")
+
+
+def test_what_xl_says_goes_for_its_sessions() -> None:
+    client, where = build.xl_destination(xl(), "beta", (), "ep")
+    assert (client, where.host, where.port, where.egress, where.lanes) == ("beta", "beta.example", 8010, "vm", 3)
+    assert (where.xl_flags, where.rate_limit, where.resume_seconds) == ("ep", 5000, 30)
+    assert (where.paging.encode, where.paging.tenant) == (Encode.BEST, "red")
+
+
+ANY = "any_address = true"
+
+
+@pytest.mark.parametrize(
+    ("more", "peer", "names", "found"),
+    [
+        ("", "beta", ("beta", "gamma"), ("beta", "beta.example:8010")),
+        ("", "beta.example", (), ("beta", "beta.example:8010")),
+        ("", "beta.example:8010", (), ("beta", "beta.example:8010")),
+        ("", "[2001:db8::7]:9000", (), ("gamma", "[2001:db8::7]:9000")),
+        ('peers = ["gamma"]', "gamma", (), ("gamma", "[2001:db8::7]:9000")),
+        (ANY, "delta", (), ("delta", "delta:8010")),
+        (ANY, "beta", (), ("beta", "beta.example:8010")),
+        (ANY, "192.0.2.1:77", (), (build.ANY_PEER, "192.0.2.1:77")),
+        (ANY, "192.0.2.1", ("gamma",), ("gamma", "192.0.2.1:8010")),
+    ],
+)
+def test_whom_korora_xl_finds(more: str, peer: str, names: tuple[str, ...], found: tuple[str, str]) -> None:
+    client, where = build.xl_destination(xl(more), peer, names, "")
+    assert (client, where.address) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "peer", "names", "kind", "words"),
+    [
+        ("", "delta", (), PolicyRefused, "knows no address of 'delta'"),
+        ("", "192.0.2.1", (), PolicyRefused, "192.0.2.1 is no host that the daemon sends to: beta, delta, gamma"),
+        ("", "beta.example:8011", (), PolicyRefused, "is no host"),
+        ('peers = ["gamma"]', "beta", (), PolicyRefused, "beta is no host that the daemon sends to: gamma"),
+        ('peers = ["gamma"]', "beta.example", (), PolicyRefused, "is no host"),
+        ("", "beta", ("gamma",), PolicyRefused, "beta is no host that the daemon sends to: gamma"),
+        ("", "beta", ("omega",), PolicyRefused, "of the hosts named by --name, the daemon sends to none: omega"),
+        (ANY, "192.0.2.1", ("beta", "gamma"), ConfigurationError, "of several --name none can be meant"),
+        (ANY, "a:b:c", (), ConfigurationError, "PEER 'a:b:c' is no HOST:PORT"),
+        (ANY, "", (), ConfigurationError, "PEER '' names no host"),
+    ],
+)
+def test_whom_it_does_not(more: str, peer: str, names: tuple[str, ...], kind: type[RelayError], words: str) -> None:
+    with pytest.raises(kind, match=words.replace("[", "\\[")):
+        build.xl_destination(xl(more), peer, names, "")
+
+
+def test_an_ingress_of_xl() -> None:
+    wanted = made(ingress='xl_flags = "-p -e"')
+    where = build.destination_of(wanted, wanted.ingress[0])
+    assert (where.xl_flags, where.one_channel) == ("pe", True)
+    plain = made()
+    assert not build.destination_of(plain, plain.ingress[0]).one_channel

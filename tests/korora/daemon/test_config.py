@@ -17,6 +17,7 @@ PEER = '[[peer]]\nname = "host-b"\naddress = "host-b:8010"\n'
 INGRESS = '[[ingress]]\nname = "vm1"\nfrom = "tcp:127.0.0.1:4440"\npeer = "host-b"\n'
 EGRESS = '[[egress]]\nname = "vm1"\nto = "tcp:127.0.0.1:4444"\n'
 GOOD = PEER + INGRESS + EGRESS
+XL = PEER + '[xl]\nsocket = "/run/xl.sock"\n'
 
 
 def parse(text: str) -> config.Config:
@@ -40,6 +41,18 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (made.egress_named("vm1"), made.egress_named("vm2")) == (egress, None)
 
 
+def test_korora_xl_has_its_defaults_and_is_off_without_a_socket() -> None:
+    made = parse(XL)
+    xl = made.xl
+    assert (xl.sessions_max, xl.peers, xl.any_address, xl.egress) == (16, (), False, "default")
+    assert (xl.lanes, xl.priority, xl.rate_limit, xl.encode, xl.tenant) == (1, "normal", None, "auto", "default")
+    assert made.departure_named("xl") is xl
+    assert [peer.name for peer in made.xl_peers()] == ["host-b"]
+    assert parse(GOOD).departure_named("xl") is None
+    named = parse(GOOD + INGRESS.replace("vm1", "xl").replace("4440", "4441"))
+    assert named.departure_named("xl") is named.ingress_named("xl")
+
+
 NAME = "a name of 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first"
 RATE = 'an integer of bytes a second, ≥ 1024, or a string like "200 MiB/s"'
 PIN = "ab" * 32
@@ -51,7 +64,7 @@ PIN = "ab" * 32
         # types and bounds
         (
             GOOD.replace("4440", "4440", 1) + "lanes = 1",
-            "egress[0].lanes: no such key; expected one of name, peers, tenant, to",
+            "egress[0].lanes: no such key; expected one of name, peers, qmp, require_guarded, tenant, to",
         ),
         (PEER + INGRESS + "lanes = 40", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 40"),
         (PEER + INGRESS + "lanes = 0", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 0"),
@@ -117,6 +130,16 @@ PIN = "ab" * 32
         (PEER + EGRESS + EGRESS, "egress: 2 entries have the name 'vm1'"),
         (GOOD.replace("host-b:8010", "host-b"), "peer[0].address: the address 'host-b' is no HOST:PORT"),
         (GOOD.replace("host-b:8010", ":8010"), "peer[0].address: expected HOST:PORT with a host, got ':8010'"),
+        (PEER + INGRESS + 'qmp = "/run/q"', "ingress[0].qmp: '/run/q' is no monitor"),
+        (PEER + INGRESS + 'qmp = "unix:q"', "ingress[0].qmp: expected an absolute path, got 'q'"),
+        (
+            PEER + INGRESS + 'qmp = "unix:/q"\nxl_flags = ""',
+            "ingress[0].qmp: what comes by an ingress with xl_flags is xl",
+        ),
+        (PEER + EGRESS + 'qmp = "tcp:127.0.0.1:4"', "egress[0].qmp: 'tcp:127.0.0.1:4' is no monitor"),
+        (PEER + EGRESS + f'qmp = "unix:/{"q" * 107}"', "egress[0].qmp: "),
+        (PEER + '[[egress]]\nname = "vm1"\nto = "xl:"\nqmp = "unix:/q"', "egress[0].qmp: xl: is guarded by itself"),
+        (PEER + EGRESS + "require_guarded = 1", "egress[0].require_guarded: expected true or false, got 1"),
         (
             GOOD.replace("tcp:127.0.0.1:4440", "stdio:"),
             "ingress[0].from: expected tcp:HOST:PORT or unix:PATH, got 'stdio:'",
@@ -136,6 +159,21 @@ PIN = "ab" * 32
         ('[metrics]\naddress = "x"\n' + GOOD, "metrics.address: the address 'x' is no HOST:PORT"),
         ('[limits]\nrate_limit = "much"\n' + GOOD, f"limits.rate_limit: expected {RATE}, got 'much'"),
         ('[limits]\nsession_rate_limit = "0 B/s"\n' + GOOD, f"limits.session_rate_limit: expected {RATE}, got '0 B/s'"),
+        # korora xl
+        (XL.replace("/run/", ""), "xl.socket: expected an absolute path, got 'xl.sock'"),
+        (XL.replace("xl.sock", "x" * 107), "xl.socket: the path of a unix socket has at most 107 bytes"),
+        (XL.replace("xl.sock", "korora/control.sock"), "xl.socket: it is the control socket's path"),
+        (XL + 'peers = ["host-c"]', "xl.peers[0]: 'host-c' is no [[peer]] of this file"),
+        (XL.replace('address = "host-b:8010"\n', ""), "xl: there is no [[peer]] with an address that it could send to"),
+        (XL.partition("[xl]")[1] + XL.partition("[xl]")[2], "xl: there is no [[peer]] with an address"),
+        (XL + "sessions_max = 513", "xl.sessions_max: expected int ≥ 1 and ≤ 512, got 513"),
+        (XL + "sessions_max = 0", "xl.sessions_max: expected int ≥ 1 and ≤ 512, got 0"),
+        (XL + "any_address = 1", "xl.any_address: expected true or false, got 1"),
+        (XL + 'rate_limit = "3"', f"xl.rate_limit: expected {RATE}, got '3'"),
+        (XL + 'encode = "zstd"', 'xl.encode: expected one of "auto", "best", "opaque", "pages", got'),
+        (XL + "socke = 1", "xl.socke: no such key; expected one of any_address, egress, encode, lanes, "),
+        (XL + INGRESS.replace("vm1", "xl"), "ingress: the name 'xl' is that of [xl]"),
+        (PEER + INGRESS + 'xl_flags = "-z"', "ingress[0].xl_flags: it '-z': unknown flags of xl"),
         # TOML
         ("workers\n", "no TOML: Expected '=' after a key"),
         ('identity = "\x01"\n', "no TOML: Illegal character"),

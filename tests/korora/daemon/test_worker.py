@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crypto.tls import PeerInfo
-from korora.daemon import build, config, worker
+from korora.daemon import build, config, kept
 from korora.daemon.admission import Admission
 from proxy.control import Offer
 from proxy.errors import PolicyRefused
@@ -39,11 +39,11 @@ def test_reports_are_kept_private_and_never_replaced(tmp_path: Path) -> None:
     for outcome in ("done", "lost", "refused"):
         made = report(1)
         made.outcome = outcome
-        worker._keep(tmp_path, made)
-    worker._keep(tmp_path, report(1, "destination"))
+        kept.keep(tmp_path, made)
+    kept.keep(tmp_path, report(1, "destination"))
     name = f"{1:032x}"
-    kept = {path.name: json.loads(path.read_text())["outcome"] for path in tmp_path.iterdir()}
-    assert kept == {
+    found = {path.name: json.loads(path.read_text())["outcome"] for path in tmp_path.iterdir()}
+    assert found == {
         f"{name}-source.json": "done",
         f"{name}-source-2.json": "lost",
         f"{name}-source-3.json": "refused",
@@ -53,9 +53,9 @@ def test_reports_are_kept_private_and_never_replaced(tmp_path: Path) -> None:
 
 
 def test_the_oldest_reports_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "REPORTS_KEPT", 3)
+    monkeypatch.setattr(kept, "REPORTS_KEPT", 3)
     for number in range(5):
-        worker._keep(tmp_path, report(number))
+        kept.keep(tmp_path, report(number))
         os.utime(tmp_path / f"{number:032x}-source.json", (number, number))
     assert sorted(path.name[31] for path in tmp_path.iterdir()) == ["2", "3", "4"]
 

@@ -160,7 +160,8 @@ def test_no_more_than_may_be(xen: XenSite) -> None:
     half(first)
     second = xen.transport("beta")
     assert second.rest() == b""
-    assert second.wait()[0] == 3
+    code, words = second.wait()
+    assert (code, "1 sessions of korora xl run, and no more may" in words) == (3, True), words
     assert len(xen.alpha.sessions()) == 1
     first.say(stream()[len(stream()) // 2 :])
     first.hear(READY)

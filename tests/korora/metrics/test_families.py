@@ -8,7 +8,8 @@ import pytest
 from chunking.regime import Regime
 from crypto.errors import AuthenticationError, IntegrityError, SealBroken
 from korora.metrics import families, observer
-from korora.metrics.families import FAMILIES, Family, Kind, Merge
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family, Kind, Merge
 from proxy.errors import EXIT_INTEGRITY, OUTCOMES, PeerAborted, RelayError
 from proxy.session import State
 from proxy.status import SessionStatus

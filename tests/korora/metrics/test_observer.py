@@ -15,7 +15,7 @@ from chunking.store import Counters
 from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed, SealBroken
 from crypto.identity import Identity
 from korora.metrics import families as f
-from korora.metrics.families import Family, Kind, Side
+from korora.metrics.family import Family, Kind, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, STORED, SUMMED, Observer
 from korora.metrics.usage import Usage, usage_of_this_process

@@ -93,7 +93,10 @@ def test_a_daemon_that_refuses_before_it_has_read(daemon: Daemon) -> None:
     """What was sent to it resets the connection; its answer waits behind the error."""
     xl = daemon.transport()
     with daemon.accept() as sock:
+        assert sock.recv(1, socket.MSG_PEEK), "it has asked"
+        xl.process.send_signal(signal.SIGSTOP)
         say(sock, "verdict", code=3, words="no")
+    xl.process.send_signal(signal.SIGCONT)
     assert xl.wait() == (3, "no\n")
 
 

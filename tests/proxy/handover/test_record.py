@@ -31,7 +31,7 @@ HEADS = st.builds(
     st.booleans(),
 )
 STATES = st.sampled_from([state.value for state in WRITTEN])
-LISTS = st.lists(st.builds(Entry, STATES, TEXTS, TEXTS, NAMES, NAMES, st.booleans()), max_size=5)
+LISTS = st.lists(st.builds(Entry, STATES, TEXTS, TEXTS, NAMES, NAMES, NAMES, st.booleans()), max_size=5)
 
 
 def written(head: Head, entries: tuple[Entry, ...] | list[Entry]) -> bytes:
@@ -66,8 +66,8 @@ def test_a_record_knows_what_its_entries_told() -> None:
 def test_the_bytes_of_a_line() -> None:
     """Frozen: files of one version are read by the next."""
     assert line(Entry("voted", "2026-01-02T03:04:05+00:00", "gave_up", "vm1", "")) == (
-        b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","settled":false} '
-        b"b2bc5928\n"
+        b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","copy":"",'
+        b'"settled":false,"paused":false} 8264f9e1\n'
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'
