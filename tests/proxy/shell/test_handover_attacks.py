@@ -80,15 +80,23 @@ def test_done_before_the_source_has_committed_gives_nothing_away(
     "moment", ["source xl stream", "source write prepared after", "source xl ready", "source write voted after"]
 )
 def test_a_destination_says_that_it_will_not(tell: Callable[..., None], moment: str, word: Lie) -> None:
-    """Whatever it says instead of going on, and whether or not that has a place: the source is not left suspended."""
+    """Whatever it says instead of going on, and whether or not that has a place: the source is not left suspended.
+
+    What it says of its own copy is its own affair: one that keeps what it says is gone may wait for ever, and runs
+    nothing.
+    """
 
     async def story(both: Hosts) -> None:
         both.world.at[moment] = lambda: lie(both, Side.DESTINATION, word)
         await both.migrate()
-        await turned_back(both)
+        await until(lambda: both.source_xl is not None and both.source_xl.end)
         assert both.source_xl is not None
         assert both.source_xl.end == "resumed"
         assert bytes(both.source_xl.heard) in (b"", BANNER, BANNER + READY + FAILED)
+        assert both.states()[Side.SOURCE] is State.ABORTED
+        if word == "doubt":
+            await turned_back(both)
+        assert both.world.copies[Side.DESTINATION] is not CopyState.RUNNING
 
     tell(story)
 
