@@ -71,6 +71,7 @@ ERRAND_PAUSE_SECONDS_MIN: Final = 0.2  # before the second visit to a destinatio
 ERRAND_PAUSE_SECONDS_MAX: Final = 15.0  # somebody waits for the machine
 ERRAND_SECONDS_MAX: Final = 10.0  # of a session that is decided: xl's command waits; recovery goes on afterwards
 RECOVERY_SECONDS: Final = 15.0  # between two looks at what the journal has unsettled
+VISITS_MAX: Final = 32  # of one peer at once, in one process: it makes one for each of its sessions, and one more
 WORDS_MAX: Final = 16  # in one visit: four are the most that a hand-over needs
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 
