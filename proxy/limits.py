@@ -72,6 +72,7 @@ ERRAND_PAUSE_SECONDS_MAX: Final = 15.0  # somebody waits for the machine
 ERRAND_SECONDS_MAX: Final = 10.0  # of a session that is decided: xl's command waits; recovery goes on afterwards
 RECOVERY_SECONDS: Final = 15.0  # between two looks at what the journal has unsettled
 RECOVERIES_MAX: Final = 16  # hand-overs taken up at once: each waits for xl or for its peer, and needs little itself
+VISITS_MAX: Final = 32  # of one peer at once, in one process: it makes one for each of its sessions, and one more
 WORDS_MAX: Final = 16  # in one visit: four are the most that a hand-over needs
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 

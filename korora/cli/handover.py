@@ -38,13 +38,20 @@ _Identity = Annotated[
     ),
 ]
 _Session = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or the first digits of it.")]
+_Side = Annotated[
+    str | None,
+    typer.Option("--side", metavar="source|destination", help="Which, where a machine migrates within this host."),
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 @app.callback()
 def root(context: typer.Context) -> None:
     """Hand-overs that broke off: what is known, what is left to do, and how to do it."""
+    from korora.log import LogFormat, LogLevel, configure
+
     help_without_command(context)
+    configure(LogFormat.CONSOLE, LogLevel.WARNING)  # to standard error: the other one may be somebody's JSON
 
 
 @app.command("list")
@@ -74,7 +81,13 @@ def list_(
 
 
 @app.command()
-def show(session: _Session, state: _State = None, identity: _Identity = None, as_json: _AsJson = False) -> None:
+def show(
+    session: _Session,
+    side: _Side = None,
+    state: _State = None,
+    identity: _Identity = None,
+    as_json: _AsJson = False,
+) -> None:
     """Show what is known of both sides: the journal, the copy on this host, and what the other relay says."""
     import asyncio
     import json
@@ -82,7 +95,7 @@ def show(session: _Session, state: _State = None, identity: _Identity = None, as
     from korora.handovers import ask, open_handovers
 
     handovers = open_handovers(_state(state, identity))
-    record = _find(handovers.journal.records(), session)
+    record = _one(_find(handovers.journal.records(), session), session, side)
     told = asyncio.run(ask(handovers, record, identity or IDENTITY_DEFAULT))
     if as_json:
         typer.echo(json.dumps(_as_dict(record) | {"copy": told.copy, "peer_says": told.peer, "advice": told.advice}))
@@ -120,7 +133,7 @@ def recover(
     handovers = open_handovers(_state(state, identity))
     records = [record for record in handovers.journal.records() if not record.settled]
     if session is not None:
-        records = [_find(handovers.journal.records(), session)]
+        records = _find(handovers.journal.records(), session)
     after = asyncio.run(finish(handovers, records, identity or IDENTITY_DEFAULT, wait))
     if as_json:
         typer.echo(json.dumps({"handovers": [_as_dict(record) for record in after]}))
@@ -141,6 +154,7 @@ def resolve(
     certain: Annotated[
         bool, typer.Option("--certain", help="You have looked at both hosts: without it nothing is done.")
     ] = False,
+    side: _Side = None,
     state: _State = None,
     identity: _Identity = None,
     as_json: _AsJson = False,
@@ -155,7 +169,7 @@ def resolve(
     if run_here == give_up:
         raise ConfigurationError("nothing says which copy is to run", "give --run-here or --give-up, not both")
     handovers = open_handovers(_state(state, identity))
-    record = _find(handovers.journal.records(), session)
+    record = _one(_find(handovers.journal.records(), session), session, side)
     if not certain:
         other = "destroyed, or its host off" if run_here else "running, or not wanted any more"
         raise ConfigurationError(
@@ -190,16 +204,29 @@ def _state(state: Path | None, identity: Path | None) -> Path:
     return directory
 
 
-def _find(records: "list[Record]", session: str) -> "Record":
+def _find(records: "list[Record]", session: str) -> "list[Record]":
+    """What is on record of one hand-over: two where a machine migrates within this host, the unsettled ones if any."""
     from proxy.errors import ConfigurationError
 
     found = [record for record in records if record.head.session.startswith(session.lower())] if session else []
-    if len(found) > 1 and len({record.head.session for record in found}) == 1:
-        found = [record for record in found if not record.settled] or found[:1]
     if not found:
         raise ConfigurationError(f"no hand-over {session!r} is on record here", "see korora handover list --all")
+    sessions = {record.head.session for record in found}
+    if len(sessions) > 1:
+        raise ConfigurationError(f"{session!r} means {len(sessions)} hand-overs", "give more digits of its id")
+    return [record for record in found if not record.settled] or found
+
+
+def _one(records: "list[Record]", session: str, side: str | None) -> "Record":
+    from proxy.errors import ConfigurationError
+
+    found = [record for record in records if side in (None, record.head.side)]
+    if not found:
+        raise ConfigurationError(f"no {side} of {session!r} is on record here", "see korora handover list --all")
     if len(found) > 1:
-        raise ConfigurationError(f"{session!r} means {len(found)} hand-overs", "give more digits of its id")
+        raise ConfigurationError(
+            f"{session!r} leaves this host and arrives at it", "say which: --side source or --side destination"
+        )
     return found[0]
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -39,6 +41,7 @@ from proxy.limits import (
     HANDSHAKE_SECONDS_MAX,
     LANE_HELLO_SECONDS_MAX,
     SESSIONS_MAX,
+    VISITS_MAX,
 )
 from proxy.paging import PagingTerms, Stored
 from proxy.report import SessionReport
@@ -128,6 +131,7 @@ class Destination:
         self._reserved: dict[SessionId, str] = {}
         """Sessions that may be let in and are being prepared, and the egress of each."""
         self._ended = Verdicts()
+        self._visits: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
@@ -256,9 +260,22 @@ class Destination:
             raise
         self._half_open.done(asyncio.current_task())
         if recovery is not None:
-            await talk(link, self._terms.handovers, peer.name, recovery)
+            await self._visited(link, peer.name, recovery)
         elif runner is not None:
             await self._carry(runner, began)
+
+    async def _visited(self, link: ControlLink, peer: str, recovery: Recover) -> None:
+        """A source comes about a hand-over; one that comes without end is sent away."""
+        if self._visits[peer] >= VISITS_MAX:
+            with suppress(RelayError, CryptoError):
+                await link.send(Refuse(EXIT_POLICY, f"{VISITS_MAX} visits about hand-overs are under way: come later"))
+            await link.close()
+            return
+        self._visits[peer] += 1
+        try:
+            await talk(link, self._terms.handovers, peer, recovery)
+        finally:
+            self._visits[peer] -= 1
 
     async def _carry(self, runner: DestinationRunner, began: float) -> None:
         """An accepted session, to its end."""

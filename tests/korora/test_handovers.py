@@ -1,6 +1,8 @@
 """What a relay's process does about hand-overs that its sessions have left."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,24 @@ def test_who_is_asked_afterwards_is_judged_as_in_the_session(identity_alpha: Pat
     contact = common.reach()(record)
     assert contact is not None
     assert contact.tls.rules == PeerRules(frozenset({"beta"}), frozenset({bytes(32)}))
+
+
+def korora(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "korora", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS_MAX)
+
+
+def test_both_sides_of_a_migration_within_the_host_can_be_told_apart(tmp_path: Path, identity_alpha: Path) -> None:
+    """One session's id, two records: more digits of it are no help. And standard output is JSON, whatever is logged."""
+    for side in ("source", "destination"):
+        Journal(tmp_path).begin(Head(SESSION, side, "xl", "alpha", now()), Entry("open", now())).close()
+    common = ("--state", tmp_path, "--identity", identity_alpha)
+    told = korora("handover", "show", SESSION[:4], *common)
+    assert told.returncode == 2
+    assert "--side source or --side destination" in told.stderr
+    told = korora("handover", "show", SESSION[:4], "--side", "destination", "--json", *common)
+    assert json.loads(told.stdout)["side"] == "destination"
+    told = korora("handover", "recover", SESSION, "--json", *common)
+    assert told.returncode == 6
+    after = {one["side"]: one["settled"] for one in json.loads(told.stdout)["handovers"]}
+    assert after == {"source": False, "destination": True}, "there is no address to tell the destination at"

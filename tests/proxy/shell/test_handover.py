@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from crypto.tls import TlsConfig
+from proxy.control import PROTOCOL_VERSION, Message, Recover, Refuse, Word
 from proxy.endpoints.sockets import listen_tcp, readable
 from proxy.errors import PeerLost
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.shell import guard, link
+from proxy.shell import destination, guard, link
+from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, Terms
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import Journal
+from proxy.shell.link import ControlLink
 from tests.proxy.shell.handing import Host, Hosts, hosts, quick
 from tests.proxy.support import OPAQUE, Middle, run, until
 
@@ -372,5 +375,38 @@ def test_a_machine_that_has_moved_has_moved(tmp_path: Path, client_tls: TlsConfi
             await until(lambda: len(both.ended) == 2)
             assert [ended.error for ended in both.ended.values()] == [None, None]
             await end_of(both)
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+def test_a_peer_that_comes_without_end_is_sent_away(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each visit costs a connection, and commands of the toolstack; sessions have their own limit."""
+    monkeypatch.setattr(destination, "VISITS_MAX", 2)
+    monkeypatch.setattr(link, "DRAIN_SECONDS_MAX", 0.1)
+
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            both.begin(Side.DESTINATION)
+            contact = Contact(both.client, both.peer)
+            recovery = Recover(PROTOCOL_VERSION, bytes(16), "voted")
+
+            async def visit() -> tuple[ControlLink, Message]:
+                met = await contact.meet("beta")
+                await met.send(recovery)
+                return met, await met.receive()
+
+            links = []
+            for _ in range(2):
+                met, answer = await visit()
+                assert answer == Word("unknown")
+                links.append(met)
+            met, answer = await visit()
+            assert isinstance(answer, Refuse)
+            await met.close()
+            await links.pop().close()
+            for met in links:
+                await met.close()
 
     run(story(), STORY_SECONDS_MAX)
