@@ -57,7 +57,9 @@ def configuration(peers: dict[str, str], egress: str = "", xl: str = "") -> str:
 async def serve(host: XenHost, text: str) -> None:
     """Start the daemon and wait until it takes work."""
     await host.agent.put(CONFIGURATION, text.encode())
-    await host.check(["mkdir", "-p", "/run/korora"])
+    await host.check(["mkdir", "-p", "/run/korora", STATE])
+    # A store leaves a GiB free for others, more than all of a host's folders in memory have; this one only says it has.
+    await host.check(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", STATE])
     await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION])
     await host.said("daemon", "ready")
 
