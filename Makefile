@@ -10,12 +10,13 @@
 #   make e2e-xen  only those with two real Xen hosts, the slow ones too
 #   make bench    what the relay pair costs, step by step, beside its peers and under QEMU, and what encoding pages
 #                 saves: one run, below sixteen minutes
+#   make model    every order of faults in a hand-over, as far as the model goes: minutes, and 8 GiB of memory
 #   make soak     relays under load and faults for 15 minutes: all exact, and level at the end  (SOAK_SECONDS, SOAK_SEED)
 #   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup system system-demo demo test e2e e2e-xen check format bench soak lock
+.PHONY: help setup system system-demo demo test e2e e2e-xen check format bench model soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,6 +64,10 @@ format: setup
 bench: setup system
 	@deploy/rig/system-packages bench
 	$(BIN)/python -m bench
+
+model: setup
+	@deploy/rig/system-packages run
+	$(BIN)/python -m tests.model
 
 SOAK_SECONDS ?= 900
 SOAK_SEED ?=

@@ -25,6 +25,7 @@ from bench.cli import (
     PEERS_SECTION,
     RESULTS,
     SESSIONS,
+    XEN,
     parse,
 )
 from bench.compare import compare, load_run
@@ -39,6 +40,7 @@ from bench.processes import BenchError, adopt_orphans
 from bench.progress import Progress
 from bench.report import Result
 from bench.streams import StreamsPlan, measure_lanes, measure_sessions
+from bench.xen import XenPlan, measure_xen
 
 
 def measure_section(
@@ -61,6 +63,8 @@ def measure_section(
     if name == PAGES:
         own = Budget(min(budget.left_s, options.budgets_s[PAGES]))  # what others left is not for more rounds of this
         return measure_pages(QUICK_PAGES if options.quick else PagesPlan(), scratch, budget=own, teller=progress)
+    if name == XEN:
+        return measure_xen(XenPlan(options.rounds), scratch, budget=budget, teller=progress)
     return measure_migrations(MigrationPlan(options.rounds, options.guest_mib), scratch, budget=budget, teller=progress)
 
 

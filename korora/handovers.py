@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from proxy.hypervisors.base import CopyState, Hypervisor
 from proxy.limits import RECOVERY_SECONDS
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal
 
 log = structlog.get_logger("korora.handover")
@@ -40,6 +40,10 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
         from proxy.hypervisors.xl_monitor import XlMonitors
 
         return XlToolstack(monitors=XlMonitors())
+    if kind == "qmp" and monitor:
+        from proxy.hypervisors.qmp import QemuMonitor
+
+        return QemuMonitor(Path(monitor))
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
@@ -48,46 +52,63 @@ def open_handovers(state: Path) -> Handovers:
     return Handovers(Journal(state), toolstack)
 
 
-def reach(identity: Path) -> Callable[[Record], Contact | None]:
-    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to."""
+def reach(identity: Path, rules: PeerRules | None = None) -> Reach:
+    """How a hand-over's destination is reached: where its session went, and nobody but whom that went to.
+
+    Args:
+        identity: of this host.
+        rules: what sessions demand of peers besides a name: their pins, and how keys are exchanged.
+    """
+    demanded = rules or PeerRules()
 
     def contact(record: Record) -> Contact | None:
         if not record.head.address:
             return None
         host, port = parse_address(record.head.address, "the journal's address")
-        tls = TlsConfig(
-            Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, PeerRules(frozenset({record.head.peer}))
-        )
+        only = replace(demanded, names=frozenset({record.head.peer}))
+        tls = TlsConfig(Identity.load(identity, now=datetime.now(UTC)), TlsRole.CLIENT, only)
         return Contact(tls, Peer(host, port))
 
     return contact
 
 
-async def recover_for_ever(handovers: Handovers, identity: Callable[[], Path]) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled; ``identity`` may change.
+async def recover_for_ever(
+    handovers: Handovers, how: Callable[[], Reach], told: Callable[[list[Record]], None] = lambda _: None
+) -> None:
+    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
 
     What is left while an earlier round is still at work does not wait for its end.
+
+    Args:
+        handovers: of this process.
+        how: destinations are reached; may change.
+        told: what stays unsettled, after each look; see ``Handovers.recover``.
     """
-    rounds: set[asyncio.Task[None]] = set()
+
+    async def look() -> None:
+        try:
+            told(await handovers.recover(how()))
+        except (RelayError, CryptoError, OSError) as error:
+            log.warning("hand-overs could not be looked after", reason=str(error))
+
+    looks: set[asyncio.Task[None]] = set()
     try:
         while True:
-            one = asyncio.create_task(handovers.recover(reach(identity())))
-            rounds.add(one)
-            one.add_done_callback(rounds.discard)
+            one = asyncio.create_task(look())
+            looks.add(one)
+            one.add_done_callback(looks.discard)
             with suppress(TimeoutError):
                 async with asyncio.timeout(RECOVERY_SECONDS):
                     await handovers.left.wait()
     finally:
-        for one in rounds:
+        for one in looks:
             one.cancel()
-        await asyncio.gather(*rounds, return_exceptions=True)
+        await asyncio.gather(*looks, return_exceptions=True)
 
 
-async def finish_earlier(handovers: Handovers, identity: Path, address: str) -> None:
+async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None:
     """What an earlier migration to the same relay left: it would be in the next one's way."""
-    await handovers.recover(
-        reach(identity), lambda record: record.side is Side.SOURCE and record.head.address == address
-    )
+    await handovers.recover(how, lambda record: record.side is Side.SOURCE and record.head.address == address)
 
 
 def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: Path, seconds: int) -> None:
@@ -98,7 +119,7 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
             return
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "korora", "handover", "recover", session),
+                *(sys.executable, "-P", "-m", "korora", "handover", "recover", session),
                 *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
             ],
             stdin=subprocess.DEVNULL,
@@ -154,9 +175,11 @@ async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
     hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
     try:
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        copy = (await look(record.vm)).value if record.vm.name else "unknown: the stream had not told its name"
+        copy = (await look(record.vm)).value if record.begun else "unknown: it had not begun"
     except RelayError as error:
         copy = f"unknown: {error}"
+    finally:
+        hypervisor.let_go()
     peer = "unknown: it calls this side, and has not"
     if record.side is Side.SOURCE:
         try:
@@ -197,7 +220,11 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
     if run_here:
         hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        if await look(record.vm) is CopyState.ABSENT:
+        try:
+            standing = await look(record.vm)
+        finally:
+            hypervisor.let_go()
+        if standing is CopyState.ABSENT:
             raise ConfigurationError(
                 f"there is no copy of {record.vm.name or 'the machine'} here to run",
                 "run the one at the peer: korora handover resolve --run-here there, --give-up here",

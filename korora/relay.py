@@ -20,7 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.errors import complain, line_of
-from korora.handovers import finish_earlier, leave_behind, open_handovers, recover_for_ever
+from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import affordable, give_back
 from korora.progress import Progress
@@ -32,11 +32,12 @@ from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
-from proxy.shell.handovers import Handovers
+from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.source import Peer, Source
 
 log = structlog.get_logger("korora")
 
+_EGRESS = "default"  # what a source asks for, unless it is told otherwise
 _GC_ALLOCATIONS = 10_000  # the default 700 costs 3 % of a relay's time
 
 
@@ -59,6 +60,10 @@ class Common:
         """Where this relay keeps what outlives its sessions."""
         return self.state or self.identity / "state"
 
+    def reach(self) -> Reach:
+        """How peers of earlier sessions are reached: by the rules of today's."""
+        return reach(self.identity, self.rules)
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiveOptions:
@@ -70,6 +75,10 @@ class ReceiveOptions:
     egress: Egress
     lanes: int = 1
     paging: PagingTerms = field(default_factory=PagingTerms)
+    monitor: str = ""
+    """Of the QEMU behind the egress, a path; empty for none."""
+    guarded: bool = False
+    """Whether sessions whose hand-over is not guarded are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class SendOptions:
     common: Common
     ingress: Ingress
     peer: Peer
+    monitor: str = ""
+    """Of the QEMU that migrates, a path; empty for none."""
     transport: bool = False
     """Whether xl has started us for one migration: it reads our standard output, and waits for our end."""
     recover_seconds: int = 0
@@ -235,15 +246,22 @@ class _Receiver:
         handovers = open_handovers(common.state_folder)
         self._destination = Destination(
             tls,
-            {"default": options.egress},
+            {_EGRESS: options.egress},
             listener,
-            terms=Terms(resume_seconds=common.resume_seconds, lanes=options.lanes, paging=paging, handovers=handovers),
+            terms=Terms(
+                resume_seconds=common.resume_seconds,
+                lanes=options.lanes,
+                paging=paging,
+                handovers=handovers,
+                monitors={_EGRESS: options.monitor} if options.monitor else {},
+                guarded=frozenset({_EGRESS} if options.guarded else ()),
+            ),
             begin=self._begin,
             failed=self._refused,
         )
         stopper = _Stopper(self._stop)
         serving = asyncio.create_task(self._destination.serve())
-        recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
+        recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
         host, port = listener.getsockname()[:2]
         log.info("listening", address=f"{host}:{port}", to=options.egress.label)
         try:
@@ -354,16 +372,17 @@ class _Sender:
         _check_streams(options.ingress)
         await options.ingress.open()
         handovers = self._handovers = open_handovers(common.state_folder)
-        self._source = Source(tls, peer, options.ingress, handovers=handovers)
+        self._source = Source(tls, peer, options.ingress, handovers=handovers, monitor=options.monitor)
         stopper = _Stopper(self._stop)
         recovering: asyncio.Task[None] | None = None
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
         try:
+            await self._source.ready()
             if not options.transport:
                 announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
             self._task = asyncio.create_task(self._sessions())
             if not options.transport:
-                recovering = asyncio.create_task(recover_for_ever(handovers, lambda: common.identity))
+                recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
             return await self._task
         except asyncio.CancelledError:
             if stopper.reason is None:
@@ -379,11 +398,11 @@ class _Sender:
         options = self._options
         source = self._source
         if options.transport:
-            await finish_earlier(self._handovers, options.common.identity, options.peer.address)
+            await finish_earlier(self._handovers, options.common.reach(), options.peer.address)
         while source is not None:
             report = source.new_report()
             try:
-                first = await options.ingress.accept()
+                first = await source.accept()
             except HypervisorFailed as error:
                 return await _account(_fails(error), report, options.common.report)
             with Progress(lambda: source.current):

@@ -220,15 +220,18 @@ class Finished(_Message, frozen=True, tag="finished"):
     """The answer: the local ends have taken it for good (file renamed, command's status 0)."""
 
 
-class Word(_Message, frozen=True, tag="word"):
+class Word(_Message, frozen=True, tag="word", omit_defaults=True):
     """Either way, about the hand-over: where its sender stands (``proxy.handover``). May be repeated and late.
 
     A source says ``asked`` where its own hypervisor is the one to say that all is there; a destination ``unknown`` of
     a hand-over that it has no record of, and ``busy`` where another of its processes is at work on it.
+
+    ``paused`` comes with ``asked``: the machine's operator had paused it, and it is to stay so.
     """
 
     state: Standing
     why: _Reason = ""
+    paused: bool = False
 
 
 class Recover(_Message, frozen=True, tag="recover"):

@@ -107,6 +107,7 @@ QMP_LINE_BYTES_MAX: Final = MIB  # one answer; the longest in use here is a few 
 QMP_EVENTS_MAX: Final = 10_000  # kept of one connection; a migration sends one a pass
 QMP_CONNECTS_MAX: Final = 20  # one after the other: a QEMU that ends breaks what waits at its socket, then refuses
 QMP_ANSWER_SECONDS_MAX: Final = 15.0  # QEMU answers at once unless its main loop is stuck
+QMP_KEEP_SECONDS: Final = 5.0  # between two looks at the QEMU that may migrate next: it may be another by now
 QMP_POLL_SECONDS: Final = 1.0  # asked again without an event: its capability may have been turned off
 QMP_STUCK_SECONDS: Final = 2.0  # cancelling takes milliseconds; then what QEMU 7.2 may be stuck in is undone
 QMP_REVIVE_SECONDS_MAX: Final = 60.0  # to cancel and to run; the destination's QEMU may hold the disks' locks meanwhile

@@ -26,6 +26,8 @@ class SessionReport:
     bytes_out: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     handover: str = "unguarded"
+    handover_kind: str | None = None
+    handover_seconds: float | None = None
     encode: str | None = None
     pages: dict[str, int] = field(default_factory=dict)
     regimes: dict[str, int] = field(default_factory=dict)

@@ -14,6 +14,7 @@ class SessionStatus:
         peer_address: where it is.
         vm: the VM's name, once it is known.
         state: ``open``, ``finishing`` or ``closed`` (proxy/session.py), or ``resuming`` while the peer is away.
+        handover: where this side of it stands (proxy/handover/table.py), or ``unguarded`` if nobody guards it.
         seconds: since the session began.
         channels: opened so far.
         lanes: carrying the session now.
@@ -76,6 +77,7 @@ class SessionStatus:
     delay_seconds: float
     bytes_per_second: float
     rate_limit: float | None
+    handover: str = "unguarded"
     regime: str | None = None
     pages_zero: int = 0
     pages_duplicate: int = 0

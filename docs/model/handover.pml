@@ -11,8 +11,9 @@
        gcc -O2 -DSAFETY -DNOFAIR -DCOLLAPSE -DMEMLIM=16000 -o pan pan.c && ./pan -m100000
    Options: -DQEMU, -DLOCALHOST; -DFAULTS and -DLATE as above. A counterexample: ./pan -r | tail -100 */
 
-#ifdef MUTANTS
-/* One binary for every mutant: what is wrong with it is said by its environment, once, before anything happens. */
+#ifdef CHOSEN
+/* One binary for everything: what may go wrong, and what is wrong with the table, is said by its environment, once,
+   before anything happens. tests/model builds it so. */
 short mutant;   /* which entry of table.pml is another */
 short without;  /* which assumption below does not hold */
 byte faults;
@@ -20,6 +21,8 @@ byte late;
 bit qemu;
 bit localhost;
 bit outcomes;
+byte faults_max;
+#define FAULTS_MAX faults_max
 #define HOLDS(assumption) (without != assumption)
 #else
 #ifndef FAULTS
@@ -29,6 +32,7 @@ bit outcomes;
 #define LATE 1
 #endif
 byte faults = FAULTS;
+#define FAULTS_MAX FAULTS
 byte late = LATE;
 #define HOLDS(assumption) true
 #ifdef OUTCOMES /* what becomes of it counts, not the order of the records */
@@ -144,6 +148,11 @@ bit excused;  /* the only copy was lost with its host, disk or hypervisor, or gi
 bit useless;  /* destination: its copy cannot be made to run */
 bit operated;
 bit calm;
+bit s_voted;  /* its GO may have crossed: its copy does not run on by itself */
+bit smooth;   /* nothing has gone wrong */
+bit refused;  /* by somebody who has a say */
+bit s_agreed; /* all who have a say have said yes */
+bit d_agreed;
 bit unkept;   /* an end was acted upon that could not be written */
 bit s_unwritten;
 bit d_unwritten;
@@ -153,6 +162,7 @@ hidden unsigned rest : 16;
 
 #define PROMISED(state) ((state) == PREPARED || (state) == VOTED || (state) == COMMITTED || (state) == DONE)
 #define FINAL(state) ((state) == DONE || (state) == ABORTED || (state) == DOUBT || (state) == NO_RECORD)
+#define TURNED(state) ((state) == UNDOING || (state) == ABORTED || (state) == DOUBT)
 #define D_STANDS (d_up -> d_state : d_journal)
 #define S_IDLE (s_up && s_todo == 0 && !s_missing)
 #define D_IDLE (d_up && d_todo == 0 && !d_missing)
@@ -167,7 +177,7 @@ inline never_two()
 inline source_runs()
 {
     s_ran_on = (s_copy == STILL || s_ran_on);
-    assert(!d_ran || operated || unkept || s_copy == RUNS); /* the source's memory is older than the disks */
+    assert(!d_ran || unkept || s_copy == RUNS); /* the source's memory is older than the disks */
     s_copy = RUNS;
     never_two()
 }
@@ -175,7 +185,7 @@ inline source_runs()
 inline destination_runs()
 {
     assert(d_copy != PART);          /* half a machine was started */
-    assert(!s_ran_on || operated || unkept);   /* the destination's memory is older than the disks */
+    assert(!s_ran_on || unkept);  /* the destination's memory is older than the disks */
     d_copy = RUNS;
     d_ran = 1;
     never_two()
@@ -204,8 +214,8 @@ inline source_does(act, state)
     if
     :: act == WRITE -> s_journal = state
     :: act == APPROVE -> s_asks = 1
-    :: act == RELEASE && state == PREPARED -> s_lets = 1
-    :: act == RELEASE && state == VOTED -> go = session
+    :: act == RELEASE && state == PREPARED -> s_lets = 1; assert(s_agreed && d_agreed) /* somebody was not asked */
+    :: act == RELEASE && state == VOTED -> go = session; s_voted = 1
     :: act == SAY ->
         if :: WORD(state) -> s_said = s_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> s_fresh = s_fresh | (1 << state) :: else fi
@@ -221,7 +231,7 @@ inline destination_does(act, state)
     if
     :: act == WRITE -> d_journal = state
     :: act == APPROVE -> d_asks = 1
-    :: act == RELEASE && state == PREPARED -> ready = session
+    :: act == RELEASE && state == PREPARED -> ready = session; assert(d_agreed)
     :: act == SAY ->
         if :: WORD(state) -> d_said = d_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> d_fresh = d_fresh | (1 << state) :: else fi
@@ -292,7 +302,7 @@ inline source_is_gone()
 
 inline destination_is_gone()
 {
-    excused = (excused || d_journal == COMMITTED || d_journal == DONE || s_copy == GONE || s_state == DONE || s_journal == DONE);
+    excused = (excused || d_copy == RUNS || s_copy == GONE || s_state == DONE || s_journal == DONE);
     d_copy = GONE;
     d_xl = ENDED
 }
@@ -307,12 +317,13 @@ inline destination_is_gone()
 
 active proctype world()
 {
-#ifdef MUTANTS
+#ifdef CHOSEN
     d_step {
         c_code {
             now.mutant = getenv("MUTANT") ? atoi(getenv("MUTANT")) : 0;
             now.without = getenv("WITHOUT") ? atoi(getenv("WITHOUT")) : 0;
             now.faults = getenv("FAULTS") ? atoi(getenv("FAULTS")) : 2;
+            now.faults_max = now.faults;
             now.late = getenv("LATE") ? atoi(getenv("LATE")) : 1;
             now.qemu = getenv("QEMU") != 0;
             now.localhost = getenv("LOCALHOST") != 0;
@@ -333,10 +344,10 @@ active proctype world()
     :: d_step { d_undead != 0 -> action = d_undead & 15; d_undead = d_undead >> 4; destination_does(action, d_undead_state) }
 
     /* ------------------------------------------------------------------------------ everybody who has a say */
-    :: d_step { S_IDLE && s_asks -> s_asks = 0; source(APPROVED) }
-    :: d_step { S_IDLE && s_asks -> s_asks = 0; source(FAILED) }
-    :: d_step { D_IDLE && d_asks -> d_asks = 0; destination(APPROVED) }
-    :: d_step { D_IDLE && d_asks -> d_asks = 0; destination(FAILED) }
+    :: d_step { S_IDLE && s_asks -> s_asks = 0; s_agreed = 1; source(APPROVED) }
+    :: d_step { S_IDLE && s_asks -> s_asks = 0; refused = 1; source(FAILED) }
+    :: d_step { D_IDLE && d_asks -> d_asks = 0; d_agreed = 1; destination(APPROVED) }
+    :: d_step { D_IDLE && d_asks -> d_asks = 0; refused = 1; destination(FAILED) }
 
     /* -------------------------------------------------------------------- the hypervisors, and what is seen of them */
     :: d_step { s_xl == SENDS && s_up && session -> s_xl = WAITS; s_copy = STILL }
@@ -374,9 +385,14 @@ active proctype world()
     :: d_step { d_take && d_xl != LEAVES && (d_xl != CLOSES || !HOLDS(RECEIVER_HAS_ENDED)) &&
         (d_copy != PART || !session) && (!localhost || s_xl >= LEFT) ->
         if
+        /* while the session runs, GO comes by itself, or the session ends and the errand asks again */
+        :: session && d_xl == WAITS && d_state == PREPARED -> skip
+        :: else ->
+        if
         :: d_copy == GONE -> d_missing = (d_missing || d_take == GIVEN)
         :: d_copy == PART -> d_failed = (d_failed || d_take == GIVEN); useless = 1; excused = (excused || s_copy == GONE)
         :: else -> d_named = 1; d_took = (d_took || d_take == GIVEN); if :: d_xl == WAITS -> d_xl = ENDED :: else fi
+        fi
         fi;
         d_take = 0 }
     :: d_step { d_start && (d_xl != CLOSES && d_xl != LEAVES || !HOLDS(RECEIVER_HAS_ENDED)) ->
@@ -406,6 +422,8 @@ active proctype world()
         s_heard = 1; source(WORD(d_state)) }
     :: d_step { !session && alive && S_IDLE && D_IDLE && !s_heard && s_state != NO_RECORD && (HOLDS(ERRAND_GOES_ON) || !FINAL(s_state)) && d_state == NO_RECORD ->
         s_heard = 1; source(PEER_UNKNOWN) }
+    /* A side that has turned back, or is in doubt, ends the session. */
+    :: d_step { session && HOLDS(FAILURE_ENDS_THE_SESSION) && (TURNED(s_state) || TURNED(d_state)) -> over() }
     /* The session is over, or nobody can be reached at all: that is seen in time. After a restart nobody waits. */
     :: d_step { S_IDLE && (!session && !s_restarted || !alive) && HOLDS(LOSS_IS_SEEN) && SOURCE_HEEDS(LOST) -> source(LOST) }
     :: d_step { D_IDLE && !session && HOLDS(LOSS_IS_SEEN) && DESTINATION_HEEDS(LOST) -> destination(LOST) }
@@ -452,42 +470,52 @@ active proctype world()
     :: d_step { faults && !localhost -> faults--; destination_is_gone(); destination_dies(false) }
     :: d_step { faults && localhost -> faults--; source_is_gone(); destination_is_gone(); source_dies(false); destination_dies(false) }
     /* one copy alone, by a crash of QEMU or somebody's xl destroy; seen at once, or when a command meets nothing */
-    :: d_step { faults && s_copy != GONE -> faults--; excused = (excused || s_state < VOTED || s_state == ABORTED); source_is_gone(); s_missing = s_up }
-    :: d_step { faults && d_copy != GONE -> faults--; excused = (excused || d_state == COMMITTED); destination_is_gone(); d_missing = d_up }
-    :: d_step { faults && d_copy != GONE && d_state >= PREPARED -> faults--; excused = (excused || d_took || d_state == VOTED || d_state == COMMITTED); destination_is_gone() }
+    :: d_step { faults && s_copy != GONE -> faults--; excused = (excused || s_state == ABORTED); source_is_gone(); s_missing = s_up }
+    :: d_step { faults && d_copy != GONE -> faults--; destination_is_gone(); d_missing = d_up }
+    /* (xl migrate-receive does not see it before it renames) */
+    :: d_step { faults && d_copy != GONE && d_state >= PREPARED ->
+        faults--;
+        action = d_xl;
+        destination_is_gone();
+        d_xl = (qemu -> ENDED : action) }
     /* the session, by the network or a time-out; the network for good; an errand that takes too long */
     :: d_step { faults && session -> faults--; over() }
     :: d_step { faults && session && ready -> faults--; ready = 0; over() }
     :: d_step { faults && alive -> faults--; alive = 0; over() }
     :: d_step { faults && S_IDLE && !session && SOURCE_HEEDS(LOST) -> faults--; source(LOST) }
     /* a journal's disk */
-    :: d_step { faults && s_up && (s_todo & 15) == WRITE && (s_state == ABORTED || s_state == DONE) -> faults--; s_todo = s_todo >> 4; s_unwritten = 1; excused = 1; unkept = 1 }
-    :: d_step { faults && d_up && (d_todo & 15) == WRITE && (d_state == ABORTED || d_state == DONE) -> faults--; d_todo = d_todo >> 4; d_unwritten = 1; excused = 1; unkept = 1 }
+    :: d_step { faults && s_up && (s_todo & 15) == WRITE && (s_state == ABORTED || s_state == DONE) -> faults--; s_todo = s_todo >> 4; s_unwritten = 1; unkept = 1 }
+    :: d_step { faults && d_up && (d_todo & 15) == WRITE && (d_state == ABORTED || d_state == DONE) -> faults--; d_todo = d_todo >> 4; d_unwritten = 1; unkept = 1 }
     :: d_step { faults && !s_up && s_journal != NO_RECORD -> faults--; s_journal = NO_RECORD; excused = 1 }
     :: d_step { faults && !d_up && d_journal != NO_RECORD -> faults--; d_journal = NO_RECORD; excused = 1 }
 
-    /* -------------------------------------------------------------------------------- an operator, once, if at all */
-    :: d_step { !operated && !calm && S_IDLE && SOURCE_HEEDS(RUN_HERE) && (d_copy == GONE || !HOLDS(OPERATOR_IS_TRUE)) ->
+    /* ------------------------------------------ an operator, once, if at all, and not while a session has the journal */
+    :: d_step { !operated && !calm && !session && S_IDLE && SOURCE_HEEDS(RUN_HERE) && (d_copy == GONE && !d_ran || !HOLDS(OPERATOR_IS_TRUE)) ->
         operated = HOLDS(OPERATOR_IS_TRUE); source(RUN_HERE) }
-    :: d_step { !operated && !calm && S_IDLE && SOURCE_HEEDS(GIVE_UP) && PROMISED(d_journal) && PROMISED(D_STANDS) && d_copy != GONE && d_copy != PART && !useless ->
+    :: d_step { !operated && !calm && !session && S_IDLE && SOURCE_HEEDS(GIVE_UP) && PROMISED(d_journal) && PROMISED(D_STANDS) && d_copy != GONE && d_copy != PART && !useless && !s_ran_on ->
         operated = 1; source(GIVE_UP) }
-    :: d_step { !operated && !calm && D_IDLE && DESTINATION_HEEDS(RUN_HERE) && (s_copy == GONE && !s_ran_on && d_copy != PART || !HOLDS(OPERATOR_IS_TRUE)) ->
+    :: d_step { !operated && !calm && !session && D_IDLE && DESTINATION_HEEDS(RUN_HERE) && (s_copy == GONE && !s_ran_on && d_copy != PART || !HOLDS(OPERATOR_IS_TRUE)) ->
         operated = HOLDS(OPERATOR_IS_TRUE); destination(RUN_HERE) }
-    :: d_step { !operated && !calm && D_IDLE && DESTINATION_HEEDS(GIVE_UP) && (s_copy != GONE && s_journal != DONE && s_state != DONE || d_copy == GONE) ->
+    :: d_step { !operated && !calm && !session && D_IDLE && DESTINATION_HEEDS(GIVE_UP) && !d_ran && (s_copy != GONE && s_journal != DONE && s_state != DONE || d_copy == GONE) ->
         operated = 1; destination(GIVE_UP) }
 
     /* -------------------------------------------------------- from here on nothing goes wrong, and nobody steps in */
-    :: d_step { !calm -> calm = 1; faults = 0; late = (late == FOREVER -> late : 0) }
+    :: d_step { !calm -> calm = 1; smooth = (faults == FAULTS_MAX); faults = 0; late = (late == FOREVER -> late : 0) }
 
     /* --------------------------------------------------------- nothing more will happen: properties of every end */
     :: timeout -> d_step {
+        /* where nothing went wrong and nobody refused, it has moved */
+        assert(!smooth || refused || operated || d_copy == RUNS && s_state == DONE && (d_state == DONE || d_state == NO_RECORD));
         /* exactly one runs */
         assert(s_copy == RUNS || d_copy == RUNS || excused || /* an operator is asked: */
-            s_journal == DOUBT && s_copy == GONE && PROMISED(d_journal) ||
-            !alive && (s_journal == COMMITTED || s_copy == GONE && PROMISED(d_journal)));
+            s_journal == DOUBT && s_copy == GONE && !s_voted && PROMISED(d_journal) ||
+            s_journal == DOUBT && d_journal == DOUBT && s_copy != GONE ||
+            !alive && (s_journal == COMMITTED || s_journal == DOUBT || s_copy == GONE && PROMISED(d_journal)));
         /* and everybody knows: nobody waits for what will not come */
         assert(FINAL(s_state) || (!alive || useless && s_copy == GONE) && s_state == COMMITTED);
         assert(FINAL(d_state) || (!alive || useless && s_copy == GONE || s_state == NO_RECORD || s_state == DOUBT) && (d_state == PREPARED || d_state == VOTED));
+        assert(s_state != DOUBT || s_copy == GONE || d_state == DOUBT || d_state == NO_RECORD || !alive);
+        assert(d_state != DOUBT || d_copy == GONE);
         assert((s_state == s_journal || s_unwritten) && (d_state == d_journal || d_unwritten));
         /* nothing is left behind, and what runs has its name */
         assert(s_state != DONE || s_copy == GONE);

@@ -59,6 +59,20 @@ XlFlags = Annotated[
 ]
 
 
+Qmp = Annotated[
+    str | None,
+    typer.Option(
+        "--qmp",
+        metavar="unix:PATH",
+        help="The local QEMU's monitor, for this relay alone: its hand-over is guarded then.",
+        show_default=False,
+    ),
+]
+Guarded = Annotated[
+    bool, typer.Option("--guarded", help="Refuse sessions whose hand-over is not guarded at both ends.")
+]
+
+
 @unique
 class Encoding(StrEnum):
     """As proxy/paging.py has them, which is not imported before the command line has been checked."""

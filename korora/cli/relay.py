@@ -56,6 +56,8 @@ def receive(
     pin: opt.Pins = None,
     once: opt.Once = False,
     report: opt.Report = None,
+    qmp: opt.Qmp = None,
+    guarded: opt.Guarded = False,
     lanes: opt.Lanes = 1,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
     state: opt.State = None,
@@ -67,9 +69,10 @@ def receive(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Take migrations from other hosts for the local hypervisor."""
-    from proxy.endpoints.spec import parse_address, parse_egress
+    from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor
 
     address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), _digests(pin)
+    monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
     from korora import relay
 
@@ -93,6 +96,8 @@ def receive(
         egress=egress,
         lanes=lanes,
         paging=PagingTerms(cache_bytes=page_cache, tenant=_tenant(tenant)),
+        monitor=monitor,
+        guarded=guarded,
     )
     raise typer.Exit(relay.receive(options))
 
@@ -105,6 +110,8 @@ def send(
     pin: opt.Pins = None,
     once: opt.Once = False,
     report: opt.Report = None,
+    qmp: opt.Qmp = None,
+    guarded: opt.Guarded = False,
     lanes: opt.Lanes = 1,
     encode: opt.Encode = opt.Encoding.AUTO,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
@@ -119,10 +126,11 @@ def send(
     log_level: opt.Level = LogLevel.INFO,
 ) -> None:
     """Carry a migration from the local hypervisor to another host."""
-    from proxy.endpoints.spec import parse_address, parse_ingress, parse_xl_flags
+    from proxy.endpoints.spec import parse_address, parse_ingress, parse_monitor, parse_xl_flags
 
     ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
     flags = None if xl_flags is None else parse_xl_flags(xl_flags, "--xl-flags")
+    monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
     from korora import relay
     from proxy.shell.source import Peer
@@ -146,12 +154,13 @@ def send(
         lanes=lanes,
         resume_seconds=resume_timeout,
         rate_limit=rate_limit,
-        handover="xl",
+        handover="qmp" if monitor else "xl",
+        guarded=guarded,
         xl_flags=flags or "",
         one_channel=flags is not None,
         paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
-    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where)))
+    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, monitor=monitor)))
 
 
 def xl(

@@ -8,11 +8,12 @@ from pathlib import Path
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import host_store
-from korora.daemon.config import XL, Config, Departure, Ingress, bytes_per_second
+from korora.daemon.config import XL, Config, Departure, Ingress, Xl, bytes_per_second
+from korora.daemon.config import Egress as EgressEntry
 from korora.daemon.rates import least
 from korora.memory import affordable
 from proxy.endpoints.base import Egress
-from proxy.endpoints.spec import parse_address, parse_egress, parse_xl_flags
+from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError, PolicyRefused
 from proxy.paging import Encode, PagingTerms, StoreAccess
 from proxy.shell import source
@@ -41,11 +42,7 @@ class Credentials:
             IdentityError: see ``Identity.load``.
         """
         identity = Identity.load(Path(config.identity), now=datetime.now(UTC))
-        everybody = PeerRules(
-            names=frozenset(peer.name for peer in config.peer),
-            pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
-            allow_classical=config.allow_classical,
-        )
+        everybody = rules_of(config)
         served = config.xl_peers() if config.xl.socket else ()
         wanted = {ingress.peer for ingress in config.ingress} | {peer.name for peer in served}
         clients = {
@@ -65,6 +62,15 @@ class Credentials:
             )
             clients[ANY_PEER] = TlsConfig(identity, TlsRole.CLIENT, any_of_them)
         return cls(identity, TlsConfig(identity, TlsRole.SERVER, everybody), clients)
+
+
+def rules_of(config: Config) -> PeerRules:
+    """What is demanded of peers: of each its own pins."""
+    return PeerRules(
+        names=frozenset(peer.name for peer in config.peer),
+        pins_by_name={peer.name: _digests(peer.pins) for peer in config.peer if peer.pins},
+        allow_classical=config.allow_classical,
+    )
 
 
 def destination_of(config: Config, ingress: Ingress, stored: StoreAccess | None = None) -> source.Peer:
@@ -129,7 +135,8 @@ def _destination(
         lanes=departure.lanes,
         resume_seconds=config.limits.resume_timeout,
         egress=departure.egress,
-        handover="xl",
+        handover="qmp" if monitor_of(departure) else "xl",
+        guarded=isinstance(departure, Ingress) and departure.require_guarded,
         xl_flags=xl_flags,
         # To begin with; the parent's word on its part of the total follows at once.
         rate_limit=least(session_limit(config, name), bytes_per_second(config.limits.rate_limit)),
@@ -140,6 +147,22 @@ def _destination(
 def egresses(config: Config) -> dict[str, Egress]:
     """The table of names that sources may ask for."""
     return {egress.name: parse_egress(egress.to) for egress in config.egress}
+
+
+def monitor_of(entry: Departure | EgressEntry) -> str:
+    """The path of its QEMU's monitor; empty where it has none."""
+    text = None if isinstance(entry, Xl) else entry.qmp
+    return "" if text is None else parse_monitor(text)
+
+
+def monitors(config: Config) -> dict[str, str]:
+    """Where the QEMU behind an egress is asked, by the egress's name."""
+    return {egress.name: monitor_of(egress) for egress in config.egress if egress.qmp is not None}
+
+
+def guarded(config: Config) -> frozenset[str]:
+    """The egresses that take no session whose hand-over is not guarded."""
+    return frozenset(egress.name for egress in config.egress if egress.require_guarded)
 
 
 def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX, STORE_BYTES_DEFAULT
 from chunking.pages import PAGE_BYTES
 from crypto.files import read_bounded
-from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress, parse_xl_flags
+from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError
 from proxy.limits import KIB, LANES_MAX
 from proxy.paging import CHAINS_DEFAULT
@@ -123,6 +123,8 @@ class Ingress(_Table, frozen=True, rename={"source": "from"}):
     encode: Encoding = "auto"
     tenant: Name = TENANT_DEFAULT
     xl_flags: str | None = None
+    qmp: str | None = None
+    require_guarded: bool = False
 
 
 Departure = Ingress | Xl
@@ -136,6 +138,8 @@ class Egress(_Table, frozen=True):
     to: str
     peers: tuple[Name, ...] = ()
     tenant: Name = TENANT_DEFAULT
+    qmp: str | None = None
+    require_guarded: bool = False
 
 
 class Config(_Table, frozen=True):
@@ -290,6 +294,9 @@ class _Check:
         self._rate(f"{key}.rate_limit", ingress.rate_limit)
         with _Told(self._where, f"{key}.xl_flags"):
             parse_xl_flags(ingress.xl_flags or "", "it")
+        self._monitor(f"{key}.qmp", ingress.qmp)
+        if ingress.qmp is not None and ingress.xl_flags is not None:
+            self._wrong(f"{key}.qmp", "what comes by an ingress with xl_flags is xl", "leave one of the two away")
 
     def _xl(self, xl: Xl) -> None:
         self._path("xl.socket", xl.socket)
@@ -309,6 +316,9 @@ class _Check:
             parse_egress(egress.to)
         if egress.to.startswith("stdio:"):
             self._wrong(f"{key}.to", "a daemon has no standard streams to give", "use korora receive for stdio:")
+        self._monitor(f"{key}.qmp", egress.qmp)
+        if egress.qmp is not None and egress.to.startswith("xl:"):
+            self._wrong(f"{key}.qmp", "xl: is guarded by itself, and has no QEMU to be asked", "leave it away")
         for number, name in enumerate(egress.peers):
             self._known(f"{key}.peers[{number}]", name)
         if not self._config.peer:
@@ -328,6 +338,13 @@ class _Check:
     def _path(self, key: str, path: str) -> None:
         if not path.startswith("/") or "\0" in path:
             self._wrong(key, f"expected an absolute path, got {path!r}")
+
+    def _monitor(self, key: str, text: str | None) -> None:
+        if text is None:
+            return
+        with _Told(self._where, key):
+            path = parse_monitor(text)
+        self._path(key, path)
 
     def _socket(self, key: str, path: str) -> None:
         if len(path.encode()) > UNIX_PATH_BYTES_MAX:

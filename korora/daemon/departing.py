@@ -49,7 +49,7 @@ class WayIn:
         while not self._leaving:
             self._idle = True
             try:
-                first = await self.ingress.accept()
+                first = await self.source.accept()
             except HypervisorFailed as error:
                 log.warning("an ingress is given up", ingress=self.name, reason=str(error))
                 return

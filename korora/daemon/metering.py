@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from korora.metrics.families import Side
+from korora.metrics.family import Side
 from korora.metrics.http import MetricsServer, Pages
 from korora.metrics.instruments import Instruments, shared_registry
 from korora.metrics.observer import Observer

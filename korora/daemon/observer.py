@@ -27,6 +27,9 @@ class Observer(Protocol):
     def store(self, counts: Mapping[str, int]) -> None:
         """What the content store of this process has done so far, by the names of ``chunking.store.Counters``."""
 
+    def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """So many hand-overs of this host are not finished, by role and state, `unreadable` being one."""
+
     def peer_refused(self, error: BaseException) -> None:
         """A peer was not let in."""
 
@@ -69,6 +72,9 @@ class Unobserved:
         """See ``Observer``."""
 
     def store(self, counts: Mapping[str, int]) -> None:
+        """See ``Observer``."""
+
+    def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:
         """See ``Observer``."""
 
     def peer_refused(self, error: BaseException) -> None:

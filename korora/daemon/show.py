@@ -69,8 +69,14 @@ def cells(session: dict[str, Any]) -> dict[str, str]:
         "saved": share(session["bytes_saved"], moved) if session["paged_bytes"] else UNKNOWN,
         "rounds": UNKNOWN if session["rounds"] is None else str(session["rounds"]),
         "ETA": span(session["eta_seconds"]),
-        "state": session["state"],
+        "state": _state(session),
     }
+
+
+def _state(session: dict[str, Any]) -> str:
+    """The session's, and the hand-over's once that is past its first."""
+    handover = session["handover"]
+    return session["state"] if handover in ("unguarded", "open") else f"{session['state']}, {handover}"
 
 
 def head(status: dict[str, Any]) -> str:

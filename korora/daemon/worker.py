@@ -25,7 +25,8 @@ from korora.daemon import build
 from korora.daemon.admission import Admission
 from korora.daemon.config import XL, Config
 from korora.daemon.departing import WayIn, XlErrand
-from korora.daemon.kept import keep
+from korora.daemon.handing import Handing
+from korora.daemon.kept import keep_or_tell, tell
 from korora.daemon.messages import (
     SAMPLE_SESSIONS,
     Begun,
@@ -52,19 +53,17 @@ from korora.daemon.messages import (
 from korora.daemon.observer import Observer, Unobserved
 from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
-from korora.handovers import open_handovers, reach, recover_for_ever
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
-from korora.xl.desk import Desk, lost, verdict_on
-from korora.xl.words import Carry, Verdict
+from korora.xl.desk import Desk
+from korora.xl.words import Carry
 from proxy.endpoints.handed import HandedIngress, HandedPipes
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
     EXIT_BUG,
     EXIT_DONE,
     Interrupted,
-    JournalBusy,
     PeerLost,
     PolicyRefused,
     RelayError,
@@ -74,7 +73,6 @@ from proxy.errors import (
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
-from proxy.shell.handovers import Handovers
 from proxy.shell.runner import Runner
 from proxy.shell.source import Source, SourceRunner
 from proxy.wire import LANE_TOKEN_BYTES
@@ -83,7 +81,6 @@ log = structlog.get_logger("korora.worker")
 
 SAMPLE_SECONDS: Final = 1.0
 LAG_SECONDS: Final = 0.25  # how often the loop's lag is looked at
-BUSY_SECONDS: Final = 1.0  # between looks at a hand-over that another process is at work on
 _GC_ALLOCATIONS: Final = 10_000  # the default 700 costs 3 % of a relay's time
 
 
@@ -119,8 +116,8 @@ class Worker:
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
         self._xl_max = 0
-        self._handovers: Handovers | None = None
-        self._desk = Desk(self._xl_session, self._readopt, heard=self._greeted, idle=self._maybe_drained)
+        self._handing = Handing(observer)
+        self._desk = Desk(self._xl_session, self._handing.readopt, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False
         self._code: int | None = None
@@ -220,10 +217,8 @@ class Worker:
             return
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
-        if self._handovers is None:
-            self._handovers = open_handovers(Path(config.state))
-            if self._index == 0:  # one of us is enough
-                self._services.append(asyncio.create_task(recover_for_ever(self._handovers, self._identity)))
+        if self._handing.configure(config) and self._index == 0:  # one of us is enough
+            self._services.append(asyncio.create_task(self._handing.recover()))
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -233,7 +228,9 @@ class Worker:
             sessions_max=message.arriving_max,
             paging=build.paging_of(config, self._host_store),
             tenants=build.tenants(config),
-            handovers=self._handovers,
+            handovers=self._handing.handovers,
+            monitors=build.monitors(config),
+            guarded=build.guarded(config),
             random=self._random,
             admit=self._admission.admit,
         )
@@ -249,7 +246,7 @@ class Worker:
             ingress = config.ingress_named(name)
             if ingress is not None:
                 where = build.destination_of(config, ingress, self._host_store)
-                way.source.reconfigure(credentials.clients[ingress.peer], where)
+                way.source.reconfigure(credentials.clients[ingress.peer], where, build.monitor_of(ingress))
         self._wire.send(Configured(message.generation))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -271,7 +268,8 @@ class Worker:
             where,
             given,
             begun=lambda runner: self._opened(runner, name),
-            handovers=self._handovers,
+            handovers=self._handing.handovers,
+            monitor=build.monitor_of(ingress),
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
@@ -293,29 +291,12 @@ class Worker:
             where,
             HandedIngress(),
             begun=opened,
-            handovers=self._handovers,
+            handovers=self._handing.handovers,
             holder=pipes.holder,
         )
         errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
         log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)
         return errand
-
-    async def _readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
-        """See ``Readopt``: the journal says how far the hand-over had come."""
-        handovers = self._handovers
-        if handovers is None:
-            pipes.leave()  # the daemon is coming up or going down
-            return None
-        while True:
-            try:
-                party = await handovers.readopt(session_id, pipes, reach(self._identity()))
-            except JournalBusy:  # somebody's korora handover recover, say
-                await asyncio.sleep(BUSY_SECONDS)
-            else:
-                return await lost(session_id, pipes) if party is None else verdict_on(party.record)
-
-    def _identity(self) -> Path:
-        return Path("" if self._config is None else self._config.identity)
 
     def _greeted(self) -> None:
         self._wire.send(Greeted())
@@ -401,38 +382,13 @@ class Worker:
             status = None if live is None else live.status()
             self._wire.send(Ended(*key, way, report.peer, report.outcome, code, report.seconds, words, status))
             self._observer.session_ended(report, status, failure)
-            self._say(report, way, words)
+            tell(report, way, words)
             live = failure = None
-            self._task(self._keep(report))
+            if self._config is not None:
+                self._task(keep_or_tell(Path(self._config.state) / build.REPORTS, report))
             self._carried -= 1
             self._maybe_drained()
             await asyncio.to_thread(give_back)
-
-    @staticmethod
-    def _say(report: SessionReport, way: str, words: str | None) -> None:
-        facts = {
-            "session": report.session_id[:8],
-            "role": report.role,
-            "way": way,
-            "peer": report.peer,
-            "seconds": round(report.seconds, 3),
-            "bytes_forward": report.bytes_in["forward"],
-            "bytes_backward": report.bytes_in["backward"],
-        }
-        if words is None:
-            log.info("session done", **facts, cipher=report.cipher, group=report.group)
-        else:
-            log.info("session failed", exit_code=report.exit_code, outcome=report.outcome, reason=words, **facts)
-
-    async def _keep(self, report: SessionReport) -> None:
-        """Write the report into the state directory, and make room for it there."""
-        if self._config is None:
-            return
-        folder = Path(self._config.state) / build.REPORTS
-        try:
-            await asyncio.to_thread(keep, folder, report)
-        except OSError as error:
-            log.warning("a report cannot be kept", session=report.session_id[:8], reason=error.strerror or str(error))
 
     def _refused(self, failure: Exception) -> None:
         """See ``Destination.failed``."""
@@ -501,10 +457,10 @@ class Worker:
 
 
 def _observer(directory: Path, worker: str) -> Observer:
-    from korora.metrics import families, instruments
+    from korora.metrics import family, instruments
     from korora.metrics.observer import Observer as Counting
 
-    return Counting(instruments.Instruments.shared(directory, worker), families.Side.WORKER, worker)
+    return Counting(instruments.Instruments.shared(directory, worker), family.Side.WORKER, worker)
 
 
 def main() -> None:

@@ -5,92 +5,17 @@ here and no others, so that nobody who connects can make the number of series gr
 prometheus-client, so that a page or a test may look at it without.
 """
 
-from dataclasses import dataclass
-from enum import Enum, Flag, auto, unique
-from typing import Final
+from typing import Final, get_args
 
 from chunking.regime import Regime
+from korora.metrics.family import NEVER_BEFORE_A_VALUE, Family, Kind, Merge, Side
 from proxy.errors import OUTCOMES
+from proxy.handover.record import UNREADABLE
+from proxy.handover.record import Kind as Hypervisor
+from proxy.handover.table import WRITTEN
+from proxy.handover.table import State as Standing
 from proxy.session import Role, State
 from proxy.tally import PageCounts
-
-
-@unique
-class Kind(Enum):
-    """Prometheus' kinds of metric."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@unique
-class Merge(Enum):
-    """How one value is made of the values that several processes hold of a gauge.
-
-    The ``live`` ones forget a process that has ended; counters and histograms are always summed, the dead included.
-    """
-
-    SUM = "livesum"
-    MAX = "livemax"
-    EARLIEST = "livemin"
-    LAST = "max"  # of a point in time: stays when the process that saw it has gone
-
-
-class Side(Flag):
-    """Which process reports a metric from its start on; 0 for one that appears with its first value."""
-
-    WORKER = auto()
-    SUPERVISOR = auto()
-    BOTH = WORKER | SUPERVISOR
-
-
-NEVER_BEFORE_A_VALUE: Final = Side(0)
-
-_Labels = tuple[tuple[str, tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric.
-
-    Args:
-        name: as it is scraped; a counter's ends in ``_total``.
-        kind: see ``Kind``.
-        help: one sentence without its full stop.
-        labels: each with all its values; ``()`` where the configuration bounds them (the number of a worker).
-        unit: base unit, the end of the name; empty for a plain count.
-        merge: for a gauge.
-        side: who reports it from the start, at 0.
-        buckets: upper bounds of a histogram, in its unit.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    labels: _Labels = ()
-    unit: str = ""
-    merge: Merge = Merge.SUM
-    side: Side = Side.WORKER
-    buckets: tuple[float, ...] = ()
-
-    @property
-    def base_name(self) -> str:
-        """The name without a counter's ``_total``, as OpenMetrics names the family."""
-        return self.name.removesuffix("_total") if self.kind is Kind.COUNTER else self.name
-
-    @property
-    def sample_names(self) -> tuple[str, ...]:
-        """The names its samples have, which are what an expression can ask for."""
-        if self.kind is Kind.HISTOGRAM:
-            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
-        return (self.name,)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Its labels, in order."""
-        return tuple(name for name, _ in self.labels)
-
 
 ROLE: Final = ("role", tuple(role.value for role in Role))
 STATES: Final = (*(state.value for state in State), "resuming")
@@ -99,6 +24,10 @@ OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted", DIED))
 WORKER: Final = ("worker", ())
 PAGE_KINDS: Final = tuple(PageCounts.__slots__)
 REGIMES: Final = tuple(regime.name.lower() for regime in Regime)
+HANDOVER_KINDS: Final = get_args(Hypervisor)
+NO_KIND: Final = "none"  # of a session that nobody guards
+HANDOVER_OUTCOMES: Final = ("done", "aborted", "doubt", "undecided", "unguarded")
+HANDOVER_STATES: Final = (*(state.value for state in Standing if state in WRITTEN), UNREADABLE)
 # What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
 REFUSALS: Final = (
     "replayed",
@@ -181,6 +110,26 @@ LAST_ENDED: Final = Family(
     unit="seconds",
     merge=Merge.LAST,
     side=NEVER_BEFORE_A_VALUE,
+)
+HANDOVERS: Final = Family(
+    "korora_handovers_total",
+    Kind.COUNTER,
+    "Sessions that were open and have ended, by how the hand-over between their hypervisors stood then",
+    (ROLE, ("kind", (*HANDOVER_KINDS, NO_KIND)), ("outcome", HANDOVER_OUTCOMES)),
+)
+HANDOVERS_UNSETTLED: Final = Family(
+    "korora_handovers_unsettled",
+    Kind.GAUGE,
+    "Hand-overs in this host's journal with something left to be done, by where they stand",
+    (ROLE, ("state", HANDOVER_STATES)),
+)
+HANDOVER_SECONDS: Final = Family(
+    "korora_handover_seconds",
+    Kind.HISTOGRAM,
+    "From when the source's hypervisor had given the machine up until the destination had said that it runs",
+    (("role", (Role.SOURCE.value,)),),
+    unit="seconds",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 CHANNELS: Final = Family("korora_channels_total", Kind.COUNTER, "Connections of hypervisors that were carried", (ROLE,))
 
@@ -457,6 +406,9 @@ FAMILIES: Final = (
     HANDSHAKE_SECONDS,
     LAST_BEGUN,
     LAST_ENDED,
+    HANDOVERS,
+    HANDOVERS_UNSETTLED,
+    HANDOVER_SECONDS,
     CHANNELS,
     STREAM_BYTES,
     WIRE_BYTES,

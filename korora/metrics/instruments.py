@@ -14,7 +14,8 @@ from typing import Any, Final, Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from korora.metrics.families import FAMILIES, Family, Kind
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family, Kind
 from korora.metrics.shared import allocate
 
 _DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"

@@ -17,7 +17,7 @@ from crypto.identity import Identity
 from crypto.keys import Direction
 from korora import __version__
 from korora.metrics import families as f
-from korora.metrics.families import Family, Side
+from korora.metrics.family import Family, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.usage import Usage, usage_of_this_process
 from proxy.errors import EXIT_INTEGRITY, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt
@@ -169,6 +169,7 @@ class Observer:
             instruments.gauge(f.BUILD_INFO, __version__, platform.python_version()).set(1)
         if Side.WORKER in side:
             self._gauge([])  # a worker that takes the name of one that died starts with no sessions
+            self.handovers_unsettled({})
 
     # ---- sessions
 
@@ -241,6 +242,25 @@ class Observer:
             cause = "unknown" if error is None else _closest(CAUSES, error, "unknown")
             self._in.counter(f.INTEGRITY_FAILURES, report.role, cause).inc()
         self._record_refused(error)
+        if status is not None:
+            self._handed_over(report)
+
+    def _handed_over(self, report: SessionReport) -> None:
+        """How the hand-over of a session stood at its end that had been open."""
+        outcome = report.handover if report.handover in f.HANDOVER_OUTCOMES else "undecided"
+        self._in.counter(f.HANDOVERS, report.role, report.handover_kind or f.NO_KIND, outcome).inc()
+        if report.handover_seconds is not None and report.role == Role.SOURCE.value:
+            self._in.histogram(f.HANDOVER_SECONDS, report.role).observe(report.handover_seconds)
+
+    def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Where the hand-overs stand that are not finished; for the one worker of a relay that finishes them.
+
+        Args:
+            counts: by role and state, as the journal has them.
+        """
+        for role in f.ROLE[1]:
+            for state in f.HANDOVER_STATES:
+                self._in.gauge(f.HANDOVERS_UNSETTLED, role, state).set(counts.get((role, state), 0))
 
     def peer_refused(self, error: BaseException) -> None:
         """A TLS peer was not let in (the ``failed`` of proxy.shell.destination.Destination)."""

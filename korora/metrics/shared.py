@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Final, Self
 
-from korora.metrics.families import FAMILIES, Family, Kind
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family, Kind
 from proxy.errors import ConfigurationError
 
 SUBDIRECTORY: Final = "metrics"

@@ -58,6 +58,20 @@ def _unix_path(text: str, rest: str) -> str:
     return path
 
 
+def parse_monitor(text: str) -> str:
+    """The path of a QEMU's monitor, which ``--qmp`` names as unix:PATH.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
+    kind, _, rest = text.partition(":")
+    if kind != "unix":
+        raise ConfigurationError(
+            f"{text!r} is no monitor", "write unix:PATH, as QEMU's -qmp unix:PATH,server=on,wait=off"
+        )
+    return _unix_path(text, rest)
+
+
 def parse_ingress(text: str) -> Ingress:
     """What ``--from`` names.
 

@@ -8,6 +8,7 @@ stands, and to take the line before it for the last would be to forget a promise
 
 import zlib
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -18,6 +19,10 @@ from proxy.hypervisors.base import Vm
 from proxy.limits import JOURNAL_BYTES_MAX, REASON_CHARACTERS_MAX, VM_NAME_CHARACTERS_MAX
 
 VERSION: Final = 1
+UNREADABLE: Final = "unreadable"  # in place of a state: the journal cannot be read, so nobody knows
+
+Kind = Literal["xl", "qmp"]
+"""Of hypervisors whose hand-over can be guarded."""
 
 _Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Name = Annotated[str, msgspec.Meta(max_length=VM_NAME_CHARACTERS_MAX)]
@@ -42,7 +47,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     session: _Hex
     side: Literal["source", "destination"]
-    kind: Literal["xl", "qmp"]
+    kind: Kind
     peer: _Text
     began: _Text
     address: _Text = ""
@@ -62,6 +67,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name, uuid: of the machine, as far as the stream has told by then.
         copy: which copy here is meant; see ``Hypervisor.pin``.
         settled: nothing is left to be done about it.
+        paused: whether its operator had paused it before it left; see ``Vm``.
     """
 
     state: _State
@@ -71,6 +77,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uuid: _Name = ""
     copy: _Name = ""
     settled: bool = False
+    paused: bool = False
 
 
 @dataclass(slots=True)
@@ -97,14 +104,35 @@ class Record:
 
     @property
     def vm(self) -> Vm:
-        """The machine; its name is empty if the stream had not told it."""
-        named = next((entry for entry in reversed(self.entries) if entry.name), None)
-        return Vm("", "") if named is None else Vm(named.name, named.uuid, named.copy)
+        """The machine; its name is empty if the stream had not told it, or a QEMU has none."""
+        named = next((entry for entry in reversed(self.entries) if entry.name or entry.copy), None)
+        return Vm("", "") if named is None else Vm(named.name, named.uuid, named.copy, named.paused)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a copy here that the hand-over is about; before that nothing has happened anywhere.
+
+        xl is known by what its stream tells, a QEMU by its monitor, as soon as it is guarded.
+        """
+        return bool(self.vm.name if self.head.kind == "xl" else self.vm.copy)
 
     @property
     def why(self) -> str:
         """Of the last state."""
         return self.entries[-1].why if self.entries else ""
+
+    def seconds(self, since: State, until: State) -> float | None:
+        """From when this side first stood at ``since`` until it first stood at ``until``; None if it never did.
+
+        By the host's clock: where that was set back meanwhile, 0.
+        """
+        first: dict[str, str] = {}
+        for entry in self.entries:
+            first.setdefault(entry.state, entry.at)
+        if since.value not in first or until.value not in first:
+            return None
+        passed = datetime.fromisoformat(first[until.value]) - datetime.fromisoformat(first[since.value])
+        return max(0.0, passed.total_seconds())
 
 
 def line(item: Head | Entry) -> bytes:

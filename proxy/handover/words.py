@@ -2,7 +2,7 @@
 
 from typing import Final, cast
 
-from proxy.control import Recover, Standing, Word
+from proxy.control import Recover, Standing, Word, printable
 from proxy.handover.table import HEARD, Event, State
 
 _HEARD: Final = {state.value: event for state, event in HEARD.items()} | {"unknown": Event.PEER_UNKNOWN}
@@ -13,6 +13,6 @@ def event_of(word: Word | Recover) -> Event | None:
     return _HEARD.get(word.state)
 
 
-def word_of(state: State, why: str) -> Word:
-    """How a side says where it stands."""
-    return Word(cast("Standing", state.value), why)
+def word_of(state: State, why: str, *, paused: bool = False) -> Word:
+    """How a side says where it stands; of ``why`` what a peer takes, whose message it would not be otherwise."""
+    return Word(cast("Standing", state.value), printable(why), paused)

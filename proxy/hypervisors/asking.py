@@ -3,18 +3,25 @@
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Final
 
 from proxy.errors import HypervisorFailed
+from proxy.handover.table import Side
 from proxy.hypervisors.base import Vm
 from proxy.hypervisors.monitor import ABSENT, GONE, SILENT, Qmp, QmpError
 from proxy.limits import QMP_CONNECTS_MAX, QMP_POLL_SECONDS, QMP_RETRY_SECONDS
+from proxy.shell.holder import holder_of, holds_on
 
 NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"  # of a QEMU without -uuid
 NEWS: Final = frozenset({"MIGRATION", "STOP", "RESUME", "SHUTDOWN"})  # events of QEMU that change how it stands
 SOCKETS: Final = Path("/proc/net/unix")
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+UNKNOWN: Final = "?"  # a copy's, where the process that listens is in another namespace, say
+
+
+ANY: Final = Vm("", "")  # whichever machine this QEMU has
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,31 @@ class QemuAsking:
         qmp, self._qmp = self._qmp, None
         if qmp is not None:
             await qmp.close()
+
+    def let_go(self) -> None:
+        """See ``Hypervisor.let_go``: another client may have the monitor then."""
+        qmp, self._qmp = self._qmp, None
+        if qmp is not None:
+            qmp.drop()
+
+    async def pin(self, vm: Vm, side: Side) -> Vm:
+        """See ``Hypervisor.pin``: the machine's name, and the process that answers here, which has no other machine.
+
+        A QEMU that is started at the same path later is another copy, although all that it says of itself is the same.
+        """
+        del side
+        found = await self.machine()
+        return replace(vm, name=found.name, uuid=found.uuid, copy=self._process() or UNKNOWN)
+
+    def _process(self) -> str:
+        """Which process answers: its number, when it was started and in which run of the host; empty if not known."""
+        if self._qmp is None or self._qmp.gone:
+            return ""
+        try:
+            process, boot = holder_of(self._qmp.process_id), BOOT_ID.read_text(encoding="ascii").strip()
+        except OSError:
+            return ""
+        return f"{process}@{boot}" if process else ""
 
     async def machine(self) -> Vm:
         """The machine's name and UUID as QEMU was given them; each empty if it was not.
@@ -141,8 +173,28 @@ class QemuAsking:
                 word_of(migration, "error-desc"),
             )
 
-    async def _present(self) -> Look:
+    async def _seen(self, vm: Vm) -> Look | None:
+        """What the QEMU of ``vm`` says of itself; None if it has ended. Raises HypervisorFailed if it cannot be asked.
+
+        Another one may have been started at its path since. One that has another machine was never meant.
+        """
         look = await self._look()
+        if look is None:
+            return None
+        meant, found = vm.copy, self._process()
+        if meant not in {"", UNKNOWN} and found and found != meant:
+            process, _, boot = meant.partition("@")
+            if found.endswith(f"@{boot}") and holds_on(process):
+                raise self._failed(
+                    f"is another one than process {process.partition(' ')[0]}, which runs on and cannot be asked any "
+                    "more: put its end beyond doubt by hand"
+                )
+            return None
+        await self._same(vm)
+        return look
+
+    async def _present(self, vm: Vm = ANY) -> Look:
+        look = await self._seen(vm)
         if look is None:
             raise self._failed("is not there: start it, or correct --qmp")
         return look

@@ -22,6 +22,9 @@ class Vm:
     copy: str = ""
     """What this host's hypervisor calls its copy, once ``Hypervisor.pin`` has said; never told to the peer."""
 
+    paused: bool = False
+    """Whether its operator had paused it before it left: it is to arrive, and not to run."""
+
 
 @unique
 class CopyState(Enum):
@@ -53,6 +56,9 @@ class Hypervisor(Protocol):
         Raises:
             HypervisorFailed: that side has no copy here, or it cannot be told which is meant.
         """
+
+    def let_go(self) -> None:
+        """Close what it keeps open between two questions; the next question opens it anew. Never raises."""
 
     async def arriving(self, vm: Vm) -> CopyState:
         """How the destination's copy stands: never SUSPENDED.

@@ -11,6 +11,9 @@ import contextlib
 import errno
 import itertools
 import json
+import os
+import socket
+import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ ABSENT: Final = "Absent"  # nobody listens: no QEMU, or it is not as far yet
 CONNECT_POLL_SECONDS: Final = 0.02
 # A unix socket whose queue (QEMU's has two places) is full says EAGAIN; asyncio's own loop makes another error of it.
 FULL: Final = frozenset({errno.EAGAIN, errno.EINVAL, errno.ENOTCONN})
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7): pid, uid, gid
 
 
 class QmpError(Exception):
@@ -178,6 +182,25 @@ class Qmp:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading
         await _close(self._writer)
+
+    def drop(self) -> None:
+        """Close the connection without waiting for its end; nobody may use it afterwards."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self.gone = True
+        self._writer.transport.abort()
+
+    @property
+    def process_id(self) -> int:
+        """Of the process that listens at the other end (``SO_PEERCRED``, unix(7)); 0 if it is in another namespace.
+
+        Raises:
+            OSError: the connection has gone.
+        """
+        there: socket.socket = self._writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(there.fileno())) as twin:
+            pid: int = _CREDENTIALS.unpack(twin.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+        return pid
 
     async def __aenter__(self) -> Self:
         return self

@@ -174,19 +174,49 @@ class QemuMonitor(QemuAsking):
 
         await self._until(enough)
 
+    async def migrates(self) -> None:
+        """See that a migration is under way, which will halt before its switch-over.
+
+        To be called when a connection has come that should be this QEMU's.
+
+        Raises:
+            HypervisorFailed: there is none, or it will not.
+        """
+        await self.guard_departure()
+        look = await self._present()
+        if look.migration not in _UNDER_WAY:
+            raise self._ended(look)
+        if look.status == "postmigrate":
+            raise self._failed(
+                "has given its machine away before, and migrates again: `korora handover list` may say to whom; where "
+                "no other host has it, `cont` at its monitor, then migrate"
+            )
+
+    async def let_through(self) -> None:
+        """See to it that a migration under way that nobody guards does not halt for ever. Waits for its switch-over.
+
+        Raises:
+            HypervisorFailed: QEMU does not answer, or does not go on.
+        """
+        await self._until(lambda look: look is None or look.migration not in _UNDER_WAY - {"pre-switchover"})
+        look = await self._look()
+        if look is not None and look.migration == "pre-switchover":
+            await self.go_on()
+
     async def departing(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.departing``."""
-        look = await self._look()
+        look = await self._seen(vm)
         if look is None:
             return CopyState.ABSENT
-        await self._same(vm)
         if look.status == "inmigrate":
             raise self._failed("waits for a machine: it is another QEMU than the one that was migrated")
         return departing_state(look)
 
     async def revive(self, vm: Vm) -> None:
-        """See ``Hypervisor.revive``. A machine that its operator paused, or its guest ended, is left so."""
-        await self._same(vm)
+        """See ``Hypervisor.revive``. A machine that its operator paused, or its guest ended, is left so.
+
+        Once given away, one that was paused stays ``postmigrate``: only ``cont`` leads back, and runs it.
+        """
         refusal = ""
         since: float | None = None
         clock = asyncio.get_running_loop().time
@@ -194,7 +224,7 @@ class QemuMonitor(QemuAsking):
             async with asyncio.timeout(QMP_REVIVE_SECONDS_MAX):
                 while True:
                     heard = self._heard
-                    look = await self._present()
+                    look = await self._present(vm)
                     if look.status == "inmigrate" or look.migration in _POSTCOPY:
                         raise self._failed(f"cannot be turned back: {look.status}, migration {look.migration}")
                     match revival(look):
@@ -202,6 +232,8 @@ class QemuMonitor(QemuAsking):
                             return
                         case Revival.CANCEL:
                             await self._ask("migrate_cancel")
+                        case Revival.CONTINUE if vm.paused:
+                            return
                         case Revival.CONTINUE:
                             refusal = await self._refusal("cont")
                         case Revival.WAIT if look.migration == "cancelling":
@@ -218,10 +250,9 @@ class QemuMonitor(QemuAsking):
 
     async def remove(self, vm: Vm) -> None:
         """See ``Hypervisor.remove``."""
-        look = await self._look()
+        look = await self._seen(vm)
         if look is None:
             return
-        await self._same(vm)
         if look.status not in _GIVEN or look.migration != "completed":
             raise self._failed(
                 f"has not given its machine away ({look.status}, migration {look.migration}) and is not told to quit: "
@@ -271,15 +302,16 @@ class QemuMonitor(QemuAsking):
 
     async def arriving(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.arriving``."""
-        look = await self._look()
-        if look is None:
-            return CopyState.ABSENT
-        await self._same(vm)
-        return arriving_state(look)
+        look = await self._seen(vm)
+        return CopyState.ABSENT if look is None else arriving_state(look)
 
     async def take(self, vm: Vm) -> None:
-        """See ``Hypervisor.take``. QEMU's machine has its name from the start: waits until it is whole and paused."""
-        await self._same(vm)
+        """See ``Hypervisor.take``. QEMU's machine has its name from the start: waits until it is whole and paused.
+
+        One that runs has been started: by whoever died before it could write that down.
+        """
+        if arriving_state(await self._present(vm)) is CopyState.RUNNING:
+            return
         try:
             async with asyncio.timeout(QMP_TAKE_SECONDS_MAX):
                 await self.until_arrived()
@@ -288,8 +320,7 @@ class QemuMonitor(QemuAsking):
 
     async def start(self, vm: Vm) -> None:
         """See ``Hypervisor.start``."""
-        look = await self._present()
-        await self._same(vm)
+        look = await self._present(vm)
         state = arriving_state(look)
         if state is CopyState.RUNNING:
             return
@@ -309,10 +340,9 @@ class QemuMonitor(QemuAsking):
 
     async def destroy(self, vm: Vm) -> None:
         """See ``Hypervisor.destroy``. The whole QEMU ends."""
-        look = await self._look()
+        look = await self._seen(vm)
         if look is None:
             return
-        await self._same(vm)
         if look.status == "inmigrate":
             await self._ask("stop")  # were it not guarded, it could begin to run before it ends
             look = await self._look()

@@ -112,6 +112,9 @@ class XlToolstack:
         alone = self._monitors is not None and not await asyncio.to_thread(self._monitors.tends, domid)
         return replace(vm, copy=f"{domid}@{_boot_id()}{_ALONE if alone else ''}")
 
+    def let_go(self) -> None:
+        """See ``Hypervisor.let_go``: each question is a command of its own."""
+
     async def arriving(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.arriving``."""
         return _state(await self._arriving(vm))
@@ -132,8 +135,9 @@ class XlToolstack:
                 return _Copy(domain, CopyState.INCOMING)
         for domain in ours:
             if vm.copy or (domain.name == vm.name and not domain.suspended):
-                waits = domain.name == vm.name and domain.paused and not domain.shutdown
-                return _Copy(domain, CopyState.PAUSED if waits else CopyState.RUNNING)
+                if not domain.paused or domain.shutdown:
+                    return _Copy(domain, CopyState.RUNNING)
+                return _Copy(domain, CopyState.PAUSED if domain.name == vm.name else CopyState.INCOMING)
         return None
 
     async def _departing(self, vm: Vm) -> _Copy | None:
@@ -156,16 +160,19 @@ class XlToolstack:
         return _Copy(domain, CopyState.PAUSED if domain.paused and not domain.shutdown else CopyState.RUNNING)
 
     async def _ours(self, vm: Vm) -> list[XlDomain]:
-        """Domains that are this machine: of its UUID, under one of its three names, and the pinned one if it is."""
+        """Domains that are this machine: of its UUID, and the pinned one, else under one of its three names.
+
+        A pinned one that an operator has renamed is there none the less: to call it gone is to let another one run.
+        """
         _check_name(vm.name)
-        names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
         domains = [
             domain
             for domain in await self._list()
-            if domain.domid and domain.name in names and not domain.dying and vm.uuid in ("", domain.uuid)
+            if domain.domid and not domain.dying and vm.uuid in ("", domain.uuid)
         ]
         if not vm.copy:
-            return domains
+            names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
+            return [domain for domain in domains if domain.name in names]
         domid, _, boot = vm.copy.partition("@")
         if boot.removesuffix(_ALONE) != _boot_id():
             return []  # what has that id today was made after the host came up again
@@ -220,9 +227,13 @@ class XlToolstack:
             )
 
     async def destroy(self, vm: Vm) -> None:
-        """See ``Hypervisor.destroy``."""
+        """See ``Hypervisor.destroy``.
+
+        A copy is pinned before its xl may give it the machine's name. Not pinned, what has that name is another one:
+        the copy that leaves, when a machine migrates within its host, and its operator may have paused it.
+        """
         copy = await self._arriving(vm)
-        if copy is None:
+        if copy is None or not (vm.copy or copy.state is CopyState.INCOMING):
             return
         if copy.state is CopyState.RUNNING:
             raise HypervisorFailed(f"{copy.domain} runs, or has run: it is not destroyed")

@@ -46,7 +46,8 @@ from proxy.shell.channel import Channel
 from proxy.shell.decoding import DecodingLine
 from proxy.shell.lane import Lane
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Meeting, Runner
+from proxy.shell.linked import Meeting
+from proxy.shell.runner import Runner
 from proxy.wire import LANE_PREFIX_BYTES, LANE_TOKEN_BYTES, ChannelId, Codec
 
 RandomBytes = Callable[[int], bytes]
@@ -269,6 +270,8 @@ class DestinationRunner(Runner):
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
             guard = self.guard if number == 0 else None
+            if guard is not None:
+                await guard.begin()
             connection = await self._egress.connect(self.offer.xl_flags)
             if guard is not None:
                 guard.connection = connection

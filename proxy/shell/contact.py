@@ -39,7 +39,7 @@ from proxy.paging import PagingTerms
 from proxy.session import Session
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Meeting
+from proxy.shell.linked import Meeting
 from proxy.shell.stored import aliased
 from proxy.wire import RESUME_MAGIC, Codec
 
@@ -61,6 +61,8 @@ class Peer:
     rate_limit: float | None = None
     handover: Literal["", "xl", "qmp"] = ""
     """The kind of hypervisor whose hand-over can be guarded here."""
+    guarded: bool = False
+    """Whether no session is opened whose hand-over is not guarded."""
     paging: PagingTerms = field(default_factory=PagingTerms)
     suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
     random: RandomBytes = field(default=os.urandom, repr=False)

@@ -53,7 +53,8 @@ from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing, PagedFraming
 from proxy.shell.lane import BufferPool, Lane, LaneKeys
 from proxy.shell.link import ControlLink
-from proxy.shell.runner import Meeting, Runner
+from proxy.shell.linked import Meeting
+from proxy.shell.runner import Runner
 from proxy.streams.parser import StreamParser
 from proxy.wire import FRAME_HEADER_BYTES, LANE_MAGIC, ChannelId, Codec
 
@@ -96,6 +97,8 @@ class SourceRunner(Runner):
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
+        self.beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """What is to be done while the hypervisor migrates unguarded."""
         self._giving: list[asyncio.Task[None]] = []
         report.encode = Encode.OPAQUE.value
         self.set_rate(contact().where.rate_limit)
@@ -154,6 +157,10 @@ class SourceRunner(Runner):
             self.serve(self.encoding.run(), "encode")
         self.serve(self.bundle.acknowledge(), "acknowledge")
         self.serve(self.bundle.resend(), "resend")
+        if self.guard is not None:
+            await self.guard.begin()
+        elif self.beside is not None:
+            self.serve(self.beside(), "beside")
         await self._add(self._first)
         alone = self._ingress.single or self._contact().where.one_channel
         accepting = None if alone else self.serve(self._accept(), "accept")

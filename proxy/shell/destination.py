@@ -27,22 +27,14 @@ from proxy.control import (
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
-    EXIT_AUTHENTICATION,
-    EXIT_DONE,
-    EXIT_INTEGRITY,
-    EXIT_LOST,
-    EXIT_POLICY,
     ConfigurationError,
     JournalError,
     PeerLost,
     PeerRefused,
     PolicyRefused,
-    ProtocolViolation,
     RelayError,
-    exit_code_of,
 )
 from proxy.limits import (
-    ENDED_SESSIONS_MAX,
     FIRST_BYTE_SECONDS_MAX,
     HANDSHAKE_SECONDS_MAX,
     LANE_HELLO_SECONDS_MAX,
@@ -56,9 +48,10 @@ from proxy.shell.greeting import HalfOpen
 from proxy.shell.handovers import Handovers
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
+from proxy.shell.linked import Meeting
 from proxy.shell.posting import guard_arrival, talk
-from proxy.shell.runner import Meeting
 from proxy.shell.stored import aliased, open_stored
+from proxy.shell.verdicts import Verdict, Verdicts, as_refusal, refusal_code, verdict_on
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
@@ -96,6 +89,8 @@ class Terms:
     """Of this process; None to guard none."""
     monitors: Mapping[str, str] = field(default_factory=dict)
     """Where the QEMU behind an egress is asked, by the egress's name."""
+    guarded: frozenset[str] = frozenset()
+    """Egresses that take no session whose hand-over is not guarded."""
     admit: Admission = field(default=_anybody, repr=False)
     """Raises PolicyRefused where a peer may not use an egress."""
 
@@ -132,8 +127,7 @@ class Destination:
         self._sessions: dict[SessionId, DestinationRunner] = {}
         self._reserved: dict[SessionId, str] = {}
         """Sessions that may be let in and are being prepared, and the egress of each."""
-        self._ended: dict[SessionId, _Ended] = {}
-        self._told = asyncio.Event()
+        self._ended = Verdicts()
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
@@ -251,7 +245,7 @@ class Destination:
                 recovery = message if isinstance(message, Recover) else None
                 runner = None if recovery else await self._answer(link, peer, message, address)
         except (CryptoError, RelayError, TimeoutError) as error:
-            failure = _as_refusal(error)
+            failure = as_refusal(error)
             log.warning("a peer was not let in", address=address, reason=str(failure))
             if not returning:
                 self._failed(failure)
@@ -278,26 +272,12 @@ class Destination:
     def _remember(self, runner: DestinationRunner) -> None:
         """A session is over: where its source may not know how it ended, keep the verdict for it."""
         self._sessions.pop(runner.session.id, None)
-        seconds = runner.session.resume_seconds
-        if runner.heard or not seconds:
-            return
-        while len(self._ended) >= ENDED_SESSIONS_MAX:
-            self._forget(next(iter(self._ended)))
-        ended = _verdict(runner)
-        ended.timer = asyncio.get_running_loop().call_later(seconds, self._forget, runner.session.id)
-        self._ended[runner.session.id] = ended
-
-    def _forget(self, session: SessionId) -> None:
-        ended = self._ended.pop(session, None)
-        if ended is not None and ended.timer is not None:
-            ended.timer.cancel()
-        self._told.set()
+        if runner.session.resume_seconds and not runner.heard:
+            self._ended.keep(runner)
 
     async def told(self) -> None:
         """Wait until every source knows how its session ended, or has had its time to ask."""
-        while self._ended:
-            self._told.clear()
-            await self._told.wait()
+        await self._ended.told()
 
     async def _take_back(self, link: ControlLink, peer: PeerInfo, message: Message, address: str) -> None:
         """Answer a RESUME: the session goes on, or its verdict, or why not.
@@ -317,22 +297,21 @@ class Destination:
                 raise PeerNameMismatch(f"{peer.name!r} would resume a session of another host")
             known.secret.verify(message.proof, Direction.FORWARD, exporter)
             if isinstance(known, DestinationRunner) and known.decided:
-                known = _verdict(known)
-            if isinstance(known, _Ended):
-                if known.code != EXIT_DONE:
-                    raise _Over(known.code, known.reason)
+                known = verdict_on(known)
+            if isinstance(known, Verdict):
+                known.check()
                 answer = Resumed(known.secret.proof(Direction.BACKWARD, exporter), 0, (), (), "closed")
             else:
                 self._judge_again(peer, known)
                 answer = known.resume(message, exporter)
         except (RelayError, AuthenticationError) as refusal:
-            await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
             raise
         link.mark_open()
-        if isinstance(known, _Ended):
+        if isinstance(known, Verdict):
             await link.send(answer)
             if await link.close():
-                self._forget(session)
+                self._ended.forget(session)
                 if (runner := self._sessions.get(session)) is not None:
                     runner.heard = True
             return
@@ -377,13 +356,16 @@ class Destination:
                 raise PeerRefused(f"{type(offer).__name__} instead of an offer")
             suite = self._judge(peer, offer)
         except (PolicyRefused, PeerRefused) as refusal:
-            await link.send(Refuse(_refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
             raise
         session = SessionId(offer.session)
         self._reserved[session] = offer.egress
         try:
             runner = await self._prepare(link, peer, offer, suite, address)
             self._sessions[session] = runner
+        except PolicyRefused as refusal:
+            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
+            raise
         finally:
             del self._reserved[session]
         try:
@@ -423,7 +405,9 @@ class Destination:
             stored=stored,
         )
         try:
-            await guard_arrival(runner, terms.handovers, egress, terms.monitors.get(offer.egress, ""))
+            monitor = terms.monitors.get(offer.egress, "")
+            required = offer.egress in terms.guarded
+            await guard_arrival(runner, terms.handovers, egress, monitor, required=required)
         except PolicyRefused:
             runner.discard()
             raise
@@ -467,49 +451,3 @@ class Destination:
             raise PolicyRefused(f"{egress.label} serves one session at a time")
         self._terms.admit(peer, offer)
         return suite
-
-
-class _Over(RelayError):
-    """The session that is asked for has failed; ``code`` and message say how, as ABORT would have."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-@dataclass(slots=True)
-class _Ended:
-    """The verdict on a session whose source may not know it."""
-
-    secret: ResumeSecret
-    peer: PeerInfo
-    code: int
-    reason: str
-    timer: asyncio.TimerHandle | None = None
-
-
-def _verdict(runner: DestinationRunner) -> _Ended:
-    failure = runner.failure
-    if failure is None:
-        return _Ended(runner.secret, runner.peer, EXIT_DONE, "")
-    return _Ended(runner.secret, runner.peer, exit_code_of(failure), str(failure))
-
-
-def _refusal_code(refusal: Exception) -> int:
-    """The exit code a refusal stands for at the source."""
-    if isinstance(refusal, PolicyRefused):
-        return EXIT_POLICY
-    if isinstance(refusal, PeerLost):
-        return EXIT_LOST
-    if isinstance(refusal, ProtocolViolation):
-        return EXIT_INTEGRITY
-    return refusal.code if isinstance(refusal, _Over) else EXIT_AUTHENTICATION
-
-
-def _as_refusal(error: Exception) -> Exception:
-    """Anything that fails before ACCEPT is a failed authentication, but a policy's no."""
-    if isinstance(error, AuthenticationError | PolicyRefused | PeerRefused):
-        return error
-    if isinstance(error, TimeoutError):
-        return PeerRefused(f"no complete handshake within {HANDSHAKE_SECONDS_MAX:.0f} s")
-    return PeerRefused(str(error))

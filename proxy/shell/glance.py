@@ -25,6 +25,7 @@ def status_of(runner: "Runner") -> SessionStatus:
         peer_address=runner.report.peer_address,
         vm=runner.report.vm if guest is None else guest.name,
         state=session.state.value if runner.link is not None else "resuming",
+        handover="unguarded" if runner.guard is None else runner.guard.party.state.value,
         seconds=asyncio.get_running_loop().time() - runner.began,
         channels=len(receivers),
         lanes=len(runner.bundle.lanes),

@@ -6,11 +6,12 @@ at the hypervisor's connection any more, ``settle`` sees it through to an end th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from proxy.control import Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
+from proxy.handover.record import Kind
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
 from proxy.hypervisors.base import Hypervisor, Vm
@@ -31,13 +32,13 @@ Approval = Callable[[Side, Vm], Awaitable[None]]
 _IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
 
 # What a peer's word means for a session that is under way; what turns it back ends it first.
-_FORWARD: Final = frozenset({Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
+_FORWARD: Final = frozenset({Event.WHOLE, Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
 
 
 class Session(Protocol):
     """What a guard needs of the session that it guards."""
 
-    async def say_word(self, state: State, why: str) -> None:
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
         """Tell the peer, if it is there; does not raise."""
 
     def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -81,6 +82,13 @@ class Guard:
         self._listening = False
         self._parser: StreamParser | None = StreamParser()
         self._parsed = 0
+        self._naming = False
+        """Whether the machine's name is on its way into the journal."""
+        self._identified = False
+        """Whether the stream has told which machine it is."""
+        self._pinned: Vm | None = None
+        """That machine and its copy, at the source."""
+        self._told = Signal()
         self.connection: Connection | None = None
         """The hypervisor's, once the channel is open."""
         self.stopping = False
@@ -92,11 +100,21 @@ class Guard:
         """Whether the hypervisor's own tool at this end is known to have died."""
 
     @property
-    def kind(self) -> Literal["xl", "qmp"]:
+    def kind(self) -> Kind:
         """The hypervisor's, as OFFER and ACCEPT call it."""
         return self.party.record.head.kind
 
     # ---- hands: what is the same for every hypervisor
+
+    holds = True
+    """Whether the hypervisor's connections have a part in what follows the session's end; else they end with it."""
+
+    async def begin(self) -> None:
+        """Guard the local hypervisor: before the destination connects to it, or the source reads what it says.
+
+        Raises:
+            HypervisorFailed: it cannot be guarded, and the session must not begin.
+        """
 
     async def read(self, piece: memoryview) -> bool:
         """The local hypervisor has said ``piece``: whether it may go to the peer now, or with what follows it.
@@ -121,8 +139,10 @@ class Guard:
             HypervisorFailed: the local one must not hear that.
         """
 
-    free = True
-    """Whether all that arrives may be written without asking ``passable``."""
+    @property
+    def free(self) -> bool:
+        """Whether all that arrives may be written without asking ``passable``."""
+        return True
 
     async def passable(self, size: int) -> int:
         """Wait until some of the next ``size`` bytes may be written to the local hypervisor: how many."""
@@ -155,16 +175,36 @@ class Guard:
             RelayError: somebody said no.
         """
         side = self.party.handover.side
-        if not self.party.vm.name and side is Side.DESTINATION and self._hypervisor.kind == "xl":
+        if not self._identified and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")
-        if side is Side.DESTINATION:
-            self.party.vm = await self._hypervisor.pin(self.party.vm, side)
         try:
             async with asyncio.timeout(APPROVAL_SECONDS_MAX):
+                await self._pin(side)
                 for approval in self._approvals:
                     await approval(side, self.party.vm)
         except TimeoutError:
             raise PolicyRefused(f"nobody has approved of it within {APPROVAL_SECONDS_MAX:.0f} s") from None
+
+    async def _which(self) -> None:
+        """The destination's copy is there: which one is it?
+
+        Raises:
+            HypervisorFailed: it is not, or cannot be told.
+        """
+        self.party.vm = await self._hypervisor.pin(self.party.vm, Side.DESTINATION)
+
+    async def _pin(self, side: Side) -> None:
+        """Nothing is promised of a copy before it is written down which one is meant.
+
+        Raises:
+            HypervisorFailed: it cannot be told.
+        """
+        if side is Side.DESTINATION:
+            await self._which()
+            return
+        while self._identified and self._pinned is None:  # it was asked when the stream began, and may take its time
+            await self._told.wait()
+        self.party.vm = self._pinned or self.party.vm
 
     async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` while the session lasts.
@@ -219,13 +259,14 @@ class Guard:
         if facts.vm_name:
             self._parser = None
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
+            self._identified = self._naming = True
             self._session.serve(self._name(vm), "name the machine")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
 
     def hear(self, word: Word) -> None:
         """The peer has said where it stands, within the session. However often it does, it is kept once."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         self._words.setdefault(event, word)
@@ -245,12 +286,19 @@ class Guard:
             HypervisorFailed: the source's hypervisor has no such machine.
         """
         if self.party.handover.side is Side.SOURCE:
-            vm = await self._hypervisor.pin(vm, Side.SOURCE)
+            vm = self._pinned = await self._hypervisor.pin(vm, Side.SOURCE)
+            self._told.wake()
         await self.party.named(vm)
+        self._naming = False
+        self.party.changed.wake()
+
+    def meaning(self, word: Word) -> Event | None:
+        """What the peer's word means here; None where it says nothing that counts."""
+        return event_of(word)
 
     async def heard(self, word: Word) -> None:
         """Take one word."""
-        event = event_of(word)
+        event = self.meaning(word)
         if event is None:
             return
         why = printable(word.why)

@@ -1,5 +1,6 @@
 """What a session does for its guard, and the guard's part in its life."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -8,9 +9,10 @@ import structlog
 from crypto.errors import CryptoError
 from proxy.control import Message
 from proxy.errors import HypervisorFailed, RelayError
-from proxy.handover.table import State
+from proxy.handover.table import Side, State
 from proxy.handover.words import word_of
 from proxy.limits import CONTROL_SECONDS_MAX
+from proxy.report import SessionReport
 from proxy.session import Session
 from proxy.shell.guard import Guard
 from proxy.shell.services import Services
@@ -53,11 +55,15 @@ class Guarded(Services):
         except (RelayError, OSError) as error:
             log.error("the hand-over cannot be seen through", reason=str(error))  # noqa: TRY400 - told, not traced
 
-    async def say_word(self, state: State, why: str) -> None:
-        """See ``guard.Session``; once the peer was told that the session is over, visits have to do."""
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
+        """See ``guard.Session``; once the peer was told that the session is over, visits have to do.
+
+        A peer that does not read must not keep this side from turning back: what it has not heard it will be told.
+        """
         if not self._parted:
-            with suppress(RelayError, CryptoError):
-                await self.say(word_of(state, why))
+            with suppress(RelayError, CryptoError, TimeoutError):
+                async with asyncio.timeout(CONTROL_SECONDS_MAX):
+                    await self.say(word_of(state, why, paused=paused))
 
     async def until_delivered(self) -> None:
         """See ``guard.Session``."""
@@ -70,12 +76,14 @@ class Guarded(Services):
         if self.guard is not None and self._failure is None:
             await self.guard.finish()
 
-    def end_handover(self) -> str:
-        """Let the guard go; how its hand-over ended, for the report."""
+    def end_handover(self, report: SessionReport) -> None:
+        """Let the guard go; how its hand-over ended is written into the report."""
         if self.guard is None:
-            return "unguarded"
+            return
         self.let_go(self.guard)
-        return self.guard.party.state.value
+        report.handover, report.handover_kind = self.guard.party.state.value, self.guard.kind
+        if self.guard.party.handover.side is Side.SOURCE:
+            report.handover_seconds = self.guard.party.record.seconds(State.VOTED, State.DONE)
 
 
 def _close(guard: Guard) -> None:

@@ -4,7 +4,7 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
@@ -24,7 +24,7 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import ERRAND_SECONDS_MAX, RECOVERIES_MAX
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -39,6 +39,9 @@ log = structlog.get_logger("korora.handover")
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=JournalFile | None)
+
+_Key = tuple[str, Side]
+"""A session's id, and which copy is here."""
 
 Toolstack = Callable[[str, str], Hypervisor]
 """The local hypervisor of a kind, asked at ``monitor`` where that is not known from the kind."""
@@ -58,11 +61,11 @@ class Handovers:
 
     def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
-        self._live: dict[tuple[str, Side], Guard] = {}
-        self._untold: set[tuple[str, Side]] = set()
+        self._live: dict[_Key, Guard] = {}
+        self._untold: set[_Key] = set()
         """Hand-overs of destinations here whose sources have not heard yet how they ended."""
         self._told = Signal()
-        self._recovering: set[tuple[str, Side]] = set()
+        self._recovering: set[str] = set()
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         self.left = Signal()
         """For whoever recovers: a session has left something unsettled."""
@@ -138,10 +141,9 @@ class Handovers:
         key = (session.hex(), Side.DESTINATION)
         guard = self._live.get(key)
         event, why = event_of(word), printable(word.why)
-        self._untold.discard(key)
-        self._told.wake()
         if guard is not None:
             _same_peer(guard.party.record, peer)
+            self._has_heard(key)
             guard.heard_of = True
             if event is not None:
                 await guard.answered(event, why)
@@ -155,9 +157,10 @@ class Handovers:
         party = self._bare(file)
         try:
             _same_peer(file.record, peer)
+            self._has_heard(key)
             if word.state == "asked":
                 return _standing(party)  # it only looks
-            await _look(party, self._hypervisor(file.record))
+            await _look(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -166,53 +169,103 @@ class Handovers:
         finally:
             party.close()
 
-    def _hypervisor(self, record: Record) -> Hypervisor:
-        return self.toolstack(record.head.kind, record.head.monitor)
+    def _has_heard(self, key: _Key) -> None:
+        self._untold.discard(key)
+        self._told.wake()
 
     def _bare(self, file: JournalFile) -> Party:
         async def silent(state: State, why: str) -> None:
             """The answer says it."""
 
-        hypervisor = self._hypervisor(file.record)
-        return Party(file, hypervisor, Bare(hypervisor, paused=file.record.head.paused), silent)
+        head = file.record.head
+        try:
+            hypervisor = self.toolstack(head.kind, head.monitor)
+        except BaseException:
+            file.close()
+            raise
+        hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
+        return Party(file, hypervisor, hands, silent)
+
+    def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
+        """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be
+        leaving to another one: suspended by that migration, it must not be revived for the sake of the earlier."""
+
+        async def alone(vm: Vm) -> None:
+            for other in await asyncio.to_thread(self.journal.records):
+                if (
+                    other.side is Side.SOURCE
+                    and other.head.session != record.head.session
+                    and not other.settled
+                    and other.state is not State.ABORTED
+                    and (not other.vm.name or (other.vm.name, other.vm.uuid) == (vm.name, vm.uuid))
+                ):
+                    raise HypervisorFailed(
+                        f"{vm.name} is leaving once more, by the hand-over {other.head.session[:8]}: that one decides"
+                    )
+
+        return alone
 
     # ---- what the journal has
 
     def unsettled(self) -> list[Record]:
         """Hand-overs with something left to be done, and nobody at work on them in this process or about to be.
 
-        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them.
+        Where another process holds xl's pipes, xl waits for what it is told by them: it will bring them. What is left
+        of a QEMU that migrates again waits for that, too: to revive it would cancel that migration.
         """
-        return [
-            record
-            for record in self.journal.records()
-            if not record.settled and _key(record) not in self._live and not holds_on(record.head.holder)
-        ]
+        return [record for record in self._unfinished() if not self._at_work(record)]
 
-    async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> None:
+    def _unfinished(self) -> list[Record]:
+        return [record for record in self.journal.records() if not record.settled]
+
+    def _at_work(self, record: Record) -> bool:
+        busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
+        return _key(record) in self._live or record.head.monitor in busy or holds_on(record.head.holder)
+
+    async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> list[Record]:
         """Go through what is unsettled, and ``wanted``, once, and do what can be done.
 
-        Several at a time, and beside an earlier call that still has others in hand: one may take a minute, and a
-        machine that runs nowhere must not wait for that.
-        """
-        records = await asyncio.to_thread(self.unsettled)
-        await asyncio.gather(*(self._recover_in_turn(record, reach) for record in records if wanted(record)))
+        Several machines at a time, and beside an earlier call that still has others in hand: one may take a minute, and
+        a machine that runs nowhere must not wait for that.
 
-    async def _recover_in_turn(self, record: Record, reach: Reach) -> None:
-        key = _key(record)
-        if key in self._recovering:
-            return
-        self._recovering.add(key)
+        Returns:
+            what is unsettled then. A hand-over that a session or another process is at work on is among it once it is
+            more than OPEN: it takes moments, or something is wrong.
+        """
+        machines: dict[str, list[Record]] = {}
+        for record in await asyncio.to_thread(self._unfinished):
+            if wanted(record):
+                machines.setdefault(record.vm.name or record.head.session, []).append(record)
+        turns = (self._in_turn(machine, records, reach) for machine, records in machines.items())
+        others = {key for keys in await asyncio.gather(*turns) for key in keys}
+        return [
+            record
+            for record in await asyncio.to_thread(self._unfinished)
+            if record.state is not State.OPEN or not (_key(record) in others or self._at_work(record))
+        ]
+
+    async def _in_turn(self, machine: str, records: Sequence[Record], reach: Reach) -> set[_Key]:
+        """Try to finish a machine's hand-overs, the oldest first; those that were left to somebody at work on them."""
+        if machine in self._recovering:
+            return {_key(record) for record in records}
+        self._recovering.add(machine)
         try:
             async with self._turns:
-                contact = reach(record) if record.side is Side.SOURCE else None
-                await self.recover_one(record, contact)
+                return {_key(record) for record in records if await self._left_to_others(record, reach)}
+        finally:
+            self._recovering.discard(machine)
+
+    async def _left_to_others(self, record: Record, reach: Reach) -> bool:
+        """Try to finish a hand-over; whether that was left to somebody who is at work on it."""
+        if self._at_work(record):
+            return True
+        try:
+            await self.recover_one(record, _reached(reach, record))
         except JournalBusy:
-            pass
+            return True
         except (RelayError, CryptoError, OSError) as error:
             log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
-        finally:
-            self._recovering.discard(key)
+        return False
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
         """xl's pipes have come back after the process that had its session died: see the hand-over through.
@@ -238,10 +291,9 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(hypervisor, end)
-            await _look(party, hypervisor)
+            party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
+            await _look(party)
             contact = reach(file.record)
             while not party.decided:
                 if contact is None:
@@ -249,7 +301,7 @@ class Handovers:
                 await run_errand(contact, party)
             if contact is not None and not party.peer_agrees:
                 await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party))
             return party
         finally:
             party.close()
@@ -275,16 +327,17 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            hypervisor = self._hypervisor(file.record)
-            if not party.vm.name and party.state is State.OPEN:
+            begun = file.record.begun
+            if not begun and party.state in (State.OPEN, State.ABORTED):
                 await _never_began(party)
-                return party
-            await _look(party, hypervisor)
+            else:
+                await _look(party)
             if operator is not None:
                 await party.tell(operator, "an operator says so")
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
+                party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party, hypervisor))
+            await _settle(party, await _standing_here(party) if begun else None)
             return party
         finally:
             party.close()
@@ -305,12 +358,21 @@ def _let_go(making: "asyncio.Future[F]") -> None:
         file.close()
 
 
-async def _standing_here(party: Party, hypervisor: Hypervisor) -> CopyState:
-    source = party.handover.side is Side.SOURCE
+def _reached(reach: Reach, record: Record) -> Contact | None:
+    """How a source reaches its destination; None where it cannot now: what needs no peer is done without."""
+    try:
+        return reach(record) if record.side is Side.SOURCE else None
+    except (RelayError, CryptoError, OSError) as error:
+        log.warning("a destination cannot be asked", session=record.head.session[:8], reason=str(error))
+        return None
+
+
+async def _standing_here(party: Party) -> CopyState:
+    source, hypervisor = party.handover.side is Side.SOURCE, party.hypervisor
     return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
 
 
-async def _settle(party: Party, standing: CopyState) -> None:
+async def _settle(party: Party, standing: CopyState | None) -> None:
     """Close what is decided, if both know it and nothing is left to be done; a copy that was lost is lost."""
     source = party.handover.side is Side.SOURCE
     if not party.decided or (source and not party.peer_agrees):
@@ -323,18 +385,25 @@ async def _settle(party: Party, standing: CopyState) -> None:
 
 
 async def _never_began(party: Party) -> None:
-    """The stream had not told which machine it was: nothing has happened anywhere."""
-    party.handover.state = State.ABORTED
-    await party.settle("it had not begun")
+    """It was not known yet which machine it is, or not written down: no copy here was given up or taken.
+
+    The destination of one that leaves may none the less have it whole, and wait to be told.
+    """
+    if party.state is State.ABORTED:
+        return
+    if party.handover.side is Side.SOURCE:
+        await party.tell(Event.RESTARTED, "it had not begun")
+    else:
+        party.handover.state = State.ABORTED
 
 
-async def _look(party: Party, hypervisor: Hypervisor) -> None:
+async def _look(party: Party) -> None:
     """After a restart: how does the local copy stand, and what follows from that?
 
     Raises:
         HypervisorFailed: it cannot be asked.
     """
-    if await _standing_here(party, hypervisor) is CopyState.ABSENT:
+    if await _standing_here(party) is CopyState.ABSENT:
         await party.tell(Event.MISSING, "its copy is not there")
     else:
         await party.tell(Event.RESTARTED, "taken up again")
@@ -349,7 +418,7 @@ def _same_peer(record: Record, peer: str) -> None:
         raise PolicyRefused("that hand-over is another host's")
 
 
-def _key(record: Record) -> tuple[str, Side]:
+def _key(record: Record) -> _Key:
     return record.head.session, record.side
 
 

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,7 @@ class JournalFile:
             name=told.name,
             uuid=told.uuid,
             copy=told.copy,
+            paused=told.paused,
             settled=settled,
         )
         with self._busy:
@@ -105,6 +107,8 @@ class Journal:
 
     def __init__(self, state: Path) -> None:
         self.folder = state / FOLDER
+        self.unreadable: Counter[str] = Counter()
+        """Files that could not be read when all were last looked at, by the side that their names tell."""
 
     def begin(self, head: Head, entry: Entry) -> JournalFile:
         """Begin a hand-over's file.
@@ -180,17 +184,24 @@ class Journal:
     def records(self) -> list[Record]:
         """All that can be read, the oldest first; what cannot is told in the log."""
         found = []
+        unreadable: Counter[str] = Counter()
         for path in self._files():
             try:
                 descriptor = _open(path, os.O_RDONLY)
-            except OSError:
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except OSError as error:
+                unreadable[_side_of(path)] += 1
+                log.warning("a hand-over's journal cannot be read", path=str(path), reason=error.strerror or str(error))
                 continue
             try:
                 found.append(_read(path, descriptor)[0])
             except (JournalError, OSError) as error:
+                unreadable[_side_of(path)] += 1
                 log.warning("a hand-over's journal cannot be read", path=str(path), reason=str(error))
             finally:
                 os.close(descriptor)
+        self.unreadable = unreadable
         return sorted(found, key=lambda record: record.head.began)
 
     def _files(self) -> list[Path]:
@@ -224,6 +235,12 @@ class Journal:
 
     def _path(self, session: str, side: Side) -> Path:
         return self.folder / f"{session}-{side.value}{_SUFFIX}"
+
+
+def _side_of(path: Path) -> str:
+    """By its name; a name that is none of ours is a source's, whose machine is the one that may be lost."""
+    side = path.stem.rpartition("-")[2]
+    return side if side == Side.DESTINATION.value else Side.SOURCE.value
 
 
 def _open(path: Path, flags: int) -> int:

@@ -52,10 +52,13 @@ class Bare:
     Args:
         hypervisor: the local one.
         paused: whether the machine stays paused where it arrives.
+        alone: raises HypervisorFailed where another hand-over of this host has that copy now.
     """
 
-    def __init__(self, hypervisor: Hypervisor, *, paused: bool) -> None:
-        self._hypervisor, self._paused = hypervisor, paused
+    def __init__(
+        self, hypervisor: Hypervisor, *, paused: bool, alone: Callable[[Vm], Awaitable[None]] | None = None
+    ) -> None:
+        self._hypervisor, self._paused, self._alone = hypervisor, paused, alone
 
     async def approve(self) -> None:
         """See ``Hands``; a session that is over gets no approval any more."""
@@ -71,20 +74,25 @@ class Bare:
 
     async def start(self, vm: Vm) -> None:
         """See ``Hands``."""
-        if not self._paused:
+        if not (self._paused or vm.paused):
             await self._hypervisor.start(vm)
         elif await self._hypervisor.arriving(vm) is CopyState.ABSENT:
             raise HypervisorFailed(f"{vm.name} is not there")
 
     async def destroy(self, vm: Vm) -> None:
-        """See ``Hands``; before the stream told which machine it is, there is no copy."""
-        if vm.name or self._hypervisor.kind != "xl":
+        """See ``Hands``; before it is known which copy is meant, there is none."""
+        if self._known(vm):
             await self._hypervisor.destroy(vm)
+
+    def _known(self, vm: Vm) -> bool:
+        return bool(vm.name if self._hypervisor.kind == "xl" else vm.copy)
 
     async def revive(self, vm: Vm, *, hurry: bool = False) -> None:
         """See ``Hands``; before that it ran, and does. Unless ``hurry``, xl is given its time to do so by itself."""
-        if vm.name or self._hypervisor.kind != "xl":
+        if self._known(vm):
             await self._patiently(vm, (CopyState.RUNNING, CopyState.PAUSED, CopyState.ABSENT), hurry=hurry)
+            if self._alone is not None and await self._hypervisor.departing(vm) is CopyState.SUSPENDED:
+                await self._alone(vm)  # it may have run on, and be leaving once more
             await self._hypervisor.revive(vm)
 
     async def remove(self, vm: Vm, *, hurry: bool = False) -> None:
@@ -93,6 +101,8 @@ class Bare:
         await self._hypervisor.remove(vm)
 
     async def _patiently(self, vm: Vm, wanted: tuple[CopyState, ...], *, hurry: bool) -> None:
+        if self._hypervisor.kind != "xl":
+            return  # nobody else is at work on it
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (HYPERVISOR_PAUSE_SECONDS if hurry else RESUMED_SECONDS_MAX)
         while True:
@@ -116,7 +126,7 @@ class Party:
 
     def __init__(self, file: JournalFile, hypervisor: Hypervisor, hands: Hands, say: Say) -> None:
         record = file.record
-        self._file, self._hypervisor = file, hypervisor
+        self._file, self.hypervisor = file, hypervisor
         self.hands, self.say = hands, say
         self.vm = record.vm
         self.handover = Handover(record.side, record.state)
@@ -177,7 +187,7 @@ class Party:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.log.debug("a step of a hand-over failed", reason=str(error))  # if nobody waits for it any more
         if self._closing and not self._working:
-            self._file.close()
+            self._close()
 
     async def _tell(self, event: Event, why: str) -> None:
         async with self._lock:
@@ -286,7 +296,7 @@ class Party:
         """MISSING if the destination's copy is not there."""
         try:
             if self.handover.side is Side.DESTINATION:
-                gone = await self._hypervisor.arriving(self.vm) is CopyState.ABSENT
+                gone = await self.hypervisor.arriving(self.vm) is CopyState.ABSENT
                 return [(Event.MISSING, str(error))] if gone else otherwise
         except HypervisorFailed as silent:
             self.log.warning("the hypervisor cannot be asked", reason=str(silent))
@@ -325,10 +335,14 @@ class Party:
             pass
 
     def close(self) -> None:
-        """Let the journal go, as soon as nothing is being done any more."""
+        """Let the journal and the hypervisor go, as soon as nothing is being done any more."""
         self._closing = True
         if not self._working:
-            self._file.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._file.close()
+        self.hypervisor.let_go()
 
 
 _AGREED: Final = frozenset(

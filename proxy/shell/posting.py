@@ -12,7 +12,8 @@ from crypto.keys import SessionId
 from proxy.control import Recover, Refuse, Word, printable
 from proxy.endpoints.base import Connection, Egress
 from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError, exit_code_of
-from proxy.handover.record import Head
+from proxy.handover.record import Head, Kind
+from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
 from proxy.shell.arrival import DestinationRunner
 from proxy.shell.contact import Contact
@@ -20,6 +21,7 @@ from proxy.shell.departure import SourceRunner
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import now
 from proxy.shell.link import ControlLink
+from proxy.shell.qemu_guard import QemuDestinationGuard, QemuSourceGuard
 from proxy.shell.xl_guard import XlDestinationGuard, XlSourceGuard
 
 log = structlog.get_logger("korora.handover")
@@ -28,7 +30,7 @@ log = structlog.get_logger("korora.handover")
 async def guard_departure(
     runner: SourceRunner,
     handovers: Handovers,
-    kind: Literal["xl", "qmp"],
+    kind: Kind,
     *,
     contact: Callable[[], Contact],
     monitor: str,
@@ -63,13 +65,19 @@ async def guard_departure(
     )
     file = await handovers.begin(head)
     hypervisor = handovers.toolstack(kind, monitor)
-    guard = XlSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
+    guard: QemuSourceGuard | XlSourceGuard
+    if isinstance(hypervisor, QemuMonitor):
+        guard = QemuSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
+    else:
+        guard = XlSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
     guard.connection = first
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
 
 
-async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, egress: Egress, monitor: str) -> None:
+async def guard_arrival(
+    runner: DestinationRunner, handovers: Handovers | None, egress: Egress, monitor: str, *, required: bool
+) -> None:
     """The same at the destination, if both ends can.
 
     Args:
@@ -77,16 +85,23 @@ async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, 
         handovers: of this process; None to guard none.
         egress: where the machine is handed over.
         monitor: where the QEMU behind it is asked; empty for none.
+        required: whether no session is taken here that is not guarded.
 
     Raises:
         JournalError: it cannot be written down.
-        PolicyRefused: only the source cannot guard it, and here it has to be.
+        PolicyRefused: it cannot be guarded, and here it has to be.
     """
-    kind: Literal["", "xl", "qmp"] = "qmp" if monitor else egress.handover
+    kind: Kind | Literal[""] = "qmp" if monitor else egress.handover
     if kind == "xl" and (handovers is None or runner.offer.handover != kind):
         # Its receiver is always told to leave the domain paused: nobody would start it.
         raise PolicyRefused("this egress takes only migrations whose hand-over both relays guard: update the source's")
     if handovers is None or not kind or runner.offer.handover != kind:
+        if required:
+            raise PolicyRefused(
+                "this egress takes only migrations whose hand-over both relays guard: name the QEMU's monitor (--qmp) "
+                "at both ends"
+            )
+        log.info("handover: unguarded", session=runner.report.session_id[:8], peer=runner.peer.name)
         return
     head = Head(
         session=runner.report.session_id,
@@ -98,7 +113,12 @@ async def guard_arrival(runner: DestinationRunner, handovers: Handovers | None, 
         began=now(),
     )
     file = await handovers.begin(head)
-    guard = XlDestinationGuard(file, handovers.toolstack(kind, monitor), runner, handovers.approvals)
+    hypervisor = handovers.toolstack(kind, monitor)
+    guard: QemuDestinationGuard | XlDestinationGuard
+    if isinstance(hypervisor, QemuMonitor):
+        guard = QemuDestinationGuard(file, hypervisor, runner, handovers.approvals)
+    else:
+        guard = XlDestinationGuard(file, hypervisor, runner, handovers.approvals)
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
 

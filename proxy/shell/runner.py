@@ -11,16 +11,12 @@ hypervisors wait, and the session goes on when it comes back, or ends when it do
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Any
 
-import structlog
-
 from crypto.keys import LaneId
-from crypto.tls import PeerInfo
 from proxy.channel import SendHalf
-from proxy.control import Heartbeat, LaneLost, LaneProgress, Message, Word
+from proxy.control import LaneLost, LaneProgress
 from proxy.errors import (
     EXIT_INTEGRITY,
     PeerAborted,
@@ -34,8 +30,6 @@ from proxy.guest import GuestView
 from proxy.limits import (
     ABORT_SECONDS_MAX,
     DRAIN_SECONDS_MAX,
-    HEARTBEAT_SECONDS,
-    HEARTBEATS_MISSED_MAX,
 )
 from proxy.ordering import Outgoing
 from proxy.paging import Stored
@@ -48,28 +42,16 @@ from proxy.shell.decoding import DecodingLine
 from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing
 from proxy.shell.glance import status_of
-from proxy.shell.guarded import Guarded
 from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
 from proxy.shell.link import ControlLink
+from proxy.shell.linked import Linked, Meeting
 from proxy.shell.threads import ThreadedLane
-from proxy.shell.waiting import Signal
 from proxy.status import SessionStatus
 from proxy.tally import PageTally
 from proxy.wire import ChannelId, FrameHeader, FrameKind
 
-log = structlog.get_logger("korora.session")
 
-
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """A peer that was met: the open control connection, who it is, and the keys of its lanes."""
-
-    link: ControlLink
-    peer: PeerInfo
-    keys: LaneKeys
-
-
-class Runner(Guarded):
+class Runner(Linked):
     """One session on its sockets; ``SourceRunner`` and ``DestinationRunner`` add what the roles do differently.
 
     Args:
@@ -83,17 +65,12 @@ class Runner(Guarded):
     def __init__(
         self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int, lanes: int
     ) -> None:
-        super().__init__(session)
-        self.link: ControlLink | None = meeting.link
-        """The control connection; None while the peer is away."""
-        self.peer = meeting.peer
+        super().__init__(session, meeting)
         self.report = report
-        self.keys = meeting.keys
         self.pool = BufferPool()
         session.agree(resume_seconds, self._release)
         self.bundle = Bundle(self)
         self.channels: dict[ChannelId, Channel] = {}
-        self.log = log.bind(session=report.session_id[:8], role=session.role.value, peer=meeting.peer.name)
         self.bucket = TokenBucket()
         self.lanes_wanted = lanes
         self.heard = False
@@ -101,8 +78,6 @@ class Runner(Guarded):
         self.began = self._loop.time()
         self._ending = False
         """Whether any direction has ended: only then can an acknowledgement be the last."""
-        self.changed = Signal()
-        """For the source: there are other lanes, or another control connection."""
         self.encoding: EncodingLine | None = None
         """Where frames are encoded by pages, if that was agreed on."""
         self.stored: Stored | None = None
@@ -110,9 +85,6 @@ class Runner(Guarded):
         self.decoding: DecodingLine | None = None
         self.guest: GuestView | None = None
         """What its streams tell of the guest; None where nobody follows them."""
-        self._beating: asyncio.Task[None] | None = None
-        self._links_sent = self._links_received = 0
-        """What control connections that are gone have carried."""
 
     # ---- seen and steered from outside
 
@@ -148,7 +120,7 @@ class Runner(Guarded):
             await self._run()
             await self.finish_handover()
         finally:
-            self.report.handover = self.end_handover()
+            self.end_handover(self.report)
 
     async def _run(self) -> None:
         """Carry the session to its end.
@@ -157,19 +129,18 @@ class Runner(Guarded):
             RelayError, CryptoError: what ended it early. The hypervisors and the peer have been told.
         """
         self._main = asyncio.current_task()
+        before = 0 if self._main is None else self._main.cancelling()
         cancelled = False
         try:
             if self._failure is None:  # stop() may have come before us
                 await self._conduct()
         except asyncio.CancelledError:
-            # Either a task of ours failed and woke us, or somebody called stop().
-            cancelled = self._failure is None
-            if cancelled:
-                self._failure = PeerLost("the relay is stopping")
-                if self.guard is not None:
-                    self.guard.stop()  # nobody is left who could wait for the peer
-            elif self._main is not None:
-                self._main.uncancel()
+            # A task of ours failed and woke us, or somebody called stop(), or we are cancelled; or several of these.
+            ours = self._failure is not None
+            cancelled = not ours or (self._main is not None and self._main.uncancel() > before)
+            self._failure = self._failure or PeerLost("the relay is stopping")
+            if cancelled and self.guard is not None:
+                self.guard.stop()  # nobody is left who could wait for the peer
         except Exception as error:  # noqa: BLE001 - a bug of ours, too, must not leave a hypervisor waiting
             self._failure = self._failure or error
         finally:
@@ -192,7 +163,7 @@ class Runner(Guarded):
         """Let go of a session that never ran."""
         self._failure = self._failure or PeerLost("it never began")
         self._close_lines()
-        self.end_handover()
+        self.end_handover(self.report)
 
     def _close_lines(self) -> None:
         """Let go of threads and of the content store."""
@@ -206,10 +177,6 @@ class Runner(Guarded):
 
     async def _conduct(self) -> None:
         """The role's way from an open session to its agreed end."""
-        raise NotImplementedError
-
-    async def _hear(self, message: Message) -> None:
-        """Act on a control message other than a heartbeat."""
         raise NotImplementedError
 
     async def _fail(self, failure: BaseException) -> None:
@@ -237,7 +204,12 @@ class Runner(Guarded):
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""
+        if self.guard is not None and not self.guard.holds:
+            await self._abort_channels()
         await self.see_through()
+        await self._abort_channels()
+
+    async def _abort_channels(self) -> None:
         pending = [channel for channel in self.channels.values() if not channel.settled]
         for channel in pending:
             channel.settled = True
@@ -265,77 +237,31 @@ class Runner(Guarded):
 
     # ---- the peer comes and goes
 
-    def attach(self, meeting: Meeting) -> None:
-        """Go on with this control connection: hear it, send heartbeats, and take lanes of its keys from now on."""
-        link = self.link = meeting.link
-        self.peer, self.keys = meeting.peer, meeting.keys
-        if self.decoding is not None:
-            self.decoding.ask_again()
-        if self.guard is not None:
-            self.serve(self.guard.repeat(), "repeat the word")
-        self._listening = self.serve(self._with(link, self.listen), "listen")
-        self._beating = self.serve(self._with(link, self.beat), "heartbeat")
-        if self.session.resume_seconds:
-            self._set_deadline(PeerLost("it opened no lane"))
-        self.changed.wake()
-        self.progress.wake()
-
-    async def _with(self, link: ControlLink, work: Callable[[ControlLink], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work(link)
-        except PeerLost as error:
-            self.detach(link, error)
-
-    def detach(self, link: ControlLink, error: PeerLost) -> None:
-        """A control connection is lost, and its lanes with it, whose keys came of it: wait for the peer, if agreed."""
-        if link is not self.link or self.over or self._concluded:
-            return
-        if not self.session.resume_seconds:
-            self.fail(error)
-            return
-        self.link = None
+    def _went(self) -> None:
+        """See ``Linked._went``: all lanes' keys came of the control connection that is gone."""
         self.decoding_waits()
-        for task in (self._listening, self._beating):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
-        self._listening = self._beating = None
         for lane in list(self.bundle.lanes.values()):
             self.bundle.remove(lane)
             self._bury(lane)
-        link.drop()
-        self._links_sent += link.sent_bytes
-        self._links_received += link.received_bytes
-        self.log.warning("the peer is away", reason=str(error), seconds_max=self.session.resume_seconds)
-        self._set_deadline(error)
-        self.changed.wake()
+
+    def _came(self) -> None:
+        """See ``Linked._came``."""
+        if self.decoding is not None:
+            self.decoding.ask_again()
 
     def decoding_waits(self) -> None:
         """Nobody is there to give stored pages."""
         if self.decoding is not None:
             self.decoding.wait_for_peer()
 
-    def _set_deadline(self, error: PeerLost | None) -> None:
-        """From now on, ``resume_seconds`` to have a control connection and a lane again; None where both are there."""
-        if error is not None and self._deadline is not None:
-            return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if error is not None:
-            seconds = self.session.resume_seconds
-            final = PeerLost(f"the peer was away for over {seconds} s: {error}")
-            self._deadline = self._loop.call_later(seconds, self.fail, final)
+    def _progress(self) -> tuple[LaneProgress, ...]:
+        """See ``Linked._progress``."""
+        return tuple(LaneProgress(lane.id, lane.sent_bytes) for lane in self.bundle.lanes.values())
 
-    async def say(self, message: Message) -> None:
-        """Send a control message that the session's state follows; if the peer is away, RESUME will make up for it."""
-        self.session.sent(message)
-        link = self.link
-        if link is None:
-            return
-        try:
-            await link.send(message)
-        except PeerLost as error:
-            self.detach(link, error)
+    def _progressed(self, lanes: tuple[LaneProgress, ...]) -> None:
+        """See ``Linked._progressed``."""
+        for told in lanes:
+            self.bundle.progress(told)
 
     # ---- channels
 
@@ -487,7 +413,7 @@ class Runner(Guarded):
         return False
 
     def _lost_there(self, number: int) -> None:
-        """The peer has lost a lane; ours may not show it yet."""
+        """See ``Linked._lost_there``."""
         lane = self.bundle.lanes.get(LaneId(number))
         if lane is not None and self.session.resume_seconds:
             self.bundle.broke(lane, PeerLost(f"lane {lane.id} broke at the peer"))
@@ -511,38 +437,3 @@ class Runner(Guarded):
         """What page-aware encoding did here; None where it was not agreed on."""
         line = self.encoding or self.decoding
         return None if line is None else line.tally
-
-    # ---- services of one control connection
-
-    async def beat(self, link: ControlLink) -> None:
-        """Send heartbeats."""
-        number = 0
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            progress = tuple(LaneProgress(lane.id, lane.sent_bytes) for lane in self.bundle.lanes.values())
-            await link.send(Heartbeat(number, progress))
-            number += 1
-
-    async def listen(self, link: ControlLink) -> None:
-        """Hear the control connection; silence for three heartbeats means that the peer is lost."""
-        silence = HEARTBEAT_SECONDS * HEARTBEATS_MISSED_MAX
-        while True:
-            try:
-                async with asyncio.timeout(silence):
-                    message = await link.receive()
-            except TimeoutError:
-                raise PeerLost(f"no heartbeat for {silence:.0f} s") from None
-            self.session.received(message)
-            match message:
-                case Heartbeat(_, lanes):
-                    for told in lanes:
-                        self.bundle.progress(told)
-                case LaneLost(number):
-                    self._lost_there(number)
-                case Word():
-                    if self.guard is None:
-                        raise ProtocolViolation("a word about a hand-over that nobody guards")
-                    self.guard.hear(message)
-                case _:
-                    await self._hear(message)
-            await asyncio.sleep(0)  # a peer that floods its control connection starves nobody else

@@ -4,20 +4,30 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
 
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
 from crypto.tls import TlsConfig
+from proxy.control import Accept
 from proxy.endpoints.base import Connection, Ingress
+from proxy.errors import PolicyRefused, exit_code_of
+from proxy.hypervisors.qmp import QemuMonitor
+from proxy.limits import QMP_KEEP_SECONDS
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.departure import SourceRunner
 from proxy.shell.handovers import Handovers
 from proxy.shell.posting import guard_departure
+from proxy.shell.qemu_keeper import QemuKeeper
 from proxy.shell.stored import open_stored
 from proxy.wire import Codec
 
 __all__ = ["Peer", "Source", "SourceRunner"]
+
+log = structlog.get_logger("korora.handover")
 
 
 class Source:
@@ -29,7 +39,7 @@ class Source:
         ingress: opened already.
         begun: told of each session as it opens.
         handovers: of this process; None to guard none.
-        monitor: where the local hypervisor is asked, if not by its kind.
+        monitor: where the QEMU that migrates is asked; empty for none. It is prepared while nothing migrates.
         holder: the process that holds xl's pipes, if it is not this one.
     """
 
@@ -44,15 +54,50 @@ class Source:
         monitor: str = "",
         holder: str = "",
     ) -> None:
-        where = replace(where, handover=where.handover if handovers is not None else "")
-        self._contact, self._ingress, self._begun = Contact(tls, where), ingress, begun
-        self._handovers, self._monitor, self._holder = handovers, monitor, holder
+        self._ingress, self._begun = ingress, begun
+        self._handovers, self._holder = handovers, holder
         self.current: SourceRunner | None = None
+        self._watch(monitor)
+        self._contact = self._contact_with(tls, where)
 
-    def reconfigure(self, tls: TlsConfig, where: Peer) -> None:
-        """Another identity, other rules or another address from the next contact on; an open session goes on."""
-        where = replace(where, handover=where.handover if self._handovers is not None else "")
-        self._contact = Contact(tls, where)
+    def _contact_with(self, tls: TlsConfig, where: Peer) -> Contact:
+        """How the destination is reached; nothing is offered that could not be kept here."""
+        guards = self._handovers is not None and (where.handover != "qmp" or bool(self._monitor))
+        return Contact(tls, where if guards else replace(where, handover=""))
+
+    def _watch(self, monitor: str) -> None:
+        self._monitor = monitor
+        guards = self._handovers is not None and monitor
+        self._keeper = QemuKeeper(QemuMonitor(Path(monitor))) if guards else None
+
+    async def ready(self) -> None:
+        """Prepare the local QEMU, if there is one to be asked: a migration that begins unprepared is refused."""
+        if self._keeper is not None:
+            await self._keeper.prepare()
+
+    async def accept(self) -> Connection:
+        """The ingress's next connection; the local QEMU is kept prepared meanwhile.
+
+        Raises:
+            HypervisorFailed: see ``Ingress.accept``.
+        """
+        keeping = asyncio.create_task(self._keep())
+        try:
+            return await self._ingress.accept()
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        while True:
+            await self.ready()
+            await asyncio.sleep(QMP_KEEP_SECONDS)
+
+    def reconfigure(self, tls: TlsConfig, where: Peer, monitor: str = "") -> None:
+        """Another identity, other rules, address or monitor from the next contact on; an open session goes on."""
+        if monitor != self._monitor:
+            self._watch(monitor)
+        self._contact = self._contact_with(tls, where)
 
     async def session(self, first: Connection, report: SessionReport) -> None:
         """One whole session, begun by the hypervisor's connection ``first``.
@@ -108,19 +153,39 @@ class Source:
             first=first,
             stored=stored,
         )
-        if accept.handover and self._handovers is not None:
-            try:
-                await guard_departure(
-                    runner,
-                    self._handovers,
-                    accept.handover,
-                    contact=lambda: self._contact,
-                    monitor=self._monitor,
-                    holder=self._holder,
-                    first=first,
-                )
-            except BaseException:
-                runner.discard()
-                meeting.link.drop()
-                raise
+        try:
+            await self._guard(runner, accept, first)
+        except BaseException as error:
+            runner.discard()
+            if isinstance(error, PolicyRefused):
+                await meeting.link.abort(exit_code_of(error), str(error))
+            meeting.link.drop()
+            raise
         return runner
+
+    async def _guard(self, runner: SourceRunner, accept: Accept, first: Connection) -> None:
+        """Stand guard over the hand-over, if both ends can.
+
+        Raises:
+            PolicyRefused: they cannot, and have to.
+            JournalError: it cannot be written down.
+        """
+        if accept.handover and self._handovers is not None:
+            await guard_departure(
+                runner,
+                self._handovers,
+                accept.handover,
+                contact=lambda: self._contact,
+                monitor=self._monitor,
+                holder=self._holder,
+                first=first,
+            )
+            return
+        if self._contact.where.guarded:
+            raise PolicyRefused(
+                "the destination does not guard the hand-over, and here it has to: name the QEMU's monitor (--qmp) at "
+                "both ends"
+            )
+        log.info("handover: unguarded", session=runner.report.session_id[:8], peer=runner.peer.name)
+        if self._keeper is not None:
+            runner.beside = self._keeper.let_through

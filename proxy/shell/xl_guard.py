@@ -57,10 +57,13 @@ class XlBack(Bare):
     Args:
         hypervisor: the local one.
         end: the pipes.
+        alone: see ``Bare``.
     """
 
-    def __init__(self, hypervisor: Hypervisor, end: XlEnd) -> None:
-        super().__init__(hypervisor, paused=False)
+    def __init__(
+        self, hypervisor: Hypervisor, end: XlEnd, alone: Callable[[Vm], Awaitable[None]] | None = None
+    ) -> None:
+        super().__init__(hypervisor, paused=False, alone=alone)
         self._end = end
 
     async def revive(self, vm: Vm, *, hurry: bool = False) -> None:
@@ -127,7 +130,10 @@ class XlSourceGuard(Guard):
         if self._ready and self.party.state in (State.PREPARED, State.ASKED, State.OPEN):
             raise HypervisorFailed("xl migrate ended before it gave the machine up")
 
-    free = False
+    @property
+    def free(self) -> bool:
+        """See ``Guard.free``."""
+        return False
 
     def arrived(self, body: memoryview) -> None:
         """See ``Guard.arrived``: a destination that failed says so by its word, and lets no such report pass."""
@@ -260,6 +266,17 @@ class XlDestinationGuard(Guard):
             self._passed = (self._passed + bytes(body))[-len(GO) :]
             self._cleared = self._passed == GO
         self.saw(body)
+
+    @property
+    def free(self) -> bool:
+        """See ``Guard.free``: xl makes a domain once it has the configuration, and then the journal has its name."""
+        return not self._naming
+
+    async def passable(self, size: int) -> int:
+        """See ``Guard.passable``."""
+        while self._naming:
+            await self.party.changed.wait()
+        return size
 
     # ---- hands
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from korora.metrics.families import FAMILIES, Family
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -87,6 +88,7 @@ def test_there_is_an_alert_for_each_thing_that_must_be_heard() -> None:
     assert heard >= {
         "korora_integrity_failures_total",
         "korora_record_refusals_total",
+        "korora_handovers_unsettled",
         "korora_sessions_ended_total",
         "korora_resumes_total",
         "korora_sessions_stalled",
@@ -215,7 +217,7 @@ def test_every_series_is_of_the_chosen_job_and_hosts() -> None:
 
 def test_the_dashboard_s_rows() -> None:
     rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
-    assert rows == ["Sessions", "Throughput", "Pages", "Faults", "Latency", "Process"]
+    assert rows == ["Sessions", "Hand-overs", "Throughput", "Pages", "Faults", "Latency", "Process"]
 
 
 def test_the_data_source_is_a_variable_and_no_uid_is_fixed() -> None:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from korora.metrics import http
-from korora.metrics.families import FAMILIES, Family, Side
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family, Side
 from korora.metrics.observer import STALL_SECONDS_MAX
 from proxy.report import SessionReport
 from proxy.status import SessionStatus

@@ -98,8 +98,8 @@ class Agent:
 
     async def kill(self, target: str | int, number: signal.Signals = signal.SIGKILL, *, group: bool = False) -> bool:
         """Send a signal to a spawned command or a process id (`group`: to its session); whether there was one."""
-        key = "name" if isinstance(target, str) else "pid"
-        return bool((await self.order("kill", **{key: target}, signal=int(number), group=group))["sent"])
+        whom: dict[str, Any] = {"name" if isinstance(target, str) else "pid": target}
+        return bool((await self.order("kill", **whom, signal=int(number), group=group))["sent"])
 
     async def put(self, path: str, data: bytes, mode: int = 0o600) -> None:
         """Write a file, with the folders above it."""

@@ -2,17 +2,17 @@
 
 import asyncio
 import contextlib
+import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from korora.demo.qmp import Qmp, QmpError
-
 from korora.demo import process
 from korora.demo.relays import free_port
 from korora.demo.serial import SerialLine
+from proxy.hypervisors.monitor import Qmp, QmpError
 from tests.e2e.xen.agent import Agent, AgentError, Done
 
 MEMORY_MIB = 1024
@@ -44,6 +44,7 @@ class Guest:
         memory_mib: from 72 (PV) or 80 (PVH), or the kernel does not start.
         test_mib: how much of it is filled, changed and checked.
         rate: pages changed a second; 0 is an idle guest.
+        beat_ms: from one heartbeat to the next.
     """
 
     name: str = "g1"
@@ -51,10 +52,13 @@ class Guest:
     memory_mib: int = 80
     test_mib: int = 4
     rate: int = 0
+    beat_ms: int = 100
 
     def config(self) -> str:
         """The guest's xl.cfg(5). It has no disk; one would be `disk=["phy:/dev/loop0,xvda,w"]`."""
-        words = f"console=hvc0 quiet loglevel=0 mitigations=off MIB={self.test_mib} RATE={self.rate}"
+        words = (
+            f"console=hvc0 quiet loglevel=0 mitigations=off MIB={self.test_mib} RATE={self.rate} BEAT_MS={self.beat_ms}"
+        )
         return (
             f'name="{self.name}"\ntype="{self.kind}"\nkernel="/guest/kernel"\nramdisk="/guest/initrd"\n'
             f'memory={self.memory_mib}\nvcpus=1\nextra="{words}"\non_crash="preserve"\n'
@@ -247,13 +251,27 @@ class XenHost:
 
     async def processes(self, pattern: str) -> list[int]:
         """The process ids whose command line matches a pattern."""
-        return [int(word) for word in (await self.run(["pgrep", "-f", pattern])).out.split()]
+        lines = (await self.check(["ps", "-o", "pid,args"])).splitlines()[1:]
+        return [int(line.split()[0]) for line in lines if re.search(pattern, line)]
+
+    async def gone(self, pid: int, within_seconds: float = XL_SECONDS) -> None:
+        """Until a process has ended. Raises TimeoutError."""
+        async with asyncio.timeout(within_seconds):
+            while (await self.run(["test", "-e", f"/proc/{pid}"])).rc == 0:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
 
     # ---- guests
 
     async def xl_list(self) -> list[Domain]:
         """All domains but dom0."""
         return parse_list(await self.check(["xl", "list", "-v"]))
+
+    async def until(self, found: Callable[[list[Domain]], bool], within_seconds: float = XL_SECONDS) -> list[Domain]:
+        """Until the list of domains is as `found` wants it; the list. Raises TimeoutError."""
+        async with asyncio.timeout(within_seconds):
+            while not found(domains := await self.xl_list()):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+        return domains
 
     async def create(self, guest: Guest, *, beats: int = 3) -> None:
         """Create a guest and wait for its first heartbeats."""

@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ WARM = (
     "pyfastcdc, rich, structlog, typer, uvloop, zstandard"
 )
 IDENTITY = "/root/identity"
+LOGS = "/run/rig/* /var/log/xen/xl-* /var/log/xen/korora-*"
 
 
 class RigAbsent(Exception):
@@ -50,6 +51,8 @@ class XenRig:
     """The checkout's packages as a tar, compiled for the hosts' Python."""
     identities: tuple[Path, Path]
     """Of host a ("source") and host b ("destination")."""
+    folder: Path
+    """Of this run."""
 
 
 class Way:
@@ -88,7 +91,11 @@ class Pair:
         texts = []
         for host in self.hosts:
             say = await host.run(
-                ["sh", "-c", "xl list -v; tail -n 40 /run/rig/* /var/log/xen/*.log; dmesg | tail -n 5; ps -o pid,args"]
+                [
+                    "sh",
+                    "-c",
+                    f"xl list -v; tail -n 40 {LOGS} 2>/dev/null; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['",
+                ]
             )
             texts.append(f"--- {host.name}\n{say.out}{say.err}")
         return "\n".join(texts)
@@ -102,7 +109,7 @@ def build_rig(folder: Path) -> XenRig:
     if not (image / "disk").is_file():
         raise RigAbsent(f"there is no image of a Xen host at {image}: `make system` builds one and says why it cannot")
     identities = issue_identities(folder)
-    return XenRig(image, pack_code(image, folder), (identities.source, identities.destination))
+    return XenRig(image, pack_code(image, folder), (identities.source, identities.destination), folder)
 
 
 def pack_code(image: Path, folder: Path) -> bytes:
@@ -110,7 +117,15 @@ def pack_code(image: Path, folder: Path) -> bytes:
     tree = folder / "code"
     for room in ROOMS:
         shutil.copytree(CHECKOUT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
-    compiler = [image / "python", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    compiler: list[str | Path] = [
+        image / "python",
+        "-I",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     subprocess.run([*compiler, "-s", tree, "-p", "/opt/korora", tree], timeout=BUILD_SECONDS, check=True)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
@@ -127,11 +142,11 @@ def pack_identity(identity: Path) -> bytes:
     return packed.getvalue()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One at a time, over processes."""
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+@asynccontextmanager
+async def locked(path: Path) -> AsyncIterator[None]:
+    """One at a time, over processes and within one."""
+    with path.open("w") as handle:
+        await asyncio.to_thread(fcntl.flock, handle, fcntl.LOCK_EX)
         yield
 
 
@@ -140,7 +155,7 @@ async def saved_host(rig: XenRig, guest: Guest | None, folder: Path) -> Path:
     recipe = repr((qemu_command("", rig.image, Path(), {}), guest, WARM, guest and guest.config())).encode()
     key = hashlib.sha256(recipe).hexdigest()[:16]
     path = rig.image / f"saved-{key}"
-    with locked(rig.image / "lock"):  # another run may be making it
+    async with locked(rig.image / "lock"):  # another run may be making it
         if path.exists():
             path.touch()
             return path
@@ -156,16 +171,20 @@ async def saved_host(rig: XenRig, guest: Guest | None, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def pair(rig: XenRig, guest: Guest | None = None) -> AsyncIterator[Pair]:
-    """Two hosts that are ready: `guest` counts on a, both have the relay and an identity (IDENTITY)."""
+async def pair(rig: XenRig, guest: Guest | None = None, files: tuple[Path, Path] | None = None) -> AsyncIterator[Pair]:
+    """Two hosts that are ready: `guest` counts on a, both have the relay and an identity (IDENTITY).
+
+    With `files` they are loaded from these, which were saved when they had all that already.
+    """
     with tempfile.TemporaryDirectory(prefix="korora-xen-") as name:
         folder = Path(name)
-        files = [await saved_host(rig, guest, folder), await saved_host(rig, None, folder)]
+        load = files or (await saved_host(rig, guest, folder), await saved_host(rig, None, folder))
         async with AsyncExitStack() as stack:
-            a, b = (XenHost(name, rig.image, folder, file) for name, file in zip("ab", files, strict=True))
+            a, b = (XenHost(name, rig.image, folder, file) for name, file in zip("ab", load, strict=True))
             async with asyncio.TaskGroup() as group:
                 for host, identity in zip((a, b), rig.identities, strict=True):
-                    group.create_task(_ready(stack, host, rig.code, identity))
+                    start = stack.enter_async_context(host) if files else ready(stack, host, rig.code, identity)
+                    group.create_task(start)
             to_b, to_a = [
                 Way(await stack.enter_async_context(ChaosProxy(("127.0.0.1", host.ports[RELAY_PORT]))))
                 for host in (b, a)
@@ -178,7 +197,7 @@ async def pair(rig: XenRig, guest: Guest | None = None) -> AsyncIterator[Pair]:
                 raise
 
 
-async def _ready(stack: AsyncExitStack, host: XenHost, code: bytes, identity: Path) -> None:
+async def ready(stack: AsyncExitStack, host: XenHost, code: bytes, identity: Path) -> None:
     """Start a host and put into it what is this run's."""
     await stack.enter_async_context(host)
     await host.agent.put("/tmp/code.tar.gz", code)

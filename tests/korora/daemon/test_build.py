@@ -52,6 +52,20 @@ def test_an_egress_says_whose_pages_arrive() -> None:
     assert (build.paging_of(wanted).tenant, build.paging_of(wanted).cache_bytes) == ("", 4096)
 
 
+def test_a_monitor_makes_the_hand_over_qemu_s() -> None:
+    plain = made()
+    where = build.destination_of(plain, plain.ingress[0])
+    assert (where.handover, where.guarded) == ("xl", False)
+    assert (build.monitor_of(plain.ingress[0]), build.monitors(plain), build.guarded(plain)) == ("", {}, frozenset())
+    wanted = made("", 'qmp = "unix:/run/vm1"\nrequire_guarded = true')
+    where = build.destination_of(wanted, wanted.ingress[0])
+    assert (where.handover, where.guarded) == ("qmp", True)
+    assert build.monitor_of(wanted.ingress[0]) == "/run/vm1"
+    text = TEXT + 'qmp = "unix:/run/vm2"\nrequire_guarded = true\n'
+    arriving = config.parse(text.format(pages="", ingress="").encode(), "test")
+    assert (build.monitors(arriving), build.guarded(arriving)) == ({"in": "/run/vm2"}, frozenset({"in"}))
+
+
 def test_a_daemon_has_a_store_in_its_state_folder_unless_it_is_turned_off(tmp_path: Path) -> None:
     state = f'state = "{tmp_path}/state"\n'
     host_store = build.open_host_store(config.parse((state + TEXT.format(pages="", ingress="")).encode(), "test"))

@@ -64,7 +64,7 @@ PIN = "ab" * 32
         # types and bounds
         (
             GOOD.replace("4440", "4440", 1) + "lanes = 1",
-            "egress[0].lanes: no such key; expected one of name, peers, tenant, to",
+            "egress[0].lanes: no such key; expected one of name, peers, qmp, require_guarded, tenant, to",
         ),
         (PEER + INGRESS + "lanes = 40", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 40"),
         (PEER + INGRESS + "lanes = 0", "ingress[0].lanes: expected int ≥ 1 and ≤ 16, got 0"),
@@ -130,6 +130,16 @@ PIN = "ab" * 32
         (PEER + EGRESS + EGRESS, "egress: 2 entries have the name 'vm1'"),
         (GOOD.replace("host-b:8010", "host-b"), "peer[0].address: the address 'host-b' is no HOST:PORT"),
         (GOOD.replace("host-b:8010", ":8010"), "peer[0].address: expected HOST:PORT with a host, got ':8010'"),
+        (PEER + INGRESS + 'qmp = "/run/q"', "ingress[0].qmp: '/run/q' is no monitor"),
+        (PEER + INGRESS + 'qmp = "unix:q"', "ingress[0].qmp: expected an absolute path, got 'q'"),
+        (
+            PEER + INGRESS + 'qmp = "unix:/q"\nxl_flags = ""',
+            "ingress[0].qmp: what comes by an ingress with xl_flags is xl",
+        ),
+        (PEER + EGRESS + 'qmp = "tcp:127.0.0.1:4"', "egress[0].qmp: 'tcp:127.0.0.1:4' is no monitor"),
+        (PEER + EGRESS + f'qmp = "unix:/{"q" * 107}"', "egress[0].qmp: "),
+        (PEER + '[[egress]]\nname = "vm1"\nto = "xl:"\nqmp = "unix:/q"', "egress[0].qmp: xl: is guarded by itself"),
+        (PEER + EGRESS + "require_guarded = 1", "egress[0].require_guarded: expected true or false, got 1"),
         (
             GOOD.replace("tcp:127.0.0.1:4440", "stdio:"),
             "ingress[0].from: expected tcp:HOST:PORT or unix:PATH, got 'stdio:'",

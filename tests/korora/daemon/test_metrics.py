@@ -6,6 +6,10 @@ import signal
 import urllib.error
 import urllib.request
 
+from proxy.handover.record import Entry, Head
+from proxy.handover.table import State
+from proxy.hypervisors.base import Vm
+from proxy.shell.journal import FOLDER, Journal, now
 from tests.korora.daemon.support import SECONDS_MAX, Host, Site, echo, exchange, in_thread, until
 from tests.korora.daemon.test_sessions import pair
 from tests.proxy.shell.test_processes import free_port
@@ -75,6 +79,47 @@ def test_what_all_processes_count_is_on_one_page(site: Site) -> None:
         run(story(), SECONDS_MAX)
         assert "Traceback" not in alpha.log()
     finally:
+        hosts.close()
+
+
+def test_what_hand_overs_became_and_what_is_left_of_them(site: Site) -> None:
+    hosts = pair(site, 1)
+    alpha = hosts.alpha
+    alpha.metrics = f"127.0.0.1:{free_port()}"
+    journal = Journal(alpha.state)
+    vm = Vm("web-1", "6f2fb9a1-0d3e-4a4c-9c0c-5f1f6a2b7c8d", "5@boot")
+    for number, state in enumerate((State.DOUBT, State.PREPARED, State.OPEN, State.COMMITTED)):
+        file = journal.begin(Head(f"{number:032x}", "destination", "xl", "beta", now()), Entry("open", now()))
+        file.write(state, "", vm, settled=number == 3)
+        file.close()
+    broken = alpha.state / FOLDER / f"{9:032x}-source.journal"
+    broken.write_text("not a journal\n")
+    running = journal.begin(Head(f"{10:032x}", "source", "xl", "beta", now()), Entry("open", now()))  # by a command
+    hosts.beta.start()
+    alpha.start(env={"PATH": ""})  # there is no xl to finish anything with
+
+    def unsettled(role: str, state: str) -> float:
+        return value(alpha, f'korora_handovers_unsettled{{role="{role}",state="{state}"}}')
+
+    async def story() -> None:
+        await in_thread(until, lambda: unsettled("destination", "doubt") == 1)
+        assert await in_thread(unsettled, "source", "unreadable") == 1
+        assert await in_thread(unsettled, "destination", "prepared") == 1
+        assert await in_thread(unsettled, "destination", "open") == 1
+        assert await in_thread(unsettled, "destination", "committed") == 0, "that one is settled"
+        assert await in_thread(unsettled, "source", "open") == 0, "that one is under way"
+        ends = await hosts.machines[0].channel()
+        await echo(*ends)
+        await exchange(*ends, bytes(9), b"")
+        of_ours = 'korora_handovers_total{kind="none",outcome="unguarded",role="source"}'
+        await in_thread(until, lambda: value(alpha, of_ours) == 1)
+        assert await in_thread(value, alpha, 'korora_handover_seconds_count{role="source"}') == 0
+
+    try:
+        run(story(), SECONDS_MAX)
+        assert "Traceback" not in alpha.log()
+    finally:
+        running.close()
         hosts.close()
 
 

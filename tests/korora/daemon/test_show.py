@@ -50,6 +50,14 @@ def test_a_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("handover", "shown"),
+    [("unguarded", "open"), ("open", "open"), ("prepared", "open, prepared"), ("doubt", "open, doubt")],
+)
+def test_the_state_of_a_hand_over_that_has_begun(handover: str, shown: str) -> None:
+    assert show.cells(session(handover=handover))["state"] == shown
+
+
+@pytest.mark.parametrize(
     ("part", "whole", "shown"), [(0, 0, "—"), (0, 5, "0%"), (99, 100, "99%"), (-1, 100, "-1%"), (1, 3, "33%")]
 )
 def test_shares(part: int, whole: int, shown: str) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry
 
 from korora import report as reports
-from korora.metrics.families import Family
+from korora.metrics.family import Family
 from korora.metrics.usage import Usage
 from proxy.report import SessionReport
 from proxy.session import Role

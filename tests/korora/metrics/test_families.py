@@ -8,8 +8,10 @@ import pytest
 from chunking.regime import Regime
 from crypto.errors import AuthenticationError, IntegrityError, SealBroken
 from korora.metrics import families, observer
-from korora.metrics.families import FAMILIES, Family, Kind, Merge
+from korora.metrics.families import FAMILIES
+from korora.metrics.family import Family, Kind, Merge
 from proxy.errors import EXIT_INTEGRITY, OUTCOMES, PeerAborted, RelayError
+from proxy.handover.table import WRITTEN
 from proxy.session import State
 from proxy.status import SessionStatus
 
@@ -65,6 +67,8 @@ def test_the_values_of_labels_are_the_program_s() -> None:
     assert set(families.REASONS) == set(observer.REASONS.values()) | {"other"}
     assert {f"pages_{kind}" for kind in families.PAGE_KINDS} <= set(SessionStatus.__slots__)
     assert tuple(regime.name.lower() for regime in Regime) == families.REGIMES
+    assert set(families.HANDOVER_STATES) == {state.value for state in WRITTEN} | {"unreadable"}
+    assert families.HANDOVER_KINDS == ("xl", "qmp")
 
 
 def below(kind: type[BaseException]) -> Iterator[type[BaseException]]:

@@ -15,11 +15,12 @@ from chunking.store import Counters
 from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed, SealBroken
 from crypto.identity import Identity
 from korora.metrics import families as f
-from korora.metrics.families import Family, Kind, Side
+from korora.metrics.family import Family, Kind, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, STORED, SUMMED, Observer
 from korora.metrics.usage import Usage, usage_of_this_process
 from proxy.errors import OUTCOMES, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt
+from proxy.handover.table import State
 from proxy.status import SessionStatus
 from tests.korora.metrics.support import NO_USAGE, NOW, report, report_of, samples, status, value
 
@@ -181,6 +182,59 @@ def test_every_outcome_and_times() -> None:
     assert registry.get_sample_value("korora_session_seconds_bucket", {"role": "destination", "le": "10.0"}) == count
     assert registry.get_sample_value("korora_handshake_seconds_bucket", {"role": "destination", "le": "0.025"}) == 0
     assert registry.get_sample_value("korora_handshake_seconds_bucket", {"role": "destination", "le": "0.05"}) == count
+
+
+# ---- hand-overs
+
+
+def test_each_hand_over_is_counted_once_by_how_it_stood() -> None:
+    observer, registry = watching()
+    ends = {state.value: "undecided" for state in State} | {name: name for name in ("done", "aborted", "doubt")}
+    for number, (state, outcome) in enumerate(ends.items()):
+        ended = report(number, "destination")
+        ended.handover, ended.handover_kind = state, "xl"
+        before = value(registry, f.HANDOVERS, "destination", "xl", outcome)
+        for _ in range(2):  # whoever tells of an end twice
+            observer.session_ended(ended, status(number, "destination"))
+        assert before is not None
+        assert value(registry, f.HANDOVERS, "destination", "xl", outcome) == before + 1
+    assert value(registry, f.HANDOVERS, "source", "xl", "done") == 0
+    assert value(registry, f.HANDOVERS, "destination", "qmp", "done") == 0
+
+
+def test_a_session_that_nobody_guards_and_one_that_never_was() -> None:
+    observer, registry = watching()
+    observer.session_ended(report(1), status(1))
+    observer.session_ended(report(2))  # a source's attempt that came to nothing
+    assert value(registry, f.HANDOVERS, "source", "none", "unguarded") == 1
+
+
+def test_how_long_hand_overs_take() -> None:
+    observer, registry = watching()
+    for number, (role, seconds) in enumerate([("source", 0.04), ("source", 2.0), ("source", None), ("destination", 9)]):
+        ended = report(number, role)
+        ended.handover, ended.handover_kind, ended.handover_seconds = "done", "qmp", seconds
+        observer.session_ended(ended, status(number, role))
+    assert value(registry, f.HANDOVER_SECONDS, "source", suffix="_count") == 2
+    assert value(registry, f.HANDOVER_SECONDS, "source", suffix="_sum") == 2.04
+    assert registry.get_sample_value("korora_handover_seconds_bucket", {"role": "source", "le": "0.025"}) == 0
+    assert registry.get_sample_value("korora_handover_seconds_bucket", {"role": "source", "le": "0.05"}) == 1
+
+
+def test_what_is_unsettled_is_so_until_it_is_not() -> None:
+    instruments = Instruments.alone()
+    registry = instruments.registry()
+    worker = Observer(instruments, Side.WORKER, "0", usage=lambda: NO_USAGE)
+    worker.handovers_unsettled({("source", "doubt"): 2, ("destination", "unreadable"): 1})
+    assert value(registry, f.HANDOVERS_UNSETTLED, "source", "doubt") == 2
+    assert value(registry, f.HANDOVERS_UNSETTLED, "destination", "doubt") == 0
+    assert value(registry, f.HANDOVERS_UNSETTLED, "destination", "unreadable") == 1
+    worker.handovers_unsettled({("source", "prepared"): 1})
+    assert value(registry, f.HANDOVERS_UNSETTLED, "source", "doubt") == 0
+    assert value(registry, f.HANDOVERS_UNSETTLED, "source", "prepared") == 1
+    # It dies; the worker in its place has not looked yet.
+    Observer(instruments, Side.WORKER, "0", usage=lambda: NO_USAGE)
+    assert value(registry, f.HANDOVERS_UNSETTLED, "source", "prepared") == 0
 
 
 # ---- the present

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics import exposition, parser
 
 from korora.metrics import families as f
 from korora.metrics import shared as shared_module
-from korora.metrics.families import Side
+from korora.metrics.family import Side
 from korora.metrics.instruments import Instruments, shared_registry
 from korora.metrics.observer import Observer
 from korora.metrics.shared import FILE_BYTES, FILE_KINDS, SharedDirectory, allocate

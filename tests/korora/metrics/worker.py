@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from korora.metrics.families import Side
+from korora.metrics.family import Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.observer import Observer
 from tests.korora.metrics.support import report, status

@@ -67,7 +67,7 @@ def test_the_bytes_of_a_line() -> None:
     """Frozen: files of one version are read by the next."""
     assert line(Entry("voted", "2026-01-02T03:04:05+00:00", "gave_up", "vm1", "")) == (
         b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","copy":"",'
-        b'"settled":false} cf07fc6c\n'
+        b'"settled":false,"paused":false} 8264f9e1\n'
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'
@@ -236,3 +236,22 @@ def test_a_file_beyond_its_limit_is_not_read() -> None:
 def test_the_largest_line_that_there_may_be_fits_many_times() -> None:
     largest = Entry("committed", "x" * 512, "\U0001f427" * REASON_CHARACTERS_MAX, "\U0001f427" * VM_NAME_CHARACTERS_MAX)
     assert len(line(largest)) * 64 <= JOURNAL_BYTES_MAX
+
+
+# ------------------------------------------------------------------ how long it took
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "seconds"),
+    [
+        (State.OPEN, State.COMMITTED, 2.3),
+        (State.PREPARED, State.COMMITTED, 1.0),
+        (State.PREPARED, State.PREPARED, 0.0),
+        (State.COMMITTED, State.PREPARED, 0.0),  # as where the clock was set back
+        (State.VOTED, State.COMMITTED, None),
+        (State.PREPARED, State.DONE, None),
+    ],
+)
+def test_from_one_state_to_another(since: State, until: State, seconds: float | None) -> None:
+    """Of a state that was written more than once (its machine was named, it was settled) the first counts."""
+    assert Record(HEAD, list(ENTRIES)).seconds(since, until) == seconds

@@ -4,9 +4,10 @@ from typing import get_args
 
 import pytest
 
-from proxy.control import Recover, Standing, Word
+from proxy.control import MessageReader, Recover, Standing, Word, encode
 from proxy.handover.table import HEARD, TABLES, Event, Side, State
 from proxy.handover.words import event_of, word_of
+from proxy.limits import REASON_CHARACTERS_MAX
 
 SAYS_NOTHING = {"open", "asked", "busy"}
 
@@ -57,3 +58,11 @@ def test_every_event_of_the_table_can_be_told(side: Side) -> None:
     said = {event_of(Word(state)) for state in get_args(Standing)}
     heard = {event for _, event in TABLES[side] if event.value.startswith("peer_")}
     assert heard <= said
+
+
+def test_a_long_reason_is_cut_to_what_a_peer_takes() -> None:
+    """A domain's name may have 255 characters, and be in a reason three times."""
+    word = word_of(State.COMMITTED, "cannot start \x1b[2J" + "x" * 765)
+    assert len(word.why) == REASON_CHARACTERS_MAX
+    assert word.why.isprintable()
+    assert MessageReader().feed(encode(word)) == [word]

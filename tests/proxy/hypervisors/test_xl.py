@@ -49,6 +49,11 @@ def refused(work: Coroutine[Any, Any, Any]) -> str:
     return str(error.value)
 
 
+def a_pin(number: int) -> Vm:
+    """The machine, pinned to a domain."""
+    return Vm("g1", UUID, f"{number}@{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}")
+
+
 def test_it_is_a_hypervisor(toolstack: XlToolstack) -> None:
     hypervisor: Hypervisor = toolstack
     assert hypervisor.kind == "xl"
@@ -124,7 +129,7 @@ def test_names_that_are_not_handled(host: XenHost, toolstack: XlToolstack, name:
 def test_a_name_of_digits_is_not_taken_for_an_id(host: XenHost, toolstack: XlToolstack) -> None:
     """`xl destroy 1` means the id 1, whatever is called 1."""
     bystander = host.create("bystander", uuid=OTHER)
-    host.create(f"{bystander}", paused=True)
+    host.create(f"{bystander}--incoming", paused=True)
     run(toolstack.destroy(Vm(f"{bystander}", UUID)))
     assert host.states == {"bystander": "running"}
 
@@ -159,17 +164,50 @@ def test_what_is_not_there_cannot_be_taken_or_started(toolstack: XlToolstack) ->
 
 @pytest.mark.parametrize("name", ["g1", "g1--incoming"])
 def test_destroy(host: XenHost, toolstack: XlToolstack, name: str) -> None:
-    host.create(name, paused=True)
-    run(toolstack.destroy(VM))
+    pinned = a_pin(host.create(name, paused=True))
+    run(toolstack.destroy(pinned))
     assert host.states == {}
-    run(toolstack.destroy(VM))
+    run(toolstack.destroy(pinned))
     assert len(acted(host)) == 1
+
+
+def test_without_a_pin_only_what_arrives_is_destroyed(host: XenHost, toolstack: XlToolstack) -> None:
+    """A migration within the host fails early: the copy that leaves, which its operator paused, is all there is."""
+    host.create("g1", paused=True)
+    run(toolstack.destroy(VM))
+    assert acted(host) == []
+    host.create("g1--incoming", paused=True)
+    run(toolstack.destroy(VM))
+    assert host.states == {"g1": "paused"}
+
+
+def test_without_a_pin_a_copy_that_runs_is_not_what_arrives(host: XenHost, toolstack: XlToolstack) -> None:
+    """There is nothing to be destroyed then, and nothing to be said of it for ever."""
+    host.create("g1")
+    run(toolstack.destroy(VM))
+    assert host.states == {"g1": "running"}
+
+
+def test_a_pinned_copy_that_was_renamed_is_there(host: XenHost, toolstack: XlToolstack) -> None:
+    """Called gone, it would let the source run its own, and be one `xl unpause` away from a second that runs."""
+    number = host.create("my g1", paused=True)
+    assert run(toolstack.arriving(a_pin(number))) is CopyState.INCOMING
+    refused(toolstack.start(a_pin(number)))
+    run(toolstack.take(a_pin(number)))
+    run(toolstack.start(a_pin(number)))
+    assert host.states == {"g1": "running"}
+
+
+def test_a_copy_that_left_under_another_name_is_there(host: XenHost, toolstack: XlToolstack) -> None:
+    """Called gone, it would let the destination's run beside it."""
+    number = host.create("my g1")
+    assert run(toolstack.departing(a_pin(number))) is CopyState.RUNNING
 
 
 @pytest.mark.parametrize("shutdown", [None, "crash", "poweroff", "reboot"])
 def test_what_runs_or_has_run_is_never_destroyed(host: XenHost, toolstack: XlToolstack, shutdown: str | None) -> None:
-    host.create("g1", shutdown=shutdown)
-    for work in (toolstack.destroy(VM), toolstack.remove(VM)):
+    pinned = a_pin(host.create("g1", shutdown=shutdown))
+    for work in (toolstack.destroy(pinned), toolstack.remove(pinned)):
         assert "not destroyed" in refused(work)
     assert acted(host) == []
 
@@ -187,7 +225,7 @@ def test_no_copy_is_started_beside_one_that_runs(host: XenHost, toolstack: XlToo
     [
         ("rename", "g1--incoming", lambda toolstack: toolstack.take(VM)),
         ("unpause", "g1", lambda toolstack: toolstack.start(VM)),
-        ("destroy", "g1", lambda toolstack: toolstack.destroy(VM)),
+        ("destroy", "g1--incoming", lambda toolstack: toolstack.destroy(VM)),
     ],
 )
 def test_an_exit_code_is_not_believed(
@@ -333,7 +371,8 @@ def test_xl_died_at_every_step_of_the_destination(host: XenHost, toolstack: XlTo
                 assert host.states == {"g1": "running"}, step
                 subprocess.run([host.program, "destroy", "g1"], check=True, timeout=SECONDS_MAX)
             else:
-                run(toolstack.destroy(VM))
+                copies = [a_pin(domain.id) for domain in host.domains.values()]
+                run(toolstack.destroy(copies[0] if copies else VM))
             assert host.states == {}, step
 
 

@@ -33,7 +33,7 @@ from proxy.errors import (
 from proxy.limits import HEARTBEATS_MISSED_MAX
 from proxy.session import Role
 from proxy.shell import contact as contact_module
-from proxy.shell import runner as runner_module
+from proxy.shell import linked as linked_module
 from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel
 from proxy.shell.link import ControlLink
@@ -306,7 +306,7 @@ def test_a_peer_that_never_answers(
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "HEARTBEAT_SECONDS", BEAT_SECONDS)
+    monkeypatch.setattr(linked_module, "HEARTBEAT_SECONDS", BEAT_SECONDS)
 
 
 @pytest.mark.usefixtures("quick_beats")

@@ -161,6 +161,7 @@ def test_a_link_is_not_followed(tmp_path: Path, there: str) -> None:
     with pytest.raises(JournalError):
         journal.begin(head(2), OPEN)
     assert [record.head for record in journal.records()] == [head(1)]
+    assert journal.unreadable == {"source": 1}
     if there == "file":
         assert target.read_bytes() == line(head(2)) + line(OPEN)
 
@@ -175,7 +176,26 @@ def test_what_is_no_file_is_no_journal(tmp_path: Path, what: str) -> None:
     with pytest.raises(JournalError):
         journal.open(head(2).session, Side.SOURCE)
     assert [record.head for record in journal.records()] == [head(1)]
+    assert journal.unreadable == {"source": 1}
     journal.begin(head(3), OPEN).close()
+
+
+def test_what_cannot_be_read_is_counted_by_its_side_until_it_can_be(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for number, side in ((1, Side.SOURCE), (2, Side.DESTINATION), (3, Side.DESTINATION)):
+        journal.begin(head(number, side), OPEN).close()
+    assert len(journal.records()) == 3
+    assert not journal.unreadable
+    broken = [tmp_path / FOLDER / f"{head(number).session}-destination.journal" for number in (2, 3)]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[1:])
+    assert [record.head for record in journal.records()] == [head(1)]
+    assert journal.unreadable == {"destination": 2}
+    broken[0].write_bytes(whole[0])
+    broken[1].unlink()
+    assert len(journal.records()) == 2
+    assert not journal.unreadable
 
 
 @pytest.mark.parametrize("what", ["file", "read-only", "missing device"])

@@ -1,0 +1,71 @@
+"""Hand-overs in a worker: those of its sessions, those that come back with xl's pipes, and what the journal has."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from korora.daemon import build
+from korora.daemon.config import Config
+from korora.daemon.observer import Observer
+from korora.handovers import open_handovers, reach, recover_for_ever
+from korora.xl.desk import lost, verdict_on
+from korora.xl.words import Verdict
+from proxy.endpoints.handed import HandedPipes
+from proxy.errors import JournalBusy
+from proxy.handover.record import UNREADABLE, Record
+from proxy.shell.handovers import Handovers, Reach
+
+BUSY_SECONDS: Final = 1.0  # between looks at a hand-over that another process is at work on
+
+
+class Handing:
+    """One worker's part in hand-overs.
+
+    Args:
+        observer: told of what stays unsettled.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.handovers: Handovers | None = None
+        """None before the first configuration."""
+        self._config: Config | None = None
+
+    def configure(self, config: Config) -> bool:
+        """Take a configuration over: whether it is the first. The journal stays where that one said."""
+        first = self.handovers is None
+        if self.handovers is None:
+            self.handovers = open_handovers(Path(config.state))
+        self._config = config
+        return first
+
+    async def recover(self) -> None:
+        """Finish what is left unsettled, until cancelled. One worker of a daemon is enough."""
+        if self.handovers is not None:
+            await recover_for_ever(self.handovers, self._reach, self._unsettled)
+
+    def _reach(self) -> Reach:
+        """Destinations are asked by the identity, and judged by the rules, of today."""
+        config = self._config
+        return reach(Path()) if config is None else reach(Path(config.identity), build.rules_of(config))
+
+    def _unsettled(self, left: list[Record]) -> None:
+        counts = Counter((record.side.value, record.state.value) for record in left)
+        if self.handovers is not None:
+            counts.update({(side, UNREADABLE): count for side, count in self.handovers.journal.unreadable.items()})
+        self._observer.handovers_unsettled(counts)
+
+    async def readopt(self, session_id: str, pipes: HandedPipes) -> Verdict | None:
+        """See ``Readopt``: the journal says how far the hand-over had come."""
+        if self.handovers is None:
+            pipes.leave()  # the daemon is coming up
+            return None
+        while True:
+            try:
+                party = await self.handovers.readopt(session_id, pipes, self._reach())
+            except JournalBusy:
+                # Somebody's korora handover recover, say. To give the pipes back would bring them again at once.
+                await asyncio.sleep(BUSY_SECONDS)
+            else:
+                return await lost(session_id, pipes) if party is None else verdict_on(party.record)

@@ -1,0 +1,199 @@
+"""Daemons in the dom0s of two Xen hosts, migrations as a person types them, and what has to be true after each.
+
+    async with served(rig, Guest("g1")) as two:
+        done = await migrate(two.a, "g1", "destination")
+        await check_counts_on([(two.a, "g1"), (two.b, "g1--incoming")])
+
+Host a is "source" by its certificate and host b "destination", whichever way a guest goes.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import shlex
+import signal
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from korora.demo.serial import Continuity, continuity
+from tests.e2e.xen.agent import Done
+from tests.e2e.xen.host import POLL_SECONDS, Guest, XenHost
+from tests.e2e.xen.rig import CHECKOUT, IDENTITY, RELAY_PORT, Pair, XenRig, pair, ready, saved_host
+
+STATE = "/var/lib/korora"
+CONFIGURATION = "/root/korora.toml"
+SOURCE, DESTINATION = "source", "destination"
+MIGRATION_SECONDS = 240.0  # 10 s with two processors to itself
+RELOADED = "reload"
+RELOAD_SECONDS = 30.0
+SETTLED_SECONDS = 60.0  # rounds are 15 s apart
+BEATS = 30  # heard after the arrival, before the guest is believed
+HOME = f"127.0.0.1:{RELAY_PORT}"
+# What a migration starts and must not leave; a guest's monitor is an xl migrate-receive, too, that lives on.
+PASSING = "xl migrate |korora xl|libxl-save-helper|handover recover"
+
+
+def documented() -> str:
+    """The daemon's file that docs/xen.md says is enough."""
+    page = (CHECKOUT / "docs" / "xen.md").read_text(encoding="utf-8")
+    block = page[page.index("# /etc/korora/korora.toml") :]
+    return textwrap.dedent(" " * 7 + block[: block.index("\n\n   `")])
+
+
+def configuration(peers: dict[str, str], egress: str = "", xl: str = "") -> str:
+    """That file for a host whose peers are these, with further lines for [[egress]] and [xl]."""
+    text = documented().replace("/etc/korora/identity", IDENTITY)
+    text = text.replace('to = "xl:"\n', f'to = "xl:"\n{egress}').replace('xl.sock"\n', f'xl.sock"\n{xl}')
+    for name, (here, address) in zip(("host-a", "host-b"), peers.items(), strict=True):
+        text = text.replace(f'"{name}:8010"', f'"{address}"').replace(f'"{name}"', f'"{here}"')
+    return text
+
+
+async def serve(host: XenHost, text: str) -> None:
+    """Start the daemon and wait until it takes work."""
+    await host.agent.put(CONFIGURATION, text.encode())
+    await host.check(["mkdir", "-p", "/run/korora"])
+    await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION])
+    await host.said("daemon", "ready")
+
+
+async def configure(host: XenHost, text: str) -> None:
+    """Give a running daemon another configuration, and wait until it goes by that."""
+    before = (await host.agent.state("daemon")).err.count(RELOADED)
+    await host.agent.put(CONFIGURATION, text.encode())
+    await host.agent.kill("daemon", signal.SIGHUP)
+    async with asyncio.timeout(RELOAD_SECONDS):
+        while (await host.agent.state("daemon")).err.count(RELOADED) == before:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def served_host(rig: XenRig, guest: Guest | None, identity: Path) -> Path:
+    """A file with a host whose daemon runs, made once per run: to start one takes seconds in an emulated machine."""
+    key = hashlib.sha256(repr((guest, identity)).encode()).hexdigest()[:8]
+    path = rig.folder / f"served-{key}"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(prefix="korora-xen-") as name:
+            async with AsyncExitStack() as stack:
+                base = await saved_host(rig, guest, Path(name))
+                host = XenHost("ab"[identity != rig.identities[0]], rig.image, Path(name), base)
+                await ready(stack, host, rig.code, identity)
+                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}))
+                await host.save(path)
+    return path
+
+
+def peers_of(two: Pair, host: XenHost) -> dict[str, str]:
+    """Whom a host knows: the other one by the way between them, and itself."""
+    if host is two.a:
+        return {SOURCE: HOME, DESTINATION: two.to_b.address}
+    return {SOURCE: two.to_a.address, DESTINATION: HOME}
+
+
+async def serve_peers(two: Pair, egress: str = "", xl: str = "") -> None:
+    """Tell both daemons how they reach each other in this pair."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(configure(two.a, configuration(peers_of(two, two.a), xl=xl)))
+        group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress, xl)))
+
+
+@asynccontextmanager
+async def served(rig: XenRig, guest: Guest, *, egress: str = "", xl: str = "") -> AsyncIterator[Pair]:
+    """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], `xl` into both's [xl]."""
+    files = await asyncio.gather(
+        *(served_host(rig, on, identity) for on, identity in zip((guest, None), rig.identities, strict=True))
+    )
+    async with pair(rig, guest, (files[0], files[1])) as two:
+        await serve_peers(two, egress, xl)
+        yield two
+
+
+async def migrate(
+    host: XenHost, name: str, peer: str, *, options: Sequence[str] = (), report: str = "/run/xl.json"
+) -> Done:
+    """Type `xl migrate -s "" NAME "korora xl PEER"`."""
+    carrier = shlex.join(["korora", "xl", *options, "--report", report, peer])
+    done = await host.run(["xl", "migrate", "-s", "", name, carrier], MIGRATION_SECONDS)
+    assert done.rc is not None, done
+    return done
+
+
+async def copies(two: Pair) -> list[tuple[str, str, bool]]:
+    """All guests of both hosts: where, under which name, and whether they run."""
+    return [(where, domain.name, domain.runs) for where, domain in await two.domains()]
+
+
+Trail = Sequence[tuple[XenHost, str]]
+"""Where a guest was heard, in order: the host, and the name it had when it came to be there."""
+
+
+async def check_counts_on(trail: Trail, beats: int = BEATS) -> list[Continuity]:
+    """A guest has been at all of these places one after the other, and has counted from the first to the last."""
+    counted = []
+    lines = [await host.console(name) for host, name in trail[:-1]]
+    host, name = trail[-1]
+    known = lines[-1].last if lines else (await host.console(name)).last
+    assert known is not None
+    await host.wait_beat(name.removesuffix("--incoming"), known.number + beats)
+    lines.append(await host.console(name))
+    for before, after in itertools.pairwise(lines):
+        step = continuity(before, after)
+        assert step is not None
+        assert step.unbroken, step
+        counted.append(step)
+    return counted
+
+
+async def journals(host: XenHost, state: str = STATE) -> list[dict[str, Any]]:
+    """What a host's journal has of hand-overs, as an operator asks for it."""
+    told = await host.check(["korora", "handover", "list", "--all", "--json", "--state", state])
+    found: list[dict[str, Any]] = json.loads(told)["handovers"]
+    return found
+
+
+async def check_settled(two: Pair, ended: dict[XenHost, list[str]], state: str = STATE) -> None:
+    """How each host's hand-overs ended (SIDE STATE), with nothing left to be done about any, nor of the migration.
+
+    What ended early is looked after by the daemon's next round.
+    """
+    async with asyncio.timeout(SETTLED_SECONDS):
+        while True:
+            found = await asyncio.gather(*(journals(host, state) for host in ended))
+            if all(record["settled"] for records in found for record in records):
+                break
+    for (host, wanted), records in zip(ended.items(), found, strict=True):
+        ends = sorted(f"{record['side']} {record['state']}" for record in records)
+        assert ends == sorted(wanted), (host.name, records)
+    for host in two.hosts:
+        assert await host.processes(PASSING) == [], host.name
+
+
+async def told(host: XenHost, path: str = "/run/xl.json") -> dict[str, Any]:
+    """The report of a migration that was typed on a host."""
+    report: dict[str, Any] = json.loads(await host.agent.get(path) or b"{}")
+    return report
+
+
+async def check_told(
+    two: Pair, code: int, *, path: str = "/run/xl.json", source: XenHost | None = None
+) -> dict[str, Any]:
+    """Both ends' reports of the last migration say the same, and `code`; the source's."""
+    source = source or two.a
+    other = two.b if source is two.a else two.a
+    report = await told(source, path)
+    theirs = await filed(other, report["session_id"], "destination")
+    for end in (report, theirs):
+        assert (end["exit_code"], bool(end["error"])) == (code, code != 0), (report, theirs)
+    if code == 0:
+        assert report["handover"] == theirs["handover"] == "done", (report, theirs)
+        assert report["digest_blake3"] == theirs["digest_blake3"], (report, theirs)
+    return report
+
+
+async def filed(host: XenHost, session: str, side: str) -> dict[str, Any]:
+    """The report that a daemon has filed."""
+    return await told(host, f"{STATE}/reports/{session}-{side}.json")

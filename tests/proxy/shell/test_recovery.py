@@ -1,0 +1,192 @@
+"""A relay finishes what its journal has of hand-overs whose sessions are over."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from crypto.errors import AuthenticationError
+from proxy.errors import ConfigurationError, RelayError
+from proxy.handover.record import Entry, Head, Record
+from proxy.handover.table import Side, State
+from proxy.hypervisors.base import CopyState, Vm
+from proxy.shell.handovers import Handovers, Reach
+from proxy.shell.journal import Journal, now
+from tests.proxy.shell.handing import Host, Life, World, quick
+from tests.proxy.support import run, until
+
+__all__ = ["quick"]
+pytestmark = pytest.mark.usefixtures("quick")
+
+VM = Vm("guest", "6f2fb9a1-0d3e-4a4c-9c0c-5f1f6a2b7c8d", "5@boot")
+OTHER = Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot")
+THIRD = Vm("third", "6f2fb9a1-0d3e-4a4c-9c0c-111111111111", "7@boot")
+
+
+class Left:
+    """What a relay left of its hand-overs, and the world as it finds it."""
+
+    def __init__(self, folder: Path, source: CopyState = CopyState.SUSPENDED) -> None:
+        self.journal = Journal(folder)
+        self.world = World()
+        self.world.copies[Side.SOURCE] = source
+        self.life = Life(Side.SOURCE, self.world)
+        self.handovers = Handovers(self.journal, lambda kind, monitor: Host(self.life))
+
+    def record(self, session: str, *states: State, vm: Vm = VM, side: Side = Side.SOURCE, peer: str = "there") -> None:
+        head = Head(session * 32, side.value, "xl", peer, now())
+        file = self.journal.begin(head, Entry("open", now()))
+        for state in states:
+            file.write(state, "", vm)
+        file.close()
+
+    async def recover(self, reach: Reach = lambda record: None) -> list[tuple[str, State]]:
+        """One round; what it says stays."""
+        return [(record.head.session[0], record.state) for record in await self.handovers.recover(reach)]
+
+
+@pytest.mark.parametrize("second", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DONE, State.DOUBT])
+def test_a_machine_that_leaves_once_more_is_not_revived_for_an_earlier_attempt(tmp_path: Path, second: State) -> None:
+    """The first destination is away, so that nothing can be settled with it; a second may run the machine by now."""
+    left = Left(tmp_path)
+    left.record("1", State.VOTED, State.ABORTED)
+    left.record("2", second)
+    first = left.journal.records()[0]
+    assert run(left.handovers.recover_one(first, None)) is not None
+    assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+    assert left.world.story.count("source revive before") == 0
+
+
+def test_a_machine_whose_name_is_not_known_yet_may_be_the_same(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED, State.ABORTED)
+    left.record("2")
+    run(left.handovers.recover_one(left.journal.records()[0], None))
+    assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+
+
+def test_two_attempts_that_both_turned_back_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED, State.ABORTED)
+    left.record("2", State.VOTED, State.ABORTED)
+    run(left.recover())
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_another_machine_is_none_of_its_business(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED, State.ABORTED)
+    left.record("2", State.COMMITTED, vm=OTHER)
+    run(left.handovers.recover_one(left.journal.records()[0], None))
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+@pytest.mark.parametrize("error", [RelayError("no such kind"), AuthenticationError("expired"), OSError("no identity")])
+def test_one_that_cannot_be_taken_up_keeps_no_other_waiting(tmp_path: Path, error: Exception) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.COMMITTED, vm=OTHER)
+    left.record("2", State.VOTED)
+
+    def reach(record: Record) -> None:
+        raise error
+
+    assert run(left.recover(reach)) == [("1", State.COMMITTED), ("2", State.ABORTED)]  # done what needs no peer
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+
+    def toolstack(kind: str, monitor: str) -> Host:
+        raise ConfigurationError("no hypervisor of that kind can be asked here", "update this relay")
+
+    unable = Handovers(left.journal, toolstack)
+    with pytest.raises(ConfigurationError):
+        run(unable.recover_one(left.journal.records()[0], None))
+    run(left.recover())
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_one_that_takes_long_keeps_no_other_machine_waiting(tmp_path: Path) -> None:
+    """Its xl may take a quarter of a minute, its peer two minutes; the other machine runs nowhere meanwhile."""
+    left = Left(tmp_path)
+    left.record("1", State.ABORTED, vm=OTHER)
+    left.record("2", State.ABORTED, vm=THIRD)
+    answers = asyncio.Event()
+
+    class Slow(Host):
+        async def departing(self, vm: Vm) -> CopyState:
+            if vm == OTHER:
+                await answers.wait()
+            return await super().departing(vm)
+
+    left.handovers = Handovers(left.journal, lambda kind, monitor: Slow(left.life))
+
+    async def story() -> None:
+        first = asyncio.create_task(left.recover())
+        await until(lambda: left.world.copies[Side.SOURCE] is CopyState.RUNNING)
+        assert not first.done()
+        # Nor does it keep those waiting that are left while it is at work; and nobody else takes it up meanwhile.
+        left.world.copies[Side.SOURCE] = CopyState.SUSPENDED
+        left.record("3", State.ABORTED)
+        await left.recover()
+        assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+        assert not first.done()
+        answers.set()
+        await first
+
+    run(story())
+
+
+# ------------------------------------------------------------------ what stays
+
+
+def test_what_stays_is_told_as_it_stands_afterwards(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+    left.record("2", State.COMMITTED, vm=OTHER)
+    left.record("3", State.DONE, State.DOUBT, vm=THIRD)
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+    assert run(left.recover()) == [("1", State.ABORTED), ("2", State.COMMITTED), ("3", State.DOUBT)]
+
+
+def test_what_is_settled_does_not_stay(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.record("1", side=Side.DESTINATION)  # nothing had happened here
+    assert run(left.recover()) == []
+    assert left.journal.records()[0].settled
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DOUBT])
+def test_what_another_process_is_at_work_on_stays_once_it_is_past_its_first_state(tmp_path: Path, state: State) -> None:
+    """A machine may stand still for as long as its peer is away; a migration of an hour is nothing."""
+    left = Left(tmp_path)
+    left.record("1", state)
+    file = Journal(tmp_path).open("1" * 32, Side.SOURCE)
+    assert file is not None
+    assert run(left.recover()) == ([] if state is State.OPEN else [("1", state)])
+    file.close()
+    assert left.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+    assert not left.world.story
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_what_ended_before_it_had_a_name_is_settled(tmp_path: Path, state: State) -> None:
+    """No hypervisor can be asked about it, for ever."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""), side=Side.DESTINATION)
+    run(left.recover())
+    assert left.handovers.unsettled() == []
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_a_destination_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path, state: State) -> None:
+    """It may have the machine whole, and wait."""
+    left = Left(tmp_path, CopyState.RUNNING)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, vm=Vm("", ""))
+    run(left.recover())
+    (record,) = left.handovers.unsettled()  # it could not be reached
+    assert record.state is State.ABORTED
