@@ -22,7 +22,6 @@ from typing import Any, Final, Self
 from bench.budget import Budget, Outcome, Teller, interleave
 from bench.processes import BenchError
 from bench.spread import Spread, spread_text, table
-from tests.chaos.proxy import ChaosProxy
 from tests.e2e.xen.agent import AgentError
 from tests.e2e.xen.daemons import serve_peers, served_host
 from tests.e2e.xen.host import CONSOLES, GATEWAY, Guest, XenHost
@@ -30,10 +29,11 @@ from tests.e2e.xen.rig import Pair, RigAbsent, XenRig, build_rig, pair
 
 MiB: Final = 1024 * 1024
 BEAT_MS: Final = 20  # what the guest's counting can tell of a silence
-GUEST: Final = Guest("g1", "pv", memory_mib=96, test_mib=16, rate=200, beat_ms=BEAT_MS)
+GUEST: Final = Guest("g1", "pv", memory_mib=96, test_mib=16, rate=50, beat_ms=BEAT_MS)
 SETTLE_SECONDS: Final = 3.0  # of counting before, with all else started
 AFTER_BEATS: Final = 50  # heard at the destination before a migration counts
 MIGRATION_SECONDS: Final = 240.0
+READ_BYTES: Final = 256 * 1024
 SSH_PORT, SOCAT_PORT = 22, 8002
 
 # In each dom0: passes on what the guest's console says, as it comes. Polls, as Python has no inotify.
@@ -54,7 +54,7 @@ while True:
         data = os.read(fd, 65536)
         if data:
             out.sendall(data)
-    time.sleep(0.004)
+    time.sleep(0.01)
 """
 
 
@@ -138,6 +138,46 @@ class Ear:
         return max(after - before for before, after in itertools.pairwise(times) if after > since)
 
 
+class Way:
+    """A TCP way to a host's port that counts; either end may speak first.
+
+    Args:
+        port: where the host's port is reached.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.bytes = 0
+        """In both directions."""
+        self.port = 0
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to carry."""
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0, limit=READ_BYTES)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End that."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection("127.0.0.1", self._target, limit=READ_BYTES)
+        await asyncio.gather(self._pump(reader, onward), self._pump(there, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(READ_BYTES):
+                self.bytes += len(data)
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+        except OSError:
+            writer.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """Two hosts with everything started for one way.
@@ -145,19 +185,19 @@ class Ready:
     Args:
         two: the hosts.
         command: of `xl migrate`, to be typed on host a.
-        ways: what the bytes cross.
+        crossed: how many bytes have gone from one host to the other, and back.
     """
 
     two: Pair
     command: list[str]
-    ways: list[ChaosProxy]
+    crossed: Callable[[], int]
 
 
 Prepare = Callable[[XenRig, AsyncExitStack], Awaitable[Ready]]
 
 
-async def _way(stack: AsyncExitStack, host: XenHost, port: int) -> ChaosProxy:
-    return await stack.enter_async_context(ChaosProxy(("127.0.0.1", host.ports[port])))
+async def _way(stack: AsyncExitStack, host: XenHost, port: int) -> Way:
+    return await stack.enter_async_context(Way(host.ports[port]))
 
 
 async def _ssh(rig: XenRig, stack: AsyncExitStack) -> Ready:
@@ -174,8 +214,8 @@ async def _ssh(rig: XenRig, stack: AsyncExitStack) -> Ready:
     way = await _way(stack, two.b, SSH_PORT)
     ssh = f"ssh -p {way.port} -o StrictHostKeyChecking=accept-new"
     await two.a.check([*shlex.split(ssh), GATEWAY, "true"])
-    way.did.forward_bytes = way.did.backward_bytes = 0
-    return Ready(two, ["xl", "migrate", "-s", ssh, GUEST.name, GATEWAY], [way])
+    before = way.bytes
+    return Ready(two, ["xl", "migrate", "-s", ssh, GUEST.name, GATEWAY], lambda: way.bytes - before)
 
 
 async def _socat(rig: XenRig, stack: AsyncExitStack) -> Ready:
@@ -186,7 +226,7 @@ async def _socat(rig: XenRig, stack: AsyncExitStack) -> Ready:
     await two.b.listening(SOCAT_PORT)
     way = await _way(stack, two.b, SOCAT_PORT)
     carrier = f"socat -b262144 -,ignoreeof TCP:{GATEWAY}:{way.port}"
-    return Ready(two, ["xl", "migrate", "-s", "", GUEST.name, carrier], [way])
+    return Ready(two, ["xl", "migrate", "-s", "", GUEST.name, carrier], lambda: way.bytes)
 
 
 async def _korora(rig: XenRig, stack: AsyncExitStack, *, encode: str = "auto") -> Ready:
@@ -194,9 +234,9 @@ async def _korora(rig: XenRig, stack: AsyncExitStack, *, encode: str = "auto") -
     files = [await served_host(rig, on, who) for on, who in zip((GUEST, None), rig.identities, strict=True)]
     two = await stack.enter_async_context(pair(rig, GUEST, (files[0], files[1])))
     await serve_peers(two, xl=f'encode = "{encode}"\n')
-    return Ready(
-        two, ["xl", "migrate", "-s", "", GUEST.name, "korora xl destination"], [two.to_b.proxy, two.to_a.proxy]
-    )
+    did = two.to_b.proxy.did  # the other way is for b's own migrations
+    command = ["xl", "migrate", "-s", "", GUEST.name, "korora xl destination"]
+    return Ready(two, command, lambda: did.forward_bytes + did.backward_bytes)
 
 
 VARIANTS: Final[dict[str, tuple[Prepare, str]]] = {
@@ -236,8 +276,7 @@ async def migrate(rig: XenRig, variant: str, number: int) -> XenSample:
         found = [(where, domain.name, domain.runs) for where, domain in await ready.two.domains()]
         if found != [("b", GUEST.name, True)]:
             raise BenchError(f"{variant}: afterwards there is {found}")
-        wire = sum(way.did.forward_bytes + way.did.backward_bytes for way in ready.ways)
-        return XenSample(variant, number, total_s, ear.longest_silence(start) * 1000, wire)
+        return XenSample(variant, number, total_s, ear.longest_silence(start) * 1000, ready.crossed())
 
 
 def measure_xen(plan: XenPlan, directory: Path, *, budget: Budget, teller: Teller) -> XenResult:

@@ -19,7 +19,7 @@ _COLUMNS: Final = ("SESSION", "VM", "THIS SIDE", "PEER", "STATE", "SINCE", "LEFT
 
 app = typer.Typer(
     name="handover",
-    help="Hand-overs that broke off: what is known, and what is left to do.",
+    help="Hand-overs that broke off.",
     invoke_without_command=True,
     add_completion=False,
 )
@@ -43,7 +43,7 @@ _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 @app.callback()
 def root(context: typer.Context) -> None:
-    """Hand-overs that broke off: what is known, and what is left to do."""
+    """Hand-overs that broke off: what is known, what is left to do, and how to do it."""
     help_without_command(context)
 
 

@@ -16,7 +16,7 @@ from proxy.errors import JournalBusy
 from proxy.handover.record import UNREADABLE, Record
 from proxy.shell.handovers import Handovers, Reach
 
-BUSY_SECONDS: Final = 1.0  # between looks at a hand-over that another process is at work on
+BUSY_SECONDS: Final = 0.5  # between attempts at a hand-over that another process is at work on
 
 
 class Handing:
@@ -64,8 +64,7 @@ class Handing:
         while True:
             try:
                 party = await self.handovers.readopt(session_id, pipes, self._reach())
-            except JournalBusy:
-                # Somebody's korora handover recover, say. To give the pipes back would bring them again at once.
+            except JournalBusy:  # somebody's korora handover recover, say
                 await asyncio.sleep(BUSY_SECONDS)
             else:
                 return await lost(session_id, pipes) if party is None else verdict_on(party.record)

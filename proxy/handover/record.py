@@ -42,6 +42,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         monitor: where the hypervisor is asked, if it is not known from ``kind``.
         holder: the process that holds xl's pipes at a source, if it is not the relay's; see ``proxy.shell.holder``.
         paused: whether the machine is to stay paused where it arrives.
+        route: of ACCEPT, in hexadecimal: leads to the process that had the session; empty at a destination.
         began: ISO 8601, UTC.
     """
 
@@ -54,6 +55,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     monitor: _Text = ""
     holder: _Text = ""
     paused: bool = False
+    route: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     version: Literal[1] = 1
 
 

@@ -145,14 +145,18 @@ class Contact:
         link.mark_open()
         return Meeting(link, peer, self._keys(link, peer, session, suite)), answer
 
-    async def meet(self, name: str) -> ControlLink:
+    async def meet(self, name: str, route: bytes = b"") -> ControlLink:
         """A control connection to the peer called ``name``, authenticated; nothing has been said yet.
+
+        Args:
+            name: the peer's.
+            route: see ``come_back``; empty for whichever of its processes takes it.
 
         Raises:
             PeerUnreachable, PeerVanished: it did not come about; try again.
             AuthenticationError, PeerRefused: the peer is not who it was, or does not let us in.
         """
-        link = await self._dial()
+        link = await self._dial(RESUME_MAGIC + route if route else b"")
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()

@@ -239,10 +239,10 @@ class Destination:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
                 message = await link.receive()
-                if returning:
+                recovery = message if isinstance(message, Recover) else None
+                if returning and recovery is None:
                     await self._take_back(link, peer, message, address)
                     return
-                recovery = message if isinstance(message, Recover) else None
                 runner = None if recovery else await self._answer(link, peer, message, address)
         except (CryptoError, RelayError, TimeoutError) as error:
             failure = as_refusal(error)

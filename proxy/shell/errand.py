@@ -8,8 +8,10 @@ from proxy.control import PROTOCOL_VERSION, Recover, Refuse, Word, printable
 from proxy.errors import (
     ConfigurationError,
     PeerAborted,
+    PeerLost,
     PeerRefused,
     PeerUnreachable,
+    PeerVanished,
     PolicyRefused,
     ProtocolViolation,
     RelayError,
@@ -28,8 +30,13 @@ from proxy.shell.contact import Contact
 from proxy.shell.party import Party
 
 
-async def visit(contact: Contact, party: Party) -> None:
+async def visit(contact: Contact, party: Party, route: bytes = b"") -> None:
     """Go to the destination once; say where this side stands, and hear where it stands, until nothing is left to say.
+
+    Args:
+        contact: how it is reached.
+        party: this side.
+        route: to the process that had the session, as ``Contact.meet``.
 
     Raises:
         PeerUnreachable: it cannot be reached.
@@ -42,7 +49,7 @@ async def visit(contact: Contact, party: Party) -> None:
         said.append(word_of(state, why))
 
     party.say = collect
-    link = await contact.meet(record.head.peer)
+    link = await contact.meet(record.head.peer, route)
     try:
         async with asyncio.timeout(VISIT_SECONDS_MAX):
             word = word_of(party.handover.word or State.OPEN, record.why)
@@ -66,6 +73,22 @@ async def visit(contact: Contact, party: Party) -> None:
     finally:
         with contextlib.suppress(RelayError, CryptoError, OSError):
             await link.close()
+
+
+async def _visit_whoever_has_it(contact: Contact, party: Party) -> None:
+    """The process that had the session may still have it, and nobody else there can act then; or it may be gone.
+
+    Raises:
+        RelayError, CryptoError: see ``visit``.
+    """
+    route = bytes.fromhex(party.record.head.route)
+    if route:
+        party.peer_stands = ""
+        with contextlib.suppress(PeerVanished, PeerLost):  # there is no such process any more
+            await visit(contact, party, route)
+            if party.peer_stands != "busy":
+                return
+    await visit(contact, party)
 
 
 async def peek(contact: Contact, record: Record) -> str:
@@ -104,7 +127,7 @@ async def run_errand(contact: Contact, party: Party, *, seconds: float | None = 
     pause = ERRAND_PAUSE_SECONDS_MIN
     while not (party.decided and party.peer_agrees):
         try:
-            await visit(contact, party)
+            await _visit_whoever_has_it(contact, party)
         except (ConfigurationError, ProtocolViolation, PolicyRefused, PeerRefused, PeerAborted) as error:
             party.log.warning("the destination does not go on with the hand-over", reason=str(error))
         except (RelayError, CryptoError) as error:

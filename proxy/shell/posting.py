@@ -31,6 +31,7 @@ async def guard_departure(
     runner: SourceRunner,
     handovers: Handovers,
     kind: Kind,
+    route: bytes,
     *,
     contact: Callable[[], Contact],
     monitor: str,
@@ -42,7 +43,7 @@ async def guard_departure(
     Args:
         runner: the session, before its first byte.
         handovers: of this process.
-        kind: of the hypervisor, as ACCEPT says.
+        kind, route: as ACCEPT says.
         contact: how the destination is reached now.
         monitor: where the local hypervisor is asked, if not by its kind.
         holder: the process that holds xl's pipes, if it is not this one.
@@ -59,6 +60,7 @@ async def guard_departure(
         peer=runner.peer.name,
         address=where.address,
         monitor=monitor,
+        route=route.hex(),
         holder=holder,
         paused="p" in where.xl_flags,
         began=now(),

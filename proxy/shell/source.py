@@ -175,6 +175,7 @@ class Source:
                 runner,
                 self._handovers,
                 accept.handover,
+                accept.route,
                 contact=lambda: self._contact,
                 monitor=self._monitor,
                 holder=self._holder,

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from korora.demo import process
 from korora.demo.qemu import BOOT_SECONDS, QemuVm
-from korora.demo.relays import Relay, free_port
+from korora.demo.relays import KORORA, Relay, free_port
 from korora.demo.serial import continuity
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
@@ -26,6 +27,7 @@ from tests.chaos.proxy import ChaosProxy
 from tests.e2e.rig import FAST, MIB, SPEC, STEP_SECONDS, Rig, private_folder
 
 RESUME_SECONDS = 2
+GUEST_SECONDS = 60.0  # an emulated guest on a busy machine checks all of its memory
 SETTLED_SECONDS = 60.0  # recovery looks every 15 s, and whoever was told to wait for QEMU has its time-outs
 LOOK_SECONDS = 0.02
 JOURNAL_SECONDS = 0.002  # between two looks at a journal: a step lasts a few milliseconds
@@ -68,10 +70,10 @@ class Guarded:
 
     async def reached(self, side: Side, state: State) -> None:
         """Wait until a side's journal has a state."""
-        await self.until(lambda: any(self._has(record, state) for record in self.journal(side)))
+        await self.until(lambda: any(self.has(record, state) for record in self.journal(side)))
 
     @staticmethod
-    def _has(record: Record, state: State) -> bool:
+    def has(record: Record, state: State) -> bool:
         return any(entry.state == state.value for entry in record.entries)
 
     async def until(self, condition: Callable[[], bool], seconds: float = STEP_SECONDS) -> None:
@@ -91,11 +93,26 @@ class Guarded:
 
     async def settled(self) -> None:
         """Wait until both sides have a journal with nothing left to be done."""
-        records = lambda: [self.journal(side) for side in Side]  # noqa: E731
-        await self.until(
-            lambda: all(len(kept) == 1 and kept[0].settled for kept in records()),
-            SETTLED_SECONDS,
-        )
+        await self.until(self.is_settled, SETTLED_SECONDS)
+
+    def is_settled(self) -> bool:
+        """Whether that is so now."""
+        kept = [self.journal(side) for side in Side]
+        return all(len(records) == 1 and records[0].settled for records in kept)
+
+    def in_doubt(self) -> bool:
+        """Whether both sides say that an operator must decide."""
+        states = self.states()
+        return len(states) == 2 and set(states.values()) == {State.DOUBT}
+
+    async def decide(self, which: Which, what: str) -> None:
+        """An operator ends a relay, and says which copy is to run."""
+        await self.relays[which].stop()
+        (record,) = self.journal(Side(which))
+        command = ("handover", "resolve", record.head.session, what, "--certain", "--state", str(self.folder / which))
+        child = await process.start([*KORORA, *command], self.folder / f"{which}-resolve.log")
+        async with asyncio.timeout(STEP_SECONDS):
+            assert await child.wait() == 0
 
     async def moved(self) -> None:
         """The guest counts on at the destination, and nothing of it is left at the source."""
@@ -105,9 +122,9 @@ class Guarded:
 
     async def counts_there(self) -> None:
         """The destination's guest goes on with the next number, its memory sound."""
-        there = await self.destination.wait_beat(lambda beat: True, STEP_SECONDS)
+        there = await self.destination.wait_beat(lambda beat: True, GUEST_SECONDS)
         enough = there.checked + SPEC.checks_of_everything
-        await self.destination.wait_beat(lambda beat: beat.checked >= enough, STEP_SECONDS)
+        await self.destination.wait_beat(lambda beat: beat.checked >= enough, GUEST_SECONDS)
         counted = continuity(self.source.serial, self.destination.serial)
         assert counted is not None
         assert counted.unbroken, counted
@@ -118,7 +135,7 @@ class Guarded:
         last = self.source.serial.last
         assert last is not None
         enough = last.checked + SPEC.checks_of_everything
-        await self.source.wait_beat(lambda beat: beat.checked >= enough, STEP_SECONDS)
+        await self.source.wait_beat(lambda beat: beat.checked >= enough, GUEST_SECONDS)
         beats = self.source.serial.beats
         assert [beat.number for beat in beats] == list(range(beats[0].number, beats[-1].number + 1))
         assert beats[-1].bad == 0
@@ -151,6 +168,9 @@ class Guarded:
         """What every process said, for the reader of a failure."""
         paths = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.err")])
         told = [f"--- {path.name}\n{path.read_text(errors='replace')}" for path in paths]
+        for vm in (self.source, self.destination):
+            said = f"{len(vm.serial.beats)} beats, the last {vm.serial.last}"
+            told += [f"--- guest of the {vm.name}", said]
         for side in Side:
             for record in self.journal(side):
                 told += [f"--- journal of the {side.value}", *(repr(entry) for entry in record.entries)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.handover.table import Side, State
-from tests.e2e.guarded import RESUME_SECONDS, STEP_SECONDS, Guarded, Which, guarded
+from tests.e2e.guarded import RESUME_SECONDS, SETTLED_SECONDS, STEP_SECONDS, Guarded, Which, guarded
 from tests.e2e.rig import FAST, MIB, SLOW, Rig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -138,17 +138,19 @@ async def test_a_relay_is_killed_and_comes_back(rig: Rig, step: tuple[Side, Stat
 @pytest.mark.slow
 @pytest.mark.parametrize("step", each_step())
 async def test_the_destination_s_qemu_is_killed(rig: Rig, step: tuple[Side, State]) -> None:
-    """Until it may have run, the source goes on; afterwards an operator has to say."""
+    """Until it may have run the source goes on; from then on an operator has to say, and both journals say that."""
     async with guarded(rig) as made:
         await reach(made, step)
         made.destination.kill()
         await made.until(lambda: not made.destination.running)
-        await asyncio.sleep(AWAY_SECONDS)
-        states = made.states()
-        if State.DOUBT in states.values() or states[Side.SOURCE] is State.DONE:
-            assert State.COMMITTED.value in [entry.state for entry in made.journal(Side.DESTINATION)[0].entries]
-            return
-        assert await made.one_runs() == "source"
+        await made.until(lambda: made.in_doubt() or made.is_settled(), SETTLED_SECONDS)
+        if made.in_doubt():
+            assert any(made.has(record, State.COMMITTED) for record in made.journal(Side.DESTINATION))
+            await made.decide("destination", "--give-up")
+            await made.decide("source", "--run-here")
+        if made.states()[Side.SOURCE] is State.DONE:
+            return  # it ran, and has died with its host
+        await made.stayed()
 
 
 @pytest.mark.slow

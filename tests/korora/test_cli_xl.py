@@ -84,7 +84,7 @@ def hosts(identity_alpha: Path, identity_beta: Path, tmp_path: Path) -> Iterator
         running.append(receiver)
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == b"ready\n"
-        command = shlex.join([*KORORA, "xl", *flags, address, "--name", "beta"])
+        command = shlex.join([*KORORA, "xl", *flags, address, "--name", "beta", "--recover-for", "0"])
 
         def migrate(name: str) -> "subprocess.Popen[bytes]":
             process = subprocess.Popen(

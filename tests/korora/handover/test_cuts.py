@@ -159,7 +159,7 @@ async def test_one_by_one(tmp_path: Path, harms: tuple[str, ...]) -> None:
         await end_of(both)
 
 
-# ------------------------------------------------------------------ what is done to a daemon, and so to all at once
+# ------------------------------------------------------------------ what is done to a daemon and all that it carries
 
 
 async def kill(both: Scene, *sides: Side, away_seconds: float = 0.0) -> None:

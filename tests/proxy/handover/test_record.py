@@ -71,7 +71,7 @@ def test_the_bytes_of_a_line() -> None:
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'
-        b'"began":"2026","address":"","monitor":"unix:/q","holder":"","paused":false,"version":1} f6c21a4c\n'
+        b'"began":"2026","address":"","monitor":"unix:/q","holder":"","paused":false,"route":"","version":1} 6eb4eb48\n'
     )
 
 

@@ -5,16 +5,19 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.errors import HypervisorFailed
+from proxy.handover.table import Side
 from proxy.hypervisors import asking, monitor, qmp
 from proxy.hypervisors.asking import Look
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.hypervisors.qmp import QemuMonitor, Revival, arriving_state, departing_state, revival
+from proxy.shell.holder import holder_of
 from tests.proxy.hypervisors.scripted import Refused, ScriptedQemu, scripted
 
 pytestmark = pytest.mark.timeout(20)
@@ -671,3 +674,118 @@ async def test_no_descriptor_is_left(tmp_path: Path) -> None:
         await watch.arriving(VM)
     await asyncio.sleep(0)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+# ------------------------------------------------------------------ which QEMU it is
+
+
+async def test_a_machine_is_pinned_to_the_process_that_has_it(tmp_path: Path) -> None:
+    async with pair(tmp_path, "running") as (qemu, watch):
+        qemu.uuid = "6F4E2A10-0000-4000-8000-000000000001"
+        pinned = await watch.pin(Vm("", "", paused=True), Side.SOURCE)
+        assert (pinned.name, pinned.uuid, pinned.paused) == ("vm1", qemu.uuid.lower(), True)
+        process, boot = pinned.copy.split("@")
+        assert process.split()[0] == str(os.getpid())
+        assert boot == asking.BOOT_ID.read_text().strip()
+        assert await watch.departing(pinned) is CopyState.RUNNING
+
+
+def dead(boot: str) -> str:
+    """A copy whose process has ended: no process has that number."""
+    return f"4194305 1@{boot}"
+
+
+ELSEWHERE = dead("another-run-of-the-host")
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["this run of the host", "an earlier one"])
+async def test_what_was_meant_for_a_qemu_is_not_done_to_its_successor(tmp_path: Path, *, ours: bool) -> None:
+    """A supervisor has started another one, of the same name and UUID, at the same path."""
+    gone = replace(VM, copy=dead(asking.BOOT_ID.read_text().strip()) if ours else ELSEWHERE)
+    async with pair(tmp_path, "postmigrate", "completed") as (qemu, watch):
+        assert await watch.departing(gone) is CopyState.ABSENT
+        assert await watch.arriving(gone) is CopyState.ABSENT
+        await watch.remove(gone)
+        await watch.destroy(gone)
+        for act in (watch.revive, watch.take, watch.start):
+            with pytest.raises(HypervisorFailed, match="is not there"):
+                await act(gone)
+        assert qemu.commands == []
+
+
+async def test_a_qemu_that_lost_its_monitor_s_path_to_another_is_not_called_gone(tmp_path: Path) -> None:
+    """It runs on: this process, say, which has the socket of neither."""
+    async with pair(tmp_path, "postmigrate", "completed") as (qemu, watch):
+        mine = await watch.pin(VM, Side.SOURCE)
+        parent = replace(mine, copy=f"{holder_of(os.getppid())}@{mine.copy.partition('@')[2]}")
+        for act in (watch.departing, watch.arriving, watch.remove, watch.destroy, watch.revive, watch.start):
+            with pytest.raises(HypervisorFailed, match=f"process {os.getppid()}, which runs on"):
+                await act(parent)
+        assert qemu.commands == []
+
+
+async def test_a_qemu_whose_process_cannot_be_seen_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair(tmp_path, "running") as (_, watch):
+        monkeypatch.setattr(asking, "holder_of", lambda pid: "")
+        pinned = await watch.pin(VM, Side.SOURCE)
+        assert pinned.copy == asking.UNKNOWN
+        assert await watch.departing(pinned) is CopyState.RUNNING
+        assert await watch.departing(replace(pinned, copy=ELSEWHERE)) is CopyState.RUNNING
+
+
+async def test_a_monitor_that_was_let_go_is_asked_again(tmp_path: Path) -> None:
+    async with pair(tmp_path, "running") as (_, watch):
+        for _ in range(3):
+            assert await watch.departing(VM) is CopyState.RUNNING
+            watch.let_go()
+            watch.let_go()
+
+
+# ------------------------------------------------------------------ before a migration, and without a guard
+
+
+async def test_a_connection_that_is_not_this_qemu_s_is_told(tmp_path: Path) -> None:
+    async with pair(tmp_path, "running") as (qemu, watch):
+        with pytest.raises(HypervisorFailed, match="does not migrate as it should"):
+            await watch.migrates()
+        assert qemu.capabilities["pause-before-switchover"], "but the next one is prepared"
+        qemu.become(migration="setup")
+        await watch.migrates()
+        qemu.become("postmigrate")
+        with pytest.raises(HypervisorFailed, match="given its machine away before"):
+            await watch.migrates()
+
+
+async def test_a_migration_that_nobody_guards_goes_on_by_itself(tmp_path: Path) -> None:
+    async with pair(tmp_path, "running") as (qemu, watch):
+        await watch.guard_departure()
+        qemu.become(migration="active")
+        passing = asyncio.create_task(watch.let_through())
+        await asyncio.sleep(0)
+        qemu.halt()
+        await finish(passing)
+        assert qemu.migration == "device"
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
+async def test_nor_is_it_waited_for_when_it_has_ended(tmp_path: Path, end: str) -> None:
+    async with pair(tmp_path, "running", "active") as (qemu, watch):
+        passing = asyncio.create_task(watch.let_through())
+        await asyncio.sleep(0)
+        qemu.become(migration=end)
+        await finish(passing)
+        assert "migrate-continue" not in qemu.commands
+
+
+async def test_a_copy_that_runs_has_been_taken(tmp_path: Path) -> None:
+    """By whoever started it, and died before that was written down."""
+    async with pair(tmp_path, "running", "completed") as (_, watch):
+        await watch.take(VM)
+
+
+async def test_a_paused_machine_that_was_given_away_is_left_to_its_operator(tmp_path: Path) -> None:
+    async with pair(tmp_path, "postmigrate", "completed") as (qemu, watch):
+        await watch.revive(replace(VM, paused=True))
+        assert qemu.commands == []
+        await watch.revive(VM)
+        assert qemu.status == "running"

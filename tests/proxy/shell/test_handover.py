@@ -4,18 +4,23 @@ Never do two copies run; after recovery one does; and xl is told what it takes t
 """
 
 import asyncio
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from crypto.tls import TlsConfig
+from proxy.endpoints.sockets import listen_tcp, readable
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
 from proxy.hypervisors.base import CopyState, Vm
 from proxy.shell import guard, link
+from proxy.shell.destination import Destination, Terms
+from proxy.shell.handovers import Handovers
+from proxy.shell.journal import Journal
 from tests.proxy.shell.handing import Host, Hosts, hosts, quick
-from tests.proxy.support import run, until
+from tests.proxy.support import OPAQUE, Middle, run, until
 
 __all__ = ["quick"]
 pytestmark = [
@@ -265,5 +270,64 @@ def test_nothing_is_promised_before_it_is_known_which_copy_leaves(
             assert both.world.copies == {Side.SOURCE: CopyState.RUNNING, Side.DESTINATION: CopyState.ABSENT}
             (record,) = both.journal(Side.SOURCE)
             assert "prepared" not in {entry.state for entry in record.entries}
+
+    run(story(), STORY_SECONDS_MAX)
+
+
+class Parent(Middle):
+    """The network, and a daemon behind it: it gives what brings no preface to the worker with the least to do."""
+
+    idle = 0
+    """The port of that worker; 0 while there is none."""
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            near, _ = await loop.sock_accept(self._listener)
+            if self.refuses:
+                near.close()
+                continue
+            near.setblocking(False)
+            await readable(near.fileno())
+            head = near.recv(4, socket.MSG_PEEK)
+            self.began.append(head)
+            target = self.idle if self.idle and head[:1] == b"\x16" else self.target
+            far = socket.create_connection(("127.0.0.1", target))
+            far.setblocking(False)
+            self.links.append((near, far))
+            which = len(self.links) - 1
+            self._tasks += [asyncio.create_task(self._carry(*pair, which)) for pair in ((near, far), (far, near))]
+
+
+def test_the_process_that_has_it_is_asked_where_there_are_several(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    """The worker that is at work on it holds it locked, and no other one can do anything about it, ever."""
+
+    async def story() -> None:
+        async with hosts(tmp_path, client_tls, server_tls) as both:
+            parent = both.middle = Parent()
+            both.world.at["source write committed before"] = both.lose
+            await both.migrate()
+            await until(lambda: both.middle.refuses)
+            await both.until_left()
+            life = both.lives[Side.DESTINATION]
+            idle = Handovers(Journal(tmp_path / Side.DESTINATION.value), lambda kind, monitor: Host(life))
+            listener = listen_tcp("127.0.0.1", 0, "127.0.0.1:0")
+            parent.idle = listener.getsockname()[1]
+            terms = Terms(paging=OPAQUE, handovers=idle)
+            worker = Destination(
+                server_tls, {}, listener, terms=terms, begin=lambda runner: runner.run(), failed=lambda error: None
+            )
+            serving = asyncio.create_task(worker.serve())
+            try:
+                both.mend()
+                await until(lambda: len(both.ended) == 2)
+            finally:
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+                listener.close()
+            assert both.world.copies == {Side.SOURCE: CopyState.ABSENT, Side.DESTINATION: CopyState.RUNNING}
+            assert both.states() == {Side.SOURCE: State.DONE, Side.DESTINATION: State.DONE}
 
     run(story(), STORY_SECONDS_MAX)
