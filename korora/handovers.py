@@ -91,19 +91,19 @@ async def recover_for_ever(
         except (RelayError, CryptoError, OSError) as error:
             log.warning("hand-overs could not be looked after", reason=str(error))
 
-    rounds: set[asyncio.Task[None]] = set()
+    looks: set[asyncio.Task[None]] = set()
     try:
         while True:
             one = asyncio.create_task(look())
-            rounds.add(one)
-            one.add_done_callback(rounds.discard)
+            looks.add(one)
+            one.add_done_callback(looks.discard)
             with suppress(TimeoutError):
                 async with asyncio.timeout(RECOVERY_SECONDS):
                     await handovers.left.wait()
     finally:
-        for one in rounds:
+        for one in looks:
             one.cancel()
-        await asyncio.gather(*rounds, return_exceptions=True)
+        await asyncio.gather(*looks, return_exceptions=True)
 
 
 async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None:

@@ -29,6 +29,7 @@ from proxy.control import (
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
+    EXIT_POLICY,
     ConfigurationError,
     JournalError,
     PeerLost,

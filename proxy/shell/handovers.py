@@ -40,6 +40,9 @@ log = structlog.get_logger("korora.handover")
 P = ParamSpec("P")
 F = TypeVar("F", bound=JournalFile | None)
 
+_Key = tuple[str, Side]
+"""A session's id, and which copy is here."""
+
 Toolstack = Callable[[str, str], Hypervisor]
 """The local hypervisor of a kind, asked at ``monitor`` where that is not known from the kind."""
 
@@ -58,11 +61,11 @@ class Handovers:
 
     def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
-        self._live: dict[tuple[str, Side], Guard] = {}
-        self._untold: dict[tuple[str, Side], None] = {}
+        self._live: dict[_Key, Guard] = {}
+        self._untold: dict[_Key, None] = {}
         """Hand-overs of destinations here whose sources have not heard yet how they ended, the oldest first."""
         self._told = Signal()
-        self._recovering: set[tuple[str, Side]] = set()
+        self._recovering: set[str] = set()
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         self.left = Signal()
         """For whoever recovers: a session has left something unsettled."""
@@ -169,7 +172,7 @@ class Handovers:
         finally:
             party.close()
 
-    def _has_heard(self, key: tuple[str, Side]) -> None:
+    def _has_heard(self, key: _Key) -> None:
         self._untold.pop(key, None)
         self._told.wake()
 
@@ -225,34 +228,47 @@ class Handovers:
     async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> list[Record]:
         """Go through what is unsettled, and ``wanted``, once, and do what can be done.
 
-        Several at a time, and beside an earlier call that still has others in hand: one may take a minute, and a
-        machine that runs nowhere must not wait for that.
+        Several machines at a time, and beside an earlier call that still has others in hand: one may take a minute, and
+        a machine that runs nowhere must not wait for that.
 
         Returns:
-            what stays unsettled. A hand-over that a session or another process is at work on is among it once it is
+            what is unsettled then. A hand-over that a session or another process is at work on is among it once it is
             more than OPEN: it takes moments, or something is wrong.
         """
-        records = [record for record in await asyncio.to_thread(self._unfinished) if wanted(record)]
-        after = await asyncio.gather(*(self._recovered(record, reach) for record in records))
-        return [left for left, at_work in after if not (left.settled or (at_work and left.state is State.OPEN))]
+        machines: dict[str, list[Record]] = {}
+        for record in await asyncio.to_thread(self._unfinished):
+            if wanted(record):
+                machines.setdefault(record.vm.name or record.head.session, []).append(record)
+        turns = (self._in_turn(machine, records, reach) for machine, records in machines.items())
+        others = {key for keys in await asyncio.gather(*turns) for key in keys}
+        return [
+            record
+            for record in await asyncio.to_thread(self._unfinished)
+            if record.state is not State.OPEN or not (_key(record) in others or self._at_work(record))
+        ]
 
-    async def _recovered(self, record: Record, reach: Reach) -> tuple[Record, bool]:
-        """How a hand-over stands after an attempt to finish it; and whether that was left to somebody else."""
-        key = _key(record)
-        if self._at_work(record) or key in self._recovering:
-            return record, True
-        self._recovering.add(key)
+    async def _in_turn(self, machine: str, records: Sequence[Record], reach: Reach) -> set[_Key]:
+        """Try to finish a machine's hand-overs, the oldest first; those that were left to somebody at work on them."""
+        if machine in self._recovering:
+            return {_key(record) for record in records}
+        self._recovering.add(machine)
         try:
             async with self._turns:
-                party = await self.recover_one(record, _reached(reach, record))
+                return {_key(record) for record in records if await self._left_to_others(record, reach)}
+        finally:
+            self._recovering.discard(machine)
+
+    async def _left_to_others(self, record: Record, reach: Reach) -> bool:
+        """Try to finish a hand-over; whether that was left to somebody who is at work on it."""
+        if self._at_work(record):
+            return True
+        try:
+            await self.recover_one(record, _reached(reach, record))
         except JournalBusy:
-            return record, True
+            return True
         except (RelayError, CryptoError, OSError) as error:
             log.warning("a hand-over stays unsettled", session=record.head.session[:8], reason=str(error))
-            return record, False
-        finally:
-            self._recovering.discard(key)
-        return (record if party is None else party.record), False
+        return False
 
     async def readopt(self, session: str, connection: Connection, reach: Reach) -> Party | None:
         """xl's pipes have come back after the process that had its session died: see the hand-over through.
@@ -405,7 +421,7 @@ def _same_peer(record: Record, peer: str) -> None:
         raise PolicyRefused("that hand-over is another host's")
 
 
-def _key(record: Record) -> tuple[str, Side]:
+def _key(record: Record) -> _Key:
     return record.head.session, record.side
 
 

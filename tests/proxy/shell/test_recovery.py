@@ -1,5 +1,6 @@
 """A relay finishes what its journal has of hand-overs whose sessions are over."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from proxy.hypervisors.base import CopyState, Vm
 from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal, now
 from tests.proxy.shell.handing import Host, Life, World, quick
-from tests.proxy.support import run
+from tests.proxy.support import run, until
 
 __all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
@@ -107,6 +108,37 @@ def test_one_whose_hypervisor_is_not_known_here_is_not_kept_locked(tmp_path: Pat
         run(unable.recover_one(left.journal.records()[0], None))
     run(left.recover())
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+
+
+def test_one_that_takes_long_keeps_no_other_machine_waiting(tmp_path: Path) -> None:
+    """Its xl may take a quarter of a minute, its peer two minutes; the other machine runs nowhere meanwhile."""
+    left = Left(tmp_path)
+    left.record("1", State.ABORTED, vm=OTHER)
+    left.record("2", State.ABORTED, vm=THIRD)
+    answers = asyncio.Event()
+
+    class Slow(Host):
+        async def departing(self, vm: Vm) -> CopyState:
+            if vm == OTHER:
+                await answers.wait()
+            return await super().departing(vm)
+
+    left.handovers = Handovers(left.journal, lambda kind, monitor: Slow(left.life))
+
+    async def story() -> None:
+        first = asyncio.create_task(left.recover())
+        await until(lambda: left.world.copies[Side.SOURCE] is CopyState.RUNNING)
+        assert not first.done()
+        # Nor does it keep those waiting that are left while it is at work; and nobody else takes it up meanwhile.
+        left.world.copies[Side.SOURCE] = CopyState.SUSPENDED
+        left.record("3", State.ABORTED)
+        await left.recover()
+        assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+        assert not first.done()
+        answers.set()
+        await first
+
+    run(story())
 
 
 # ------------------------------------------------------------------ what stays
