@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found = Found(0, str(error).splitlines()[0])
             seconds = time.monotonic() - began
             failed = failed or bool(found.error)
-            print(f"| {run} | {found.states} | {seconds:.0f} | {found.error or 'nothing'} |", flush=True)
+            what = f"{run} *" if run in QUICK else str(run)
+            print(f"| {what} | {found.states:,} | {seconds:.0f} | {found.error or 'nothing'} |", flush=True)
     return int(failed)
 
 

@@ -62,7 +62,7 @@ def _rows(side: Side, state: State, mutants: Sequence[Mutant]) -> Iterator[_Row]
             if mutant.side is side and key in mutant.entries
         ]
         if key in table:
-            yield _Row(event, table[key], " && ".join(f"mutant != {number}" for number, _ in changed))
+            yield _Row(event, table[key], _but([number for number, _ in changed]))
         for number, step in changed:
             if step is not None:
                 yield _Row(event, step, f"mutant == {number}")
@@ -94,12 +94,35 @@ def _step(side: Side, mutants: Sequence[Mutant]) -> Iterator[str]:
 def _heeds(side: Side, mutants: Sequence[Mutant]) -> str:
     """Whether an event means anything to a side, as it stands."""
     me = _PREFIX[side]
-    terms = [
-        f"(event) == {row.event.name} && {me}_state == {state.name}" + (f" && {row.condition}" if row.condition else "")
-        for state in State
-        for row in _rows(side, state, mutants)
-    ]
+    terms = []
+    for state in State:
+        for event in Event:
+            given = (state, event) in TABLES[side]
+            # Only mutants that take the entry away, or bring it, make a difference here.
+            unlike = [
+                number
+                for number, mutant in enumerate(mutants, 1)
+                if mutant.side is side
+                and (state, event) in mutant.entries
+                and (mutant.entries[state, event] is None) is given
+            ]
+            if given or unlike:
+                conditions = [f"(event) == {event.name}", f"{me}_state == {state.name}"]
+                conditions += [_but(unlike)] if given and unlike else [_one_of(unlike)] if unlike else []
+                terms.append(" && ".join(conditions))
     return f"#define {side.value.upper()}_HEEDS(event) ( \\\n    " + " || \\\n    ".join(terms) + ")"
+
+
+def _but(numbers: Sequence[int]) -> str:
+    """That none of these mutants is switched on; they are in order."""
+    if len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"(mutant < {numbers[0]} || mutant > {numbers[-1]})"
+    return " && ".join(f"mutant != {number}" for number in numbers)
+
+
+def _one_of(numbers: Sequence[int]) -> str:
+    """That one of these mutants is switched on."""
+    return "(" + " || ".join(f"mutant == {number}" for number in numbers) + ")"
 
 
 def promela(mutants: Sequence[Mutant] = ()) -> str:
