@@ -84,7 +84,7 @@ def test_a_whole_migration(xen: XenSite, tmp_path: Path) -> None:
     xl.hear(REPORT)
     xl.end()
     assert xl.wait() == (0, "")
-    assert xen.notes == ["migrate-receive -p", hashlib.sha256(stream()).hexdigest(), "unpaused"]
+    assert xen.notes == ["migrate-receive -p", hashlib.sha256(stream()).hexdigest(), "reported"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report == json.loads((xen.alpha.state / "reports" / f"{report['session_id']}-source.json").read_text())
     assert (report["outcome"], report["bytes_in"]["forward"]) == ("done", len(stream()) + len(GO))
@@ -202,7 +202,7 @@ def test_the_destination_has_no_xl(xen: XenSite) -> None:
     xl = xen.transport("-d", "beta")
     assert xl.rest() == b""
     code, words = xl.wait()
-    assert (code, "xl: (xl migrate-receive -d)" in words) == (7, True), words
+    assert (code, "xl: (xl migrate-receive -d -p)" in words) == (7, True), words
 
 
 # ------------------------------------------------------------------ xl, korora xl

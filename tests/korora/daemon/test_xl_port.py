@@ -108,7 +108,7 @@ def test_by_korora_send(xen: XenSite) -> None:
         clients = [Client(port), Client(port)]
         for client in clients:
             client.migrate()
-        until(lambda: xen.notes.count("unpaused") == 2)
+        until(lambda: xen.notes.count("reported") == 2)
         assert [note for note in xen.notes if note.startswith("migrate")] == ["migrate-receive -p"] * 2
     finally:
         sender.terminate()

@@ -7,13 +7,14 @@ itself: it has the other ends of the pipes of a `korora xl` that it starts as xl
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import zstandard
 
+from proxy.streams.parser import StreamParser
 from tests.korora.daemon.support import SECONDS_MAX, Host, Site, until
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "streams"
@@ -32,13 +33,32 @@ def stream() -> bytes:
     return whole.removesuffix(GO)
 
 
-def receiver(size: int) -> str:
-    """xl migrate-receive: its words, and a file that says how it ended. It takes a moment to destroy a copy."""
+@cache
+def machine() -> tuple[str, str]:
+    """Name and UUID that the stream tells."""
+    parser = StreamParser()
+    parser.feed(memoryview(stream()), final=False)
+    return str(parser.facts.vm_name), str(parser.facts.vm_uuid)
+
+
+def program(size: int, first: str) -> str:
+    """A host's xl, with one domain at most: `first` is how it stands to begin with, as the file xl.domain says later.
+
+    migrate-receive says its words, and notes how it ended. It takes a moment to destroy a copy.
+    """
+    name, uuid = machine()
     return f"""#!{sys.executable}
 import hashlib, os, sys, time
 def note(words):
     with open(sys.argv[0] + ".note", "a") as file:
         file.write(words + "\\n")
+def stands(how=None):
+    path = sys.argv[0] + ".domain"
+    if how is not None:
+        with open(path + ".new", "w") as file:
+            file.write(how)
+        os.replace(path + ".new", path)
+    return open(path).read() if os.path.exists(path) else {first!r}
 def say(words):
     sys.stdout.buffer.write(words)
     sys.stdout.buffer.flush()
@@ -46,16 +66,40 @@ def hear(count):
     heard = sys.stdin.buffer.read(count)
     if len(heard) < count:
         time.sleep(0.2)
+        stands("gone")
         note("destroyed")
         sys.exit(0)
     return heard
-note(" ".join(sys.argv[1:]))
-say({BANNER!r})
-note(hashlib.sha256(hear({size})).hexdigest())
-say({READY!r})
-assert hear({len(GO)}) == {GO!r}
-say({REPORT!r})
-note("unpaused")
+match sys.argv[1]:
+    case "list":
+        def line(name, number, letters, uuid):
+            print("{{:<40}} {{:5d}} {{:5d}} {{:5d}}     {{}}  {{:8.1f}} {{}} {{:>8}} {{:>16}}".format(
+                name, number, 96, 1, letters, 1.0, uuid, "-", "-"))
+        print("Name  ID  Mem VCPUs\\tState\\tTime(s)   UUID  Reason-Code\\tSecurity Label")
+        line("Domain-0", 0, "r-----", "00000000-0000-0000-0000-000000000000")
+        match stands():
+            case "incoming":
+                line({name!r} + "--incoming", 7, "--p---", {uuid!r})
+            case "paused":
+                line({name!r}, 7, "--p---", {uuid!r})
+            case "running":
+                line({name!r}, 7, "-b----", {uuid!r})
+    case "unpause":
+        stands("running")
+    case "destroy":
+        stands("gone")
+    case "migrate-receive":
+        note(" ".join(sys.argv[1:]))
+        say({BANNER!r})
+        heard = hear(100_000)
+        stands("incoming")
+        heard += hear({size} - 100_000)
+        note(hashlib.sha256(heard).hexdigest())
+        say({READY!r})
+        assert hear({len(GO)}) == {GO!r}
+        stands("paused")
+        say({REPORT!r})
+        note("reported")
 """
 
 
@@ -66,6 +110,8 @@ class Transport:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KORORA_")}
         if identity is not None:
             environment["KORORA_IDENTITY"] = str(identity)
+        self.moved: Callable[[], None] = lambda: None
+        """The machine has left, as far as this host's xl is concerned."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "korora", "xl", "--daemon", str(daemon), *words],
             stdin=subprocess.PIPE,
@@ -99,6 +145,7 @@ class Transport:
 
     def end(self) -> None:
         """xl goes: it closes its ends."""
+        self.moved()
         for end in (self.process.stdin, self.process.stdout):
             if end is not None:
                 with suppress(BrokenPipeError):
@@ -128,8 +175,7 @@ class XenSite:
         self.alpha.peer("beta", self.beta.address)
         self.beta.peer("alpha")
         self.beta.egress("default", "xl:")
-        self.folder = site.folder / "bin"
-        self.folder.mkdir()
+        self.folder = self.bin("beta")
         self.socket = site.folder / "xl.sock"
         self.size = len(stream())
         self.transports: list[Transport] = []
@@ -138,15 +184,27 @@ class XenSite:
         self.alpha.tables.append(f'[xl]\nsocket = "{self.socket}"\n{more}')
 
     def start(self, hosts: Iterable[Host] | None = None) -> None:
-        xl = self.folder / "xl"
-        xl.write_text(receiver(self.size))
-        xl.chmod(0o755)
         for host in hosts or (self.beta, self.alpha):
-            host.start(env={"PATH": f"{self.folder}:{os.environ['PATH']}"})
+            xl = self.bin(host.name) / "xl"
+            xl.write_text(program(self.size, "running" if host is self.alpha else "gone"))
+            xl.chmod(0o755)
+            host.start(env={"PATH": f"{xl.parent}:{os.environ['PATH']}"})
+
+    def bin(self, name: str) -> Path:
+        """Where a host's xl is."""
+        folder = self.site.folder / f"bin-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def moved(self) -> None:
+        """The source's xl has heard that it runs there, and has destroyed its copy; the next test's is another."""
+        (self.bin("alpha") / "xl.domain").write_text("gone")
 
     def transport(self, *words: str) -> Transport:
         """`korora xl`, as xl starts it."""
         made = Transport(*words, daemon=self.socket)
+        made.moved = self.moved
+        (self.bin("alpha") / "xl.domain").unlink(missing_ok=True)
         self.transports.append(made)
         return made
 
