@@ -28,13 +28,13 @@ class Run:
 QUICK: Final = (
     Run(Budget(2), 1_300_000),
     Run(Budget(1, late=1), 250_000),
-    Run(Budget(2, where="qemu"), 1_000_000),
+    Run(Budget(2, where="qemu"), 1_200_000),
     Run(Budget(1, where="localhost"), 85_000),
     Run(Budget(1), 190_000, livelocks=True),
 )
 
 DEEP: Final = (
-    Run(Budget(3), 6_000_000),
+    Run(Budget(3), 7_800_000),
     Run(Budget(2, late=1), 2_500_000),
     Run(Budget(1, late=FOREVER), 700_000),
     Run(Budget(1, late=1, where="qemu"), 200_000),
