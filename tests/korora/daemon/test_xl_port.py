@@ -3,6 +3,7 @@
 The client here is what socat makes of xl: it half-closes when xl's output ends, and ends when the port's does.
 """
 
+import os
 import select
 import socket
 import subprocess
@@ -101,6 +102,7 @@ def test_by_korora_send(xen: XenSite) -> None:
         [*command, "--identity", str(xen.alpha.identity), "--xl-flags=-p"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, **xen.env(xen.alpha)},
     )
     assert sender.stdout is not None
     try:

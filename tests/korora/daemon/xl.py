@@ -106,8 +106,11 @@ match sys.argv[1]:
 class Transport:
     """A `korora xl`, and xl's ends of its pipes."""
 
-    def __init__(self, *words: str, daemon: Path | str, identity: Path | None = None) -> None:
+    def __init__(
+        self, *words: str, daemon: Path | str, identity: Path | None = None, env: dict[str, str] | None = None
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KORORA_")}
+        environment.update(env or {})
         if identity is not None:
             environment["KORORA_IDENTITY"] = str(identity)
         self.moved: Callable[[], None] = lambda: None
@@ -185,10 +188,14 @@ class XenSite:
 
     def start(self, hosts: Iterable[Host] | None = None) -> None:
         for host in hosts or (self.beta, self.alpha):
-            xl = self.bin(host.name) / "xl"
-            xl.write_text(program(self.size, "running" if host is self.alpha else "gone"))
-            xl.chmod(0o755)
-            host.start(env={"PATH": f"{xl.parent}:{os.environ['PATH']}"})
+            host.start(env=self.env(host))
+
+    def env(self, host: Host) -> dict[str, str]:
+        """An environment in which xl is that host's."""
+        xl = self.bin(host.name) / "xl"
+        xl.write_text(program(self.size, "running" if host is self.alpha else "gone"))
+        xl.chmod(0o755)
+        return {"PATH": f"{xl.parent}:{os.environ['PATH']}"}
 
     def bin(self, name: str) -> Path:
         """Where a host's xl is."""

@@ -16,7 +16,7 @@ from tests.attacks.wire import Way
 from tests.korora.handover.moments import MOMENTS
 from tests.korora.handover.scene import RESUME_SECONDS, Crossing, Scene, Side, scene
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 SETTLED_SECONDS = 90.0
 LONG_SECONDS = RESUME_SECONDS + 2.0  # an absence that no session survives
