@@ -450,15 +450,9 @@ def _stale(path: Path) -> None:
 def test_without_a_daemon_it_relays_by_itself(xen: XenSite, there: Callable[[Path], None]) -> None:
     there(xen.socket)
     xen.start([xen.beta])
-    xl = Transport(
-        "-p",
-        xen.beta.address,
-        "--log-level",
-        "info",
-        daemon=xen.socket,
-        identity=xen.alpha.identity,
-        env=xen.env(xen.alpha),
-    )
+    words = ("-p", xen.beta.address, "--recover-for", "0", "--log-level", "info")
+    xl = Transport(*words, daemon=xen.socket, identity=xen.alpha.identity, env=xen.env(xen.alpha))
+    xl.moved = xen.moved
     xen.transports.append(xl)
     migrate(xl)
     code, words = xl.wait()
