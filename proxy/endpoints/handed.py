@@ -75,6 +75,8 @@ class HandedPipes(PipeConnection):
     def __init__(self, reader: int, writer: int, let_go: LetGo, holder: str = "") -> None:
         super().__init__(*ends(reader, writer), LABEL)
         self._let_go, self.holder = let_go, holder
+        self._released = False
+        """Whether the holder was told to let go of both."""
         self.left = False
         """Whether they were given back, and will be handed over again."""
 
@@ -99,7 +101,8 @@ class HandedPipes(PipeConnection):
         self._close()
 
     def _release(self) -> None:
-        if not self.left:
+        if not (self.left or self._released):
+            self._released = True
             self._let_go(False)
 
 

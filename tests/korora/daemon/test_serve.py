@@ -73,6 +73,8 @@ def test_check_as_json_has_every_key(alpha: Host) -> None:
             "encode": "auto",
             "tenant": "default",
             "xl_flags": None,
+            "qmp": None,
+            "require_guarded": False,
         }
     ]
     assert [peer["pins"] for peer in said["peer"]] == [[], []]
