@@ -329,7 +329,7 @@ async def test_what_is_refused_is_refused_while_the_store_is_read(
         destination = made.receiver.destination
         if what == "a single egress":
             monkeypatch.setattr(made.receiver.runners[0], "offer", SimpleNamespace(egress="another"))
-            monkeypatch.setattr(destination._egresses["default"], "single", True)
+            monkeypatch.setattr(destination._egresses["default"], "exclusive", True)
         if what == "too many":
             monkeypatch.setattr(destination, "_terms", replace(destination._terms, sessions_max=2))
         shelf.before_open = gate

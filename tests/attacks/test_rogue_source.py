@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -633,6 +634,8 @@ class Unhurried:
     label = "slow:"
     single = False
     exclusive = False
+    handover: Literal["", "xl"] = ""
+    paused = False
 
     async def check(self) -> None:
         """Nothing to check."""
