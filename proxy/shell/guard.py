@@ -250,7 +250,11 @@ class Guard:
     # ---- while the session runs
 
     def saw(self, piece: memoryview) -> None:
-        """Bytes of the stream have passed here; once they tell which machine it is, that is written down."""
+        """Bytes of the stream are to pass here; once they tell which machine it is, that is written down.
+
+        Raises:
+            HypervisorFailed: its name would break a hypervisor's list of machines, and with it every hand-over here.
+        """
         if self._parser is None:
             return
         self._parser.feed(piece, final=False, urgent=True)
@@ -261,6 +265,8 @@ class Guard:
             vm = Vm(facts.vm_name, facts.vm_uuid or "")
             self._identified = self._naming = True
             self._session.serve(self._name(vm), "name the machine")
+        elif facts.vm_told:
+            raise HypervisorFailed("the machine has no name, or one that cannot be printed or is too long: rename it")
         elif self._parsed > _IDENTITY_BYTES_MAX:
             self._parser = None
 

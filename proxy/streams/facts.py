@@ -28,6 +28,7 @@ class StreamFacts:
         machine: ``x86 PV``, ``x86 HVM`` or QEMU's machine type; empty until read.
         vm_name: xl streams only, from the domain's configuration; None until read, or where it is none.
         vm_uuid: in lower case with hyphens; None until read, or where the stream tells none.
+        vm_told: whether the configuration has been read, which tells both, or does not.
         records: how many of each type, by the specification's names.
         blocks: QEMU's RAM blocks by the number that stands in bits 40 and up of their pages' PFNs.
         stream_bytes: described so far.
@@ -46,6 +47,7 @@ class StreamFacts:
     machine: str = ""
     vm_name: str | None = None
     vm_uuid: str | None = None
+    vm_told: bool = False
     records: dict[str, int] = field(default_factory=dict)
     blocks: dict[int, Block] = field(default_factory=dict)
     stream_bytes: int = 0

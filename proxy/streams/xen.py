@@ -112,6 +112,7 @@ def xl_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
 
 def _identify(config: bytes, order: str, facts: StreamFacts) -> None:
     """Name and UUID from the domain's configuration; what is ambiguous or no name is left out."""
+    facts.vm_told = True
     size = struct.unpack_from(f"{order}I", config)[0]
     if size > len(config) - _LENGTH_BYTES:
         return
