@@ -42,7 +42,7 @@ from proxy.errors import (
 from proxy.handover.record import Record
 from proxy.handover.table import State
 from proxy.limits import FIRST_BYTE_SECONDS_MAX
-from proxy.shell.holder import holder_of
+from proxy.process import written_down
 from proxy.status import SessionStatus
 
 log = structlog.get_logger("korora.worker")
@@ -289,7 +289,9 @@ class Desk:
         try:
             request, fds = await client.request()
             pipes = HandedPipes(
-                *take_over(fds), let_go=lambda output_only: client.say(LetGo(output_only)), holder=holder_of(client.pid)
+                *take_over(fds),
+                let_go=lambda output_only: client.say(LetGo(output_only)),
+                holder=written_down(client.pid),
             )
         except ConfigurationError as error:
             log.warning(

@@ -69,7 +69,7 @@ class HandedPipes(PipeConnection):
     Args:
         reader, writer: what to read and to write.
         let_go: called when the hypervisor is to see an end, which it does once the holder's copies are closed, too.
-        holder: who holds them, as ``proxy.shell.holder`` writes it down.
+        holder: who holds them, as ``proxy.process`` writes it down.
     """
 
     def __init__(self, reader: int, writer: int, let_go: LetGo, holder: str = "") -> None:

@@ -40,7 +40,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peer: the name in the other relay's certificate.
         address: where the other relay listens; empty at a destination, whom its source calls.
         monitor: where the hypervisor is asked, if it is not known from ``kind``.
-        holder: the process that holds xl's pipes at a source, if it is not the relay's; see ``proxy.shell.holder``.
+        holder: the process that holds xl's pipes at a source, if it is not the relay's; see ``proxy.process``.
         paused: whether the machine is to stay paused where it arrives.
         route: of ACCEPT, in hexadecimal: leads to the process that had the session; empty at a destination.
         began: ISO 8601, UTC.

@@ -12,7 +12,7 @@ from proxy.handover.table import Side
 from proxy.hypervisors.base import Vm
 from proxy.hypervisors.monitor import ABSENT, GONE, SILENT, Qmp, QmpError
 from proxy.limits import QMP_CONNECTS_MAX, QMP_POLL_SECONDS, QMP_RETRY_SECONDS
-from proxy.shell.holder import holder_of, holds_on
+from proxy.process import lives, written_down
 
 NIL_UUID: Final = "00000000-0000-0000-0000-000000000000"  # of a QEMU without -uuid
 NEWS: Final = frozenset({"MIGRATION", "STOP", "RESUME", "SHUTDOWN"})  # events of QEMU that change how it stands
@@ -74,7 +74,7 @@ class QemuAsking:
         if self._qmp is None or self._qmp.gone:
             return ""
         try:
-            process, boot = holder_of(self._qmp.process_id), BOOT_ID.read_text(encoding="ascii").strip()
+            process, boot = written_down(self._qmp.process_id), BOOT_ID.read_text(encoding="ascii").strip()
         except OSError:
             return ""
         return f"{process}@{boot}" if process else ""
@@ -184,7 +184,7 @@ class QemuAsking:
         meant, found = vm.copy, self._process()
         if meant not in {"", UNKNOWN} and found and found != meant:
             process, _, boot = meant.partition("@")
-            if found.endswith(f"@{boot}") and holds_on(process):
+            if found.endswith(f"@{boot}") and lives(process):
                 raise self._failed(
                     f"is another one than process {process.partition(' ')[0]}, which runs on and cannot be asked any "
                     "more: put its end beyond doubt by hand"

@@ -26,10 +26,10 @@ from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import ENDED_SESSIONS_MAX, ERRAND_SECONDS_MAX, RECOVERIES_MAX
+from proxy.process import lives
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
-from proxy.shell.holder import holds_on
 from proxy.shell.journal import Journal, JournalFile, now
 from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
@@ -223,7 +223,7 @@ class Handovers:
 
     def _at_work(self, record: Record) -> bool:
         busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
-        return _key(record) in self._live or record.head.monitor in busy or holds_on(record.head.holder)
+        return _key(record) in self._live or record.head.monitor in busy or lives(record.head.holder)
 
     async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> list[Record]:
         """Go through what is unsettled, and ``wanted``, once, and do what can be done.

@@ -17,7 +17,7 @@ from proxy.hypervisors import asking, monitor, qmp
 from proxy.hypervisors.asking import Look
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.hypervisors.qmp import QemuMonitor, Revival, arriving_state, departing_state, revival
-from proxy.shell.holder import holder_of
+from proxy.process import written_down
 from tests.proxy.hypervisors.scripted import Refused, ScriptedQemu, scripted
 
 pytestmark = pytest.mark.timeout(20)
@@ -717,7 +717,7 @@ async def test_a_qemu_that_lost_its_monitor_s_path_to_another_is_not_called_gone
     """It runs on: this process, say, which has the socket of neither."""
     async with pair(tmp_path, "postmigrate", "completed") as (qemu, watch):
         mine = await watch.pin(VM, Side.SOURCE)
-        parent = replace(mine, copy=f"{holder_of(os.getppid())}@{mine.copy.partition('@')[2]}")
+        parent = replace(mine, copy=f"{written_down(os.getppid())}@{mine.copy.partition('@')[2]}")
         for act in (watch.departing, watch.arriving, watch.remove, watch.destroy, watch.revive, watch.start):
             with pytest.raises(HypervisorFailed, match=f"process {os.getppid()}, which runs on"):
                 await act(parent)
@@ -726,7 +726,7 @@ async def test_a_qemu_that_lost_its_monitor_s_path_to_another_is_not_called_gone
 
 async def test_a_qemu_whose_process_cannot_be_seen_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair(tmp_path, "running") as (_, watch):
-        monkeypatch.setattr(asking, "holder_of", lambda pid: "")
+        monkeypatch.setattr(asking, "written_down", lambda pid: "")
         pinned = await watch.pin(VM, Side.SOURCE)
         assert pinned.copy == asking.UNKNOWN
         assert await watch.departing(pinned) is CopyState.RUNNING

@@ -1,6 +1,6 @@
-"""The process that holds xl's pipes while a daemon carries its migration: as long as it lives, xl waits to be told.
+"""Whether a process that was once seen lives still, also after its number has been given to another.
 
-A process is known by its number and the moment it was started (proc(5), starttime): numbers are used again.
+A process is known by its number and the moment it was started (proc(5), starttime).
 """
 
 from pathlib import Path
@@ -9,15 +9,15 @@ from typing import Final
 _STARTTIME: Final = 22 - 3  # of /proc/PID/stat, counted behind the name in parentheses and the state
 
 
-def holder_of(pid: int) -> str:
-    """How a living process is written down; empty if it is gone."""
+def written_down(pid: int) -> str:
+    """What to keep of a living process, "NUMBER STARTTIME"; empty if it is gone."""
     started = _started(pid)
     return "" if started is None else f"{pid} {started}"
 
 
-def holds_on(holder: str) -> bool:
-    """Whether the process that was written down lives still."""
-    number, _, started = holder.partition(" ")
+def lives(written: str) -> bool:
+    """Whether the process that was ``written_down`` lives still."""
+    number, _, started = written.partition(" ")
     return number.isdecimal() and started != "" and _started(int(number)) == started
 
 
