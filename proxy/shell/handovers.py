@@ -238,7 +238,7 @@ class Handovers:
         machines: dict[str, list[Record]] = {}
         for record in await asyncio.to_thread(self._unfinished):
             if wanted(record):
-                machines.setdefault(record.vm.name or record.head.session, []).append(record)
+                machines.setdefault(_machine(record), []).append(record)
         turns = (self._in_turn(machine, records, reach) for machine, records in machines.items())
         others = {key for keys in await asyncio.gather(*turns) for key in keys}
         return [
@@ -423,6 +423,11 @@ def _same_peer(record: Record, peer: str) -> None:
 
 def _key(record: Record) -> _Key:
     return record.head.session, record.side
+
+
+def _machine(record: Record) -> str:
+    """What of several hand-overs only one at a time can be seen to: QEMU's monitor has one client, and others wait."""
+    return record.head.monitor or record.vm.name or record.head.session
 
 
 async def _until_stopping(guard: Guard) -> None:

@@ -35,8 +35,16 @@ class Left:
         self.life = Life(Side.SOURCE, self.world)
         self.handovers = Handovers(self.journal, lambda kind, monitor: Host(self.life))
 
-    def record(self, session: str, *states: State, vm: Vm = VM, side: Side = Side.SOURCE, peer: str = "there") -> None:
-        head = Head(session * 32, side.value, "xl", peer, now())
+    def record(
+        self,
+        session: str,
+        *states: State,
+        vm: Vm = VM,
+        side: Side = Side.SOURCE,
+        peer: str = "there",
+        monitor: str = "",
+    ) -> None:
+        head = Head(session * 32, side.value, "qmp" if monitor else "xl", peer, now(), monitor=monitor)
         file = self.journal.begin(head, Entry("open", now()))
         for state in states:
             file.write(state, "", vm)
@@ -139,6 +147,37 @@ def test_one_that_takes_long_keeps_no_other_machine_waiting(tmp_path: Path) -> N
         await first
 
     run(story())
+
+
+@pytest.mark.parametrize("name", ["", "guest"])
+def test_two_of_one_qemu_do_not_wait_at_its_monitor_for_each_other(tmp_path: Path, name: str) -> None:
+    """It has one client at a time, and whoever comes second is not even greeted; names need not tell."""
+    left = Left(tmp_path)
+    left.record("1", State.ABORTED, vm=Vm("", "", "5 1@boot"), monitor="/run/qmp")
+    left.record("2", State.ABORTED, vm=Vm(name, "", "5 2@boot"), monitor="/run/qmp")
+    left.record("3", State.ABORTED, vm=Vm(name, "", "7 1@boot"), monitor="/run/another")
+    asking: list[str] = []
+    together: set[str] = set()
+
+    class Single(Host):
+        kind = "qmp"
+
+        def __init__(self, life: Life, monitor: str) -> None:
+            super().__init__(life)
+            self._monitor = monitor
+
+        async def departing(self, vm: Vm) -> CopyState:
+            assert self._monitor not in asking, "one that hangs on it until it gives up"
+            asking.append(self._monitor)
+            await asyncio.sleep(0.01)
+            together.update(asking if len(asking) > 1 else ())
+            asking.remove(self._monitor)
+            return await super().departing(vm)
+
+    left.handovers = Handovers(left.journal, lambda kind, monitor: Single(left.life, monitor))
+    run(left.recover())
+    assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
+    assert together == {"/run/qmp", "/run/another"}, "another QEMU waits for nobody"
 
 
 # ------------------------------------------------------------------ what stays
