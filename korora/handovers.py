@@ -47,9 +47,9 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
-def open_handovers(state: Path) -> Handovers:
-    """The hand-overs of a relay that keeps its state in ``state``."""
-    return Handovers(Journal(state), toolstack)
+def open_handovers(state: Path, ended: Callable[[Record], None] | None = None) -> Handovers:
+    """The hand-overs of a relay that keeps its state in ``state``; ``ended``: see ``Handovers``."""
+    return Handovers(Journal(state), toolstack, ended=ended)
 
 
 def reach(identity: Path, rules: PeerRules | None = None) -> Reach:

@@ -14,6 +14,7 @@ from korora.xl.words import Verdict
 from proxy.endpoints.handed import HandedPipes
 from proxy.errors import JournalBusy
 from proxy.handover.record import UNREADABLE, Record
+from proxy.handover.table import State
 from proxy.shell.handovers import Handovers, Reach
 
 BUSY_SECONDS: Final = 0.5  # between attempts at a hand-over that another process is at work on
@@ -23,7 +24,7 @@ class Handing:
     """One worker's part in hand-overs.
 
     Args:
-        observer: told of what stays unsettled.
+        observer: told of what has ended, and of what stays unsettled.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -36,7 +37,7 @@ class Handing:
         """Take a configuration over: whether it is the first. The journal stays where that one said."""
         first = self.handovers is None
         if self.handovers is None:
-            self.handovers = open_handovers(Path(config.state))
+            self.handovers = open_handovers(Path(config.state), self._ended)
         self._config = config
         return first
 
@@ -49,6 +50,11 @@ class Handing:
         """Destinations are asked by the identity, and judged by the rules, of today."""
         config = self._config
         return reach(Path()) if config is None else reach(Path(config.identity), build.rules_of(config))
+
+    def _ended(self, record: Record) -> None:
+        self._observer.handover_ended(
+            record.head.side, record.head.kind, record.state.value, record.seconds(State.VOTED, State.DONE)
+        )
 
     def _unsettled(self, left: list[Record]) -> None:
         counts = Counter((record.side.value, record.state.value) for record in left)

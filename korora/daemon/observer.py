@@ -27,6 +27,9 @@ class Observer(Protocol):
     def store(self, counts: Mapping[str, int]) -> None:
         """What the content store of this process has done so far, by the names of ``chunking.store.Counters``."""
 
+    def handover_ended(self, role: str, kind: str, outcome: str, seconds: float | None) -> None:
+        """A guarded hand-over has ended, `done` or `aborted`; seconds from `voted` to `done`, where it was both."""
+
     def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:
         """So many hand-overs of this host are not finished, by role and state, `unreadable` being one."""
 
@@ -72,6 +75,9 @@ class Unobserved:
         """See ``Observer``."""
 
     def store(self, counts: Mapping[str, int]) -> None:
+        """See ``Observer``."""
+
+    def handover_ended(self, role: str, kind: str, outcome: str, seconds: float | None) -> None:
         """See ``Observer``."""
 
     def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:

@@ -26,7 +26,7 @@ PAGE_KINDS: Final = tuple(PageCounts.__slots__)
 REGIMES: Final = tuple(regime.name.lower() for regime in Regime)
 HANDOVER_KINDS: Final = get_args(Hypervisor)
 NO_KIND: Final = "none"  # of a session that nobody guards
-HANDOVER_OUTCOMES: Final = ("done", "aborted", "doubt", "undecided", "unguarded")
+HANDOVER_OUTCOMES: Final = ("done", "aborted", "unguarded")
 HANDOVER_STATES: Final = (*(state.value for state in Standing if state in WRITTEN), UNREADABLE)
 # What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
 REFUSALS: Final = (
@@ -114,7 +114,7 @@ LAST_ENDED: Final = Family(
 HANDOVERS: Final = Family(
     "korora_handovers_total",
     Kind.COUNTER,
-    "Sessions that were open and have ended, by how the hand-over between their hypervisors stood then",
+    "Hand-overs that have ended, by how, in their session or by recovery; and sessions that nobody guarded",
     (ROLE, ("kind", (*HANDOVER_KINDS, NO_KIND)), ("outcome", HANDOVER_OUTCOMES)),
 )
 HANDOVERS_UNSETTLED: Final = Family(

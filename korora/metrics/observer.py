@@ -242,15 +242,20 @@ class Observer:
             cause = "unknown" if error is None else _closest(CAUSES, error, "unknown")
             self._in.counter(f.INTEGRITY_FAILURES, report.role, cause).inc()
         self._record_refused(error)
-        if status is not None:
-            self._handed_over(report)
+        if status is not None and not report.handover_kind:
+            self._in.counter(f.HANDOVERS, report.role, f.NO_KIND, "unguarded").inc()
 
-    def _handed_over(self, report: SessionReport) -> None:
-        """How the hand-over of a session stood at its end that had been open."""
-        outcome = report.handover if report.handover in f.HANDOVER_OUTCOMES else "undecided"
-        self._in.counter(f.HANDOVERS, report.role, report.handover_kind or f.NO_KIND, outcome).inc()
-        if report.handover_seconds is not None and report.role == Role.SOURCE.value:
-            self._in.histogram(f.HANDOVER_SECONDS, report.role).observe(report.handover_seconds)
+    def handover_ended(self, role: str, kind: str, outcome: str, seconds: float | None) -> None:
+        """A guarded hand-over has ended here; told once of each (``proxy.shell.handovers.Handovers``).
+
+        Args:
+            role, kind: of its journal.
+            outcome: `done` or `aborted`.
+            seconds: from `voted` to `done`; None where it was not both.
+        """
+        self._in.counter(f.HANDOVERS, role, kind, outcome).inc()
+        if seconds is not None and role == Role.SOURCE.value:
+            self._in.histogram(f.HANDOVER_SECONDS, role).observe(seconds)
 
     def handovers_unsettled(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Where the hand-overs stand that are not finished; for the one worker of a relay that finishes them.

@@ -57,10 +57,18 @@ class Handovers:
         journal: of this relay.
         toolstack: makes the local hypervisor.
         approvals: who has a say before a machine changes hosts.
+        ended: told of each hand-over when the journal has how it ended, once, whoever in this process comes to that.
     """
 
-    def __init__(self, journal: Journal, toolstack: Toolstack, approvals: Sequence[Approval] = ()) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        toolstack: Toolstack,
+        approvals: Sequence[Approval] = (),
+        ended: Callable[[Record], None] | None = None,
+    ) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
+        self._ended = ended
         self._live: dict[_Key, Guard] = {}
         self._untold: dict[_Key, None] = {}
         """Hand-overs of destinations here whose sources have not heard yet how they ended, the oldest first."""
@@ -82,6 +90,7 @@ class Handovers:
 
     def guards(self, guard: Guard) -> None:
         """``guard`` is at work in this process."""
+        guard.party.ended = self._ended
         self._live[_key(guard.party.record)] = guard
 
     def released(self, guard: Guard) -> None:
@@ -187,7 +196,9 @@ class Handovers:
             file.close()
             raise
         hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
-        return Party(file, hypervisor, hands, silent)
+        party = Party(file, hypervisor, hands, silent)
+        party.ended = self._ended
+        return party
 
     def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
         """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be

@@ -140,6 +140,8 @@ class Party:
         self._lock = asyncio.Lock()
         self._working: set[asyncio.Task[None]] = set()
         self._closing = False
+        self.ended: Callable[[Record], None] | None = None
+        """Told when the journal has how it ended; it says so once, whichever process comes to that."""
         self._undone: Action | None = None
         """What could not be done to the local copy, if that is still to be done."""
         self.log = log.bind(session=record.head.session[:8], side=record.head.side)
@@ -225,7 +227,7 @@ class Party:
 
     async def _write(self, state: State, event: Event, why: str) -> None:
         try:
-            await asyncio.to_thread(self._file.write, state, why or event.value, self.vm)
+            await self._keep(state, why or event.value)
         except JournalError as error:
             if state not in (State.DONE, State.ABORTED) or event in (Event.RUN_HERE, Event.GIVE_UP):
                 raise
@@ -233,6 +235,12 @@ class Party:
             # unless it was an operator who ended it.
             self.log.warning("the end of a hand-over is not written down", reason=str(error))
         self.log.info("hand-over", state=state.value, on=event.value, vm=self.vm.name, why=why)
+
+    async def _keep(self, state: State, why: str, *, settled: bool = False) -> None:
+        before = self.record.state
+        await asyncio.to_thread(self._file.write, state, why, self.vm, settled=settled)
+        if self.ended is not None and state in _ENDS and before not in _ENDS:
+            self.ended(self.record)
 
     async def _act(self, action: Action, why: str) -> list[tuple[Event, str]]:
         match action:
@@ -327,7 +335,7 @@ class Party:
     async def _settle(self, why: str) -> None:
         async with self._lock:
             if self.decided and not self.record.settled:
-                await asyncio.to_thread(self._file.write, self.state, why or self.record.why, self.vm, settled=True)
+                await self._keep(self.state, why or self.record.why, settled=True)
 
     async def idle(self) -> None:
         """Wait until nothing is being done."""
@@ -345,6 +353,7 @@ class Party:
         self.hypervisor.let_go()
 
 
+_ENDS: Final = frozenset({State.DONE, State.ABORTED})
 _AGREED: Final = frozenset(
     {
         (Event.PEER_ABORTED, State.ABORTED),

@@ -8,6 +8,7 @@ after``, ``source xl go``; a test lets something happen at one of them.
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,8 @@ class Hosts:
         self.tasks: dict[Side, list[asyncio.Task[Any]]] = {side: [] for side in Side}
         self.cuts: list[asyncio.Task[None]] = []
         self.ended: dict[Side, Ended] = {}
+        self.counted: Counter[Side] = Counter()
+        """How often a side's hand-over was told to have ended."""
         self.arriving: list[DestinationRunner] = []
         self.departing: Source | None = None
         self.killed: set[Side] = set()
@@ -101,7 +104,12 @@ class Hosts:
         life = self.lives[side] = Life(side, self.world)
         self.killed.discard(side)
         journal = MortalJournal(self._folder / side.value, life)
-        self.handovers[side] = Handovers(journal, self.toolstack(life), self.approvals.get(side, ()))
+        self.handovers[side] = Handovers(
+            journal,
+            self.toolstack(life),
+            self.approvals.get(side, ()),
+            lambda record: self.counted.update([record.side]),
+        )
         if side is Side.DESTINATION:
             self._listen(life)
         return life
@@ -288,9 +296,17 @@ class Hosts:
             over = all(side in self.ended or side in self.mortal for side in Side)
             left = [*await self.recover(Side.SOURCE), *await self.recover(Side.DESTINATION)]
             if over and not left:
+                self.check_counted()
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"left: {left}; {' · '.join(self.world.story)}")
+
+    def check_counted(self) -> None:
+        """Each end was told once; by a process that died as it wrote it down, perhaps not at all."""
+        for side in Side:
+            ends = sum(record.state in (State.DONE, State.ABORTED) for record in self.journal(side))
+            allowed = {ends, ends - 1} if side in self.mortal else {ends}
+            assert self.counted[side] in allowed, (side, self.counted, self.world.story)
 
     def states(self) -> dict[Side, State]:
         """Where each side's journal stands."""

@@ -33,7 +33,12 @@ class Left:
         self.world = World()
         self.world.copies[Side.SOURCE] = source
         self.life = Life(Side.SOURCE, self.world)
-        self.handovers = Handovers(self.journal, lambda kind, monitor: Host(self.life))
+        self.ended: list[tuple[str, State]] = []
+        self.handovers = Handovers(
+            self.journal,
+            lambda kind, monitor: Host(self.life),
+            ended=lambda record: self.ended.append((record.head.session[0], record.state)),
+        )
 
     def record(
         self,
@@ -178,6 +183,24 @@ def test_two_of_one_qemu_do_not_wait_at_its_monitor_for_each_other(tmp_path: Pat
     run(left.recover())
     assert left.world.copies[Side.SOURCE] is CopyState.RUNNING
     assert together == {"/run/qmp", "/run/another"}, "another QEMU waits for nobody"
+
+
+def test_an_end_that_recovery_comes_to_is_told_once(tmp_path: Path) -> None:
+    """Of what ended before, its session has told; what a source's visit ends is told, too."""
+    left = Left(tmp_path)
+    left.record("1", State.VOTED)
+    left.record("2", State.VOTED, State.ABORTED, vm=OTHER)
+    left.record("3", State.COMMITTED, vm=THIRD)
+    left.record("4", State.PREPARED, side=Side.DESTINATION, vm=THIRD)
+    left.record("5", side=Side.DESTINATION, vm=Vm("", ""))
+    session = SessionId(bytes.fromhex("4" * 32))
+    for _ in range(2):
+        run(left.recover())
+        assert sorted(left.ended[:2]) == [("1", State.ABORTED), ("5", State.ABORTED)]
+    left.world.copies[Side.DESTINATION] = CopyState.INCOMING
+    for _ in range(2):
+        run(left.handovers.answer("there", session, Recover(PROTOCOL_VERSION, session, "aborted")))
+    assert left.ended[2:] == [("4", State.ABORTED)]
 
 
 # ------------------------------------------------------------------ what stays
