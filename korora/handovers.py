@@ -15,6 +15,7 @@ import structlog
 from crypto.errors import CryptoError
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
+from proxy.control import printable
 from proxy.endpoints.spec import parse_address
 from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
 from proxy.handover.record import Record
@@ -168,6 +169,33 @@ _ADVICE: Final = {
 def advice(record: Record) -> str:
     """What is left to do about an unsettled hand-over."""
     return _ADVICE.get((record.side, record.state), "nothing")
+
+
+def meaning(record: Record, *, run_here: bool) -> str:
+    """What an operator says by ``resolve``, and what follows from it: relays believe what they cannot see."""
+    name, peer = printable(record.vm.name) or "the machine", printable(record.head.peer)
+    source = record.side is Side.SOURCE
+    if run_here:
+        ran = "has not run since it left here" if source else "has not run on since it was given up"
+        return (
+            f"--run-here says that the copy of {name} at {peer} is gone for good, and {ran}: the copy here is run, and "
+            f"if the other one did run, with disks that are newer than its memory"
+        )
+    if source:
+        return (
+            f"--give-up says that the copy of {name} at {peer} is whole, and the one to run on: the copy here is "
+            f"destroyed"
+        )
+    if record.state is State.DOUBT:
+        return (
+            f"--give-up says that the copy of {name} which was lost here never ran: {peer} is told so, and runs its "
+            f"own, whose memory is older than the disks if the copy here did run. Then give up at {peer} first, and "
+            f"boot {name} from its disks"
+        )
+    return (
+        f"--give-up says that {name} is not to run here: the copy here, which has not run, is destroyed, and {peer} is "
+        f"told so, and runs its own if it has one"
+    )
 
 
 async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:

@@ -149,7 +149,11 @@ def resolve(
         bool, typer.Option("--run-here", help="Run this host's copy: the other one is destroyed, or its host fenced.")
     ] = False,
     give_up: Annotated[
-        bool, typer.Option("--give-up", help="Give this host's copy up: the other one runs, or shall not be missed.")
+        bool,
+        typer.Option(
+            "--give-up",
+            help="Give this host's copy up: the other one is to run. Of one lost here it says that it never ran.",
+        ),
     ] = False,
     certain: Annotated[
         bool, typer.Option("--certain", help="You have looked at both hosts: without it nothing is done.")
@@ -163,7 +167,7 @@ def resolve(
     import asyncio
     import json
 
-    from korora.handovers import decide, open_handovers
+    from korora.handovers import decide, meaning, open_handovers
     from proxy.errors import ConfigurationError
 
     if run_here == give_up:
@@ -171,10 +175,8 @@ def resolve(
     handovers = open_handovers(_state(state, identity))
     record = _one(_find(handovers.journal.records(), session), session, side)
     if not certain:
-        other = "destroyed, or its host off" if run_here else "running, or not wanted any more"
         raise ConfigurationError(
-            f"only you can know that {record.vm.name or 'the machine'} is {other} at {record.head.peer}",
-            "look at both hosts, then say it again with --certain",
+            meaning(record, run_here=run_here), "look at both hosts, and if that is so, say it again with --certain"
         )
     after = asyncio.run(decide(handovers, record, run_here=run_here))
     if as_json:

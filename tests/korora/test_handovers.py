@@ -1,5 +1,6 @@
 """What a relay's process does about hand-overs that its sessions have left."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from crypto.keys import SessionId
 from crypto.tls import PeerRules
 from korora import handovers
 from korora.daemon import build, config
 from korora.relay import Common
+from proxy.control import PROTOCOL_VERSION, Recover
 from proxy.handover.record import Entry, Head, Record
+from proxy.handover.table import State
+from proxy.hypervisors.base import Vm
 from proxy.shell.journal import Journal, now
+from tests.standins.xen_host import UUID, XenHost
 
 SESSION = "5e" * 16
 SECONDS_MAX = 30.0
@@ -69,9 +75,9 @@ def test_who_is_asked_afterwards_is_judged_as_in_the_session(identity_alpha: Pat
     assert contact.tls.rules == PeerRules(frozenset({"beta"}), frozenset({bytes(32)}))
 
 
-def korora(*arguments: object) -> "subprocess.CompletedProcess[str]":
+def korora(*arguments: object, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "korora", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS_MAX)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS_MAX, env=env)
 
 
 def test_both_sides_of_a_migration_within_the_host_can_be_told_apart(tmp_path: Path, identity_alpha: Path) -> None:
@@ -88,3 +94,62 @@ def test_both_sides_of_a_migration_within_the_host_can_be_told_apart(tmp_path: P
     assert told.returncode == 6
     after = {one["side"]: one["settled"] for one in json.loads(told.stdout)["handovers"]}
     assert after == {"source": False, "destination": True}, "there is no address to tell the destination at"
+
+
+# ------------------------------------------------------------------ an operator decides
+
+
+def stands(state: Path, side: str, *states: State) -> Record:
+    """A hand-over of a copy that is not there (any more), and how far it had come."""
+    file = Journal(state).begin(Head(SESSION, side, "xl", "alpha", now()), Entry("open", now()))
+    for one in states:
+        file.write(one, "", Vm("web-1", UUID, "77@boot"))
+    file.close()
+    return file.record
+
+
+@pytest.mark.parametrize(
+    ("side", "state", "what", "says"),
+    [
+        ("destination", State.DOUBT, "--give-up", "the copy of web-1 which was lost here never ran: alpha is told so"),
+        ("destination", State.VOTED, "--give-up", "the copy here, which has not run, is destroyed"),
+        ("destination", State.VOTED, "--run-here", "at alpha is gone for good, and has not run on"),
+        ("source", State.DOUBT, "--give-up", "the copy of web-1 at alpha is whole, and the one to run on"),
+        ("source", State.DOUBT, "--run-here", "at alpha is gone for good, and has not run since"),
+    ],
+)
+def test_who_is_not_certain_is_told_what_he_would_say(
+    tmp_path: Path, side: str, state: State, what: str, says: str
+) -> None:
+    stands(tmp_path, side, state)
+    told = korora("handover", "resolve", SESSION, what, "--state", tmp_path)
+    assert told.returncode == 2
+    assert says in told.stderr
+    assert "--certain" in told.stderr
+    (record,) = Journal(tmp_path).records()
+    assert (record.state, len(record.entries)) == (state, 2), "nothing is done"
+
+
+def test_one_that_is_given_up_in_doubt_is_told_to_its_source_as_one_that_never_ran(tmp_path: Path) -> None:
+    """So it has to be said before: its source runs its own copy then."""
+    stands(tmp_path / "state", "destination", State.COMMITTED, State.DOUBT)
+    xen = XenHost(tmp_path / "xen")
+    common = ("--give-up", "--state", tmp_path / "state")
+    told = korora("handover", "resolve", SESSION, *common, env=xen.env)
+    assert told.returncode == 2
+    for words in (
+        "never ran",
+        "runs its own",
+        "older than the disks if the copy here did run",
+        "give up at alpha first",
+    ):
+        assert words in told.stderr
+    assert korora("handover", "resolve", SESSION, *common, "--certain", env=xen.env).returncode == 0
+    (record,) = Journal(tmp_path / "state").records()
+    assert [entry.state for entry in record.entries][-3:] == ["undoing", "aborted", "aborted"]
+    answer = asyncio.run(
+        handovers.open_handovers(tmp_path / "state").answer(
+            "alpha", SessionId(bytes.fromhex(SESSION)), Recover(PROTOCOL_VERSION, bytes.fromhex(SESSION), "asked")
+        )
+    )
+    assert answer.state == "aborted"
