@@ -3,22 +3,24 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from korora import __version__
 from proxy.errors import EXIT_DONE, EXIT_SIGNAL_BASE, OUTCOMES, ConfigurationError
-from proxy.report import SessionReport
+
+if TYPE_CHECKING:
+    from proxy.report import SessionReport  # and with it all that moves pages; `korora xl` beside a daemon needs none
 
 
-def as_dict(report: SessionReport) -> dict[str, Any]:
+def as_dict(report: "SessionReport") -> dict[str, Any]:
     """A report as JSON's types, with the version of the program that made it."""
     built: dict[str, Any] = msgspec.to_builtins(report)
     return {"version": __version__, **built}
 
 
-def conclude(report: SessionReport, code: int, error: str | None) -> None:
+def conclude(report: "SessionReport", code: int, error: str | None) -> None:
     """Write how it ended into the report."""
     report.exit_code = code
     report.outcome = "interrupted" if code > EXIT_SIGNAL_BASE else OUTCOMES.get(code, "internal")
@@ -46,7 +48,7 @@ def check_writable(path: Path | None) -> None:
         raise ConfigurationError(f"cannot write the report {path}", remedy)
 
 
-def write(path: Path, report: SessionReport) -> None:
+def write(path: Path, report: "SessionReport") -> None:
     """Write the report by a temporary file, fsync and rename; mode 0600. A pipe or device is written directly."""
     write_built(path, as_dict(report))
 
