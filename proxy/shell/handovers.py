@@ -85,6 +85,8 @@ class Handovers:
 
         Raises:
             JournalError: it cannot be written down, so the session must not begin.
+        self._over: dict[_Key, None] = {}
+        """Of sessions that have ended here, decided, the oldest first: who holds xl's pipes was told, and will end."""
         """
         return await _kept(self.journal.begin, head, Entry("open", now()))
 
@@ -98,9 +100,9 @@ class Handovers:
         key = _key(guard.party.record)
         self._live.pop(key, None)
         if guard.detached and key[1] is Side.DESTINATION and guard.party.decided and not guard.heard_of:
-            while len(self._untold) >= ENDED_SESSIONS_MAX:
-                del self._untold[next(iter(self._untold))]  # its source may never come
-            self._untold[key] = None
+            _remember(self._untold, key)  # its source may never come
+        if guard.party.decided:
+            _remember(self._over, key)
         guard.close()
         if not guard.party.record.settled:
             self.left.wake()
@@ -234,7 +236,8 @@ class Handovers:
 
     def _at_work(self, record: Record) -> bool:
         busy = {guard.party.record.head.monitor for guard in self._live.values()} - {""}
-        return _key(record) in self._live or record.head.monitor in busy or lives(record.head.holder)
+        key = _key(record)
+        return key in self._live or record.head.monitor in busy or (key not in self._over and lives(record.head.holder))
 
     async def recover(self, reach: Reach, wanted: Callable[[Record], bool] = lambda record: True) -> list[Record]:
         """Go through what is unsettled, and ``wanted``, once, and do what can be done.
@@ -447,3 +450,9 @@ async def _until_stopping(guard: Guard) -> None:
 
 
 __all__: Final = ["Handovers", "Reach", "Toolstack"]
+def _remember(keys: dict[_Key, None], key: _Key) -> None:
+    while len(keys) >= ENDED_SESSIONS_MAX:
+        del keys[next(iter(keys))]
+    keys[key] = None
+
+
