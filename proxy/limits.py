@@ -66,6 +66,7 @@ HYPERVISOR_ATTEMPTS_MAX: Final = 5  # to start, destroy, revive or remove a copy
 HYPERVISOR_PAUSE_SECONDS: Final = 0.5  # after the first attempt; as much longer after each further one
 APPROVAL_SECONDS_MAX: Final = 60.0  # everybody who has a say: the machine is paused meanwhile
 RESUMED_SECONDS_MAX: Final = 15.0  # a hypervisor that was told to resume or to remove its copy usually takes below one
+RESTART_SECONDS_MAX: Final = 10.0  # xl makes a domain whose guest reboots anew after 2 s, and takes some to do it
 VISIT_SECONDS_MAX: Final = 120.0  # one answer about a hand-over: a destination may destroy or start a copy meanwhile
 ERRAND_PAUSE_SECONDS_MIN: Final = 0.2  # before the second visit to a destination; doubled for each further one
 ERRAND_PAUSE_SECONDS_MAX: Final = 15.0  # somebody waits for the machine

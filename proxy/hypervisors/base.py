@@ -37,6 +37,17 @@ class CopyState(Enum):
     SUSPENDED = "suspended"  # stopped by its own hypervisor to be given away; memory is as it was
 
 
+@unique
+class Fate(Enum):
+    """What became of a source's copy that is ABSENT."""
+
+    AGAIN = (
+        "again"  # the machine was started anew on this host, and runs: its guest has rebooted, or an operator did it
+    )
+    ENDED = "ended"  # it has shut down by itself, or somebody has destroyed it
+    LOST = "lost"  # with its host, which has come up again since
+
+
 class Hypervisor(Protocol):
     """What a relay needs of its local hypervisor at the hand-over."""
 
@@ -74,6 +85,13 @@ class Hypervisor(Protocol):
             HypervisorFailed: it cannot be asked.
         """
 
+    async def fate(self, vm: Vm) -> Fate:
+        """Source: what became of the copy that ``departing`` has called ABSENT.
+
+        Raises:
+            HypervisorFailed: it cannot be asked.
+        """
+
     async def take(self, vm: Vm) -> None:
         """Destination: give an INCOMING copy the machine's name; nothing if it has it. It stays paused.
 
@@ -97,6 +115,8 @@ class Hypervisor(Protocol):
 
     async def revive(self, vm: Vm) -> None:
         """Source: make the copy run under the machine's name, whatever state its hypervisor left it in.
+
+        Nothing if it is ABSENT and the machine was started anew here since (``Fate.AGAIN``).
 
         Raises:
             HypervisorFailed: it does not run; the message says what an operator can do.

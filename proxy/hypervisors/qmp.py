@@ -26,8 +26,8 @@ from enum import Enum, auto, unique
 from typing import Final
 
 from proxy.errors import HypervisorFailed
-from proxy.hypervisors.asking import Look, QemuAsking, word_of
-from proxy.hypervisors.base import CopyState, Vm
+from proxy.hypervisors.asking import BOOT_ID, Look, QemuAsking, word_of
+from proxy.hypervisors.base import CopyState, Fate, Vm
 from proxy.limits import (
     QMP_POLL_SECONDS,
     QMP_QUIT_SECONDS_MAX,
@@ -212,6 +212,14 @@ class QemuMonitor(QemuAsking):
             raise self._failed("waits for a machine: it is another QEMU than the one that was migrated")
         return departing_state(look)
 
+    async def fate(self, vm: Vm) -> Fate:
+        """See ``Hypervisor.fate``: another QEMU at its monitor that runs the same machine was started since."""
+        look = await self._look()
+        if look is not None and look.status == "running" and vm.uuid and (await self.machine()).uuid == vm.uuid:
+            return Fate.AGAIN
+        boot = vm.copy.partition("@")[2]
+        return Fate.ENDED if boot in {"", BOOT_ID.read_text(encoding="ascii").strip()} else Fate.LOST
+
     async def revive(self, vm: Vm) -> None:
         """See ``Hypervisor.revive``. A machine that its operator paused, or its guest ended, is left so.
 
@@ -224,7 +232,10 @@ class QemuMonitor(QemuAsking):
             async with asyncio.timeout(QMP_REVIVE_SECONDS_MAX):
                 while True:
                     heard = self._heard
-                    look = await self._present(vm)
+                    look = await self._seen(vm)
+                    if look is None and await self.fate(vm) is Fate.AGAIN:
+                        return
+                    look = look or await self._present(vm)
                     if look.status == "inmigrate" or look.migration in _POSTCOPY:
                         raise self._failed(f"cannot be turned back: {look.status}, migration {look.migration}")
                     match revival(look):

@@ -29,7 +29,7 @@ import structlog
 from proxy.control import printable
 from proxy.errors import HypervisorFailed
 from proxy.handover.table import Side
-from proxy.hypervisors.base import CopyState, Vm
+from proxy.hypervisors.base import CopyState, Fate, Vm
 from proxy.hypervisors.xl_list import AWAY, INCOMING, XlDomain, read_list
 from proxy.limits import (
     VM_NAME_CHARACTERS_MAX,
@@ -123,6 +123,14 @@ class XlToolstack:
         """See ``Hypervisor.departing``."""
         return _state(await self._departing(vm))
 
+    async def fate(self, vm: Vm) -> Fate:
+        """See ``Hypervisor.fate``: a guest that reboots gets a new domain of its name and UUID."""
+        for domain in await self._list():
+            still = domain.paused or domain.shutdown or domain.dying
+            if (domain.name, domain.uuid) == (vm.name, vm.uuid) and not still:
+                return Fate.AGAIN
+        return Fate.ENDED if _pinned(vm)[1] in {"", _boot_id()} else Fate.LOST
+
     async def _arriving(self, vm: Vm) -> _Copy | None:
         """The copy that came here.
 
@@ -173,8 +181,8 @@ class XlToolstack:
         if not vm.copy:
             names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
             return [domain for domain in domains if domain.name in names]
-        domid, _, boot = vm.copy.partition("@")
-        if boot.removesuffix(_ALONE) != _boot_id():
+        domid, boot = _pinned(vm)
+        if boot != _boot_id():
             return []  # what has that id today was made after the host came up again
         return [domain for domain in domains if str(domain.domid) == domid]
 
@@ -249,6 +257,8 @@ class XlToolstack:
         """
         copy = await self._departing(vm)
         if copy is None:
+            if await self.fate(vm) is Fate.AGAIN:
+                return
             raise HypervisorFailed(f"there is no copy of {vm.name} here that could be revived: see xl list")
         if copy.state is CopyState.SUSPENDED:
             await self._resume(copy.domain)
@@ -373,6 +383,12 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 def _state(copy: _Copy | None) -> CopyState:
     return CopyState.ABSENT if copy is None else copy.state
+
+
+def _pinned(vm: Vm) -> tuple[str, str]:
+    """The id of the domain that ``pin`` has found, and the boot that it belongs to; both empty if none was pinned."""
+    domid, _, boot = vm.copy.partition("@")
+    return domid, boot.removesuffix(_ALONE)
 
 
 def _check_name(name: str) -> None:

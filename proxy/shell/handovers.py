@@ -24,8 +24,14 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Hypervisor, Vm
-from proxy.limits import ENDED_SESSIONS_MAX, ERRAND_SECONDS_MAX, RECOVERIES_MAX
+from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
+from proxy.limits import (
+    ENDED_SESSIONS_MAX,
+    ERRAND_SECONDS_MAX,
+    HYPERVISOR_PAUSE_SECONDS,
+    RECOVERIES_MAX,
+    RESTART_SECONDS_MAX,
+)
 from proxy.process import lives
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -39,6 +45,13 @@ log = structlog.get_logger("korora.handover")
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=JournalFile | None)
+
+_FATES: Final = {
+    Fate.AGAIN: "the machine has ended, and was started anew here: it runs",
+    Fate.ENDED: "the machine has shut down by itself, or its copy was destroyed: it does not run here",
+    Fate.LOST: "its copy was lost with this host: it does not run here",
+}
+"""In words for people, what became of a copy that was to leave."""
 
 _Key = tuple[str, Side]
 """A session's id, and which copy is here."""
@@ -72,6 +85,8 @@ class Handovers:
         self._live: dict[_Key, Guard] = {}
         self._untold: dict[_Key, None] = {}
         """Hand-overs of destinations here whose sources have not heard yet how they ended, the oldest first."""
+        self._over: dict[_Key, None] = {}
+        """Of sessions that have ended here, decided, the oldest first: who holds xl's pipes was told, and will end."""
         self._told = Signal()
         self._recovering: set[str] = set()
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
@@ -85,8 +100,6 @@ class Handovers:
 
         Raises:
             JournalError: it cannot be written down, so the session must not begin.
-        self._over: dict[_Key, None] = {}
-        """Of sessions that have ended here, decided, the oldest first: who holds xl's pipes was told, and will end."""
         """
         return await _kept(self.journal.begin, head, Entry("open", now()))
 
@@ -395,8 +408,9 @@ async def _settle(party: Party, standing: CopyState | None) -> None:
     if not party.decided or (source and not party.peer_agrees):
         return
     if source and party.state is State.ABORTED and standing is CopyState.ABSENT:
-        party.log.error("the machine was lost with this host: no copy of it runs", vm=party.vm.name)
-        await party.settle("its copy is not there: it was lost with this host, or an operator destroyed it")
+        why = _FATES[await party.hypervisor.fate(party.vm)]
+        party.log.warning("the copy that was to leave is not there any more", vm=party.vm.name, reason=why)
+        await party.settle(why)
     elif not party.trouble:
         await party.settle()
 
@@ -420,10 +434,33 @@ async def _look(party: Party) -> None:
     Raises:
         HypervisorFailed: it cannot be asked.
     """
-    if await _standing_here(party) is CopyState.ABSENT:
-        await party.tell(Event.MISSING, "its copy is not there")
-    else:
+    if await _standing_here(party) is not CopyState.ABSENT:
         await party.tell(Event.RESTARTED, "taken up again")
+    elif await _runs_again(party):
+        await party.tell(Event.RESTARTED, _FATES[Fate.AGAIN])
+    else:
+        await party.tell(Event.MISSING, "its copy is not there")
+
+
+async def _runs_again(party: Party) -> bool:
+    """Whether the machine runs here none the less, started anew, while no other copy can have run yet.
+
+    Then the one that waits at the destination is older than the disks: whatever was promised, it must not run. Until
+    the stream has been approved of a guest may reboot by itself, and xl takes a while to make it anew.
+
+    Raises:
+        HypervisorFailed: it cannot be asked.
+    """
+    if party.handover.side is not Side.SOURCE or not party.handover.may_turn_back:
+        return False
+    patient = party.state is State.OPEN and party.hypervisor.kind == "xl"
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (RESTART_SECONDS_MAX if patient else 0.0)
+    while True:
+        fate = await party.hypervisor.fate(party.vm)
+        if fate is Fate.AGAIN or loop.time() >= deadline:
+            return fate is Fate.AGAIN
+        await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
 
 
 def _standing(party: Party) -> Word:
@@ -433,6 +470,12 @@ def _standing(party: Party) -> Word:
 def _same_peer(record: Record, peer: str) -> None:
     if record.head.peer != peer:
         raise PolicyRefused("that hand-over is another host's")
+
+
+def _remember(keys: dict[_Key, None], key: _Key) -> None:
+    while len(keys) >= ENDED_SESSIONS_MAX:
+        del keys[next(iter(keys))]
+    keys[key] = None
 
 
 def _key(record: Record) -> _Key:
@@ -450,9 +493,3 @@ async def _until_stopping(guard: Guard) -> None:
 
 
 __all__: Final = ["Handovers", "Reach", "Toolstack"]
-def _remember(keys: dict[_Key, None], key: _Key) -> None:
-    while len(keys) >= ENDED_SESSIONS_MAX:
-        del keys[next(iter(keys))]
-    keys[key] = None
-
-

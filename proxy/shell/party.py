@@ -301,11 +301,11 @@ class Party:
         return []
 
     async def _how_it_stands(self, error: Exception, otherwise: list[tuple[Event, str]]) -> list[tuple[Event, str]]:
-        """MISSING if the destination's copy is not there."""
+        """MISSING if the copy is not there: a source's that has ended cannot be revived, however often it is tried."""
+        look = self.hypervisor.arriving if self.handover.side is Side.DESTINATION else self.hypervisor.departing
         try:
-            if self.handover.side is Side.DESTINATION:
-                gone = await self.hypervisor.arriving(self.vm) is CopyState.ABSENT
-                return [(Event.MISSING, str(error))] if gone else otherwise
+            if await look(self.vm) is CopyState.ABSENT:
+                return [(Event.MISSING, str(error))]
         except HypervisorFailed as silent:
             self.log.warning("the hypervisor cannot be asked", reason=str(silent))
         return otherwise

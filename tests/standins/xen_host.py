@@ -132,6 +132,17 @@ class XenHost:
         with self._state() as state:
             next(domain for domain in state["domains"] if domain["id"] == number).update(changes)
 
+    def power_off(self, name: str) -> None:
+        """Its guest shuts down, and its monitor destroys it."""
+        with self._state() as state:
+            state["domains"] = [domain for domain in state["domains"] if domain["name"] != name]
+
+    def reboot(self, name: str) -> int:
+        """Its guest reboots: its monitor destroys it and makes another one of its name and UUID, whose id this is."""
+        domain = self.domains[name]
+        self.power_off(name)
+        return self.create(name, domain.uuid)
+
     def lose_all(self) -> None:
         """The host has crashed and come back: its domains are gone."""
         with self._state() as state:

@@ -467,6 +467,9 @@ class Sender:
 
     def resume(self) -> None:
         reach("migrate:resume", self.name)
+        if self.ended():
+            say(f"libxl: error: Domain {self.number}:xc_domain_resume failed: Invalid argument")
+            return
         with locked() as state:
             domain = by_id(state, self.number)
             change(domain, paused=domain["paused"], shutdown=None)
@@ -486,6 +489,12 @@ class Sender:
         self.hang_up()
         end(1)
 
+    def ended(self) -> bool:
+        """Whether the guest has shut down by itself: it is not suspended then, nor ever resumed (xg_resume.c)."""
+        with locked(change=False) as state:
+            mine = [domain for domain in state["domains"] if domain["id"] == self.number]
+        return not mine or mine[0]["shutdown"] not in {None, "suspend"}
+
     def rename(self, name: str) -> bool:
         with locked() as state:
             return renamed(state, by_id(state, self.number), name)
@@ -496,6 +505,9 @@ class Sender:
             self.turn_back()
         reach("migrate:stream", self.name)
         if not write(self.out, stream[live // 2 : live]):
+            self.turn_back()
+        if self.ended():
+            say("libxl: error: guest we were suspending has shut down\nmigration sender: libxl_domain_suspend failed")
             self.turn_back()
         with locked() as state:
             domain = by_id(state, self.number)

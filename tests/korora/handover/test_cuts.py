@@ -124,6 +124,8 @@ def expected(one: Crossing) -> set[str]:
     match one.harm:
         case "reset_back":
             return {"beta"}
+        case "half_forward" if one.moment.name == "go passed":
+            return {"beta"}  # the word that it has it there is heard, and makes it committed
         case "migrate" if one.moment.stands[0] == "voted":
             return {"beta"}  # xl had given the guest up, and nobody needs it any more
         case "holder" | "beta" if one.moment.name == "voted there":

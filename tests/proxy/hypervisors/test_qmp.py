@@ -15,7 +15,7 @@ from proxy.errors import HypervisorFailed
 from proxy.handover.table import Side
 from proxy.hypervisors import asking, monitor, qmp
 from proxy.hypervisors.asking import Look
-from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
 from proxy.hypervisors.qmp import QemuMonitor, Revival, arriving_state, departing_state, revival
 from proxy.process import written_down
 from tests.proxy.hypervisors.scripted import Refused, ScriptedQemu, scripted
@@ -711,6 +711,37 @@ async def test_what_was_meant_for_a_qemu_is_not_done_to_its_successor(tmp_path: 
             with pytest.raises(HypervisorFailed, match="is not there"):
                 await act(gone)
         assert qemu.commands == []
+
+
+UUID = "0f9c2f1e-0000-4000-8000-00000000abcd"
+
+
+@pytest.mark.parametrize("status", ["running", "inmigrate", "paused", "postmigrate"])
+async def test_a_machine_that_was_started_anew_runs_and_is_left_alone(tmp_path: Path, status: str) -> None:
+    """Its host has crashed, and starts its machines as it comes up. One that waits, or is paused, runs nothing."""
+    gone = replace(VM, uuid=UUID, copy=ELSEWHERE)
+    async with pair(tmp_path, status) as (qemu, watch):
+        qemu.on["query-uuid"] = lambda _: {"UUID": UUID}
+        assert await watch.departing(gone) is CopyState.ABSENT
+        assert await watch.fate(gone) is (Fate.AGAIN if status == "running" else Fate.LOST)
+        if status == "running":
+            await watch.revive(gone)
+        else:
+            with pytest.raises(HypervisorFailed, match=r"is not there|cannot be turned back"):
+                await watch.revive(gone)
+        assert qemu.commands == []
+
+
+async def test_what_became_of_a_copy_that_is_gone(tmp_path: Path) -> None:
+    """Another machine at its monitor is not it, nor one that cannot be told from it."""
+    here = dead(asking.BOOT_ID.read_text().strip())
+    async with pair(tmp_path, "running") as (qemu, watch):
+        assert await watch.fate(replace(VM, copy=here)) is Fate.ENDED
+        qemu.on["query-uuid"] = lambda _: {"UUID": UUID.replace("0", "1")}
+        assert await watch.fate(replace(VM, uuid=UUID, copy=here)) is Fate.ENDED
+        assert await watch.fate(replace(VM, uuid=UUID, copy=ELSEWHERE)) is Fate.LOST
+        qemu.end()
+        assert await watch.fate(replace(VM, uuid=UUID, copy=ELSEWHERE)) is Fate.LOST
 
 
 async def test_a_qemu_that_lost_its_monitor_s_path_to_another_is_not_called_gone(tmp_path: Path) -> None:

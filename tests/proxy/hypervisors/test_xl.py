@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from proxy.errors import HypervisorFailed
 from proxy.handover.table import Side
 from proxy.hypervisors import xl
-from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
 from proxy.hypervisors.xl import XlToolstack
 from tests.proxy.support import run, until
 from tests.standins.xen_host import UUID, XenHost, guest_stream
@@ -91,6 +91,41 @@ def test_one_copy(
 def test_no_copy(toolstack: XlToolstack) -> None:
     assert run(toolstack.arriving(VM)) is CopyState.ABSENT
     assert run(toolstack.departing(VM)) is CopyState.ABSENT
+
+
+def test_what_became_of_a_copy_that_is_gone(host: XenHost, toolstack: XlToolstack) -> None:
+    number = host.create("g1")
+    pinned = a_pin(number)
+    an_earlier_boot = Vm("g1", UUID, f"{number}@another-run-of-the-host")
+    host.power_off("g1")
+    for _ in range(2):
+        assert run(toolstack.fate(pinned)) is Fate.ENDED
+        assert run(toolstack.fate(an_earlier_boot)) is Fate.LOST
+        assert "no copy of g1 here" in refused(toolstack.revive(pinned))
+        # Neither another machine of its name is it, nor a copy that was given up or is to arrive.
+        for name, how in (
+            ("g1", {"uuid": OTHER}),
+            ("g1--incoming", {"paused": True}),
+            ("g1--migratedaway", {"shutdown": "suspend"}),
+        ):
+            host.create(name, **how)
+    for how in ({"paused": True}, {"shutdown": "suspend"}, {"shutdown": "crash"}):
+        host.lose_all()
+        host.create("g1", **how)
+        assert run(toolstack.fate(pinned)) is Fate.ENDED
+    assert acted(host) == []
+
+
+def test_a_guest_that_has_rebooted_runs_and_is_left_alone(host: XenHost, toolstack: XlToolstack) -> None:
+    """By a new domain of its name and UUID; likewise after a crash of the host that has started its machines."""
+    pinned = a_pin(host.create("g1"))
+    host.reboot("g1")
+    assert run(toolstack.departing(pinned)) is CopyState.ABSENT
+    for vm in (pinned, Vm("g1", UUID, "1@another-run-of-the-host")):
+        assert run(toolstack.fate(vm)) is Fate.AGAIN
+        run(toolstack.revive(vm))
+    assert acted(host) == []
+    assert host.states == {"g1": "running"}
 
 
 def test_a_stream_that_tells_no_uuid(host: XenHost, toolstack: XlToolstack) -> None:

@@ -57,6 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (errand, "ERRAND_PAUSE_SECONDS_MAX", 0.02),
         (guard, "RECOVERY_SECONDS", 0.05),
         (handovers, "ERRAND_SECONDS_MAX", 0.3),
+        (handovers, "RESTART_SECONDS_MAX", 0.0),
         (party, "HYPERVISOR_PAUSE_SECONDS", 0.001),
         (party, "RESUMED_SECONDS_MAX", 0.02),
         (runner, "ABORT_SECONDS_MAX", 0.1),

@@ -16,7 +16,7 @@ from proxy.errors import HypervisorFailed, JournalError
 from proxy.handover.record import Entry, Head
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, GO, READY, REPORT
-from proxy.hypervisors.base import CopyState, Hypervisor, Vm
+from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
 from proxy.shell.journal import Journal, JournalFile
 from tests.proxy.support import Wire
 from tests.standins.xen_host import UUID, guest_stream
@@ -32,6 +32,8 @@ class World:
         self.copies = {Side.SOURCE: CopyState.RUNNING, Side.DESTINATION: CopyState.ABSENT}
         self.story: list[str] = []
         self.wrong: list[str] = []
+        self.fate = Fate.ENDED
+        """Of a copy that is absent."""
         self.at: dict[str, Callable[[], None]] = {}
         """What happens at a moment, once."""
 
@@ -87,6 +89,10 @@ class Host(Hypervisor):
 
     async def departing(self, vm: Vm) -> CopyState:
         return await self._look("departing", Side.SOURCE)
+
+    async def fate(self, vm: Vm) -> Fate:
+        await self._asked("fate")
+        return self._world.fate
 
     async def take(self, vm: Vm) -> None:
         named = (CopyState.PAUSED, CopyState.RUNNING)

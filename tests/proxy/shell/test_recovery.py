@@ -1,7 +1,10 @@
 """A relay finishes what its journal has of hand-overs whose sessions are over."""
 
 import asyncio
+import os
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +13,15 @@ from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover
 from proxy.errors import ConfigurationError, PolicyRefused, RelayError
 from proxy.handover.record import Entry, Head, Record
-from proxy.handover.table import Side, State
-from proxy.hypervisors.base import CopyState, Vm
+from proxy.handover.table import Event, Side, State
+from proxy.hypervisors.base import CopyState, Fate, Vm
+from proxy.process import written_down
+from proxy.shell import handovers
+from proxy.shell.contact import Contact
+from proxy.shell.guard import Guard
 from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal, now
+from proxy.shell.party import Party
 from tests.proxy.shell.handing import Host, Life, World, quick
 from tests.proxy.support import run, until
 
@@ -23,6 +31,23 @@ pytestmark = pytest.mark.usefixtures("quick")
 VM = Vm("guest", "6f2fb9a1-0d3e-4a4c-9c0c-5f1f6a2b7c8d", "5@boot")
 OTHER = Vm("other", "6f2fb9a1-0d3e-4a4c-9c0c-000000000000", "6@boot")
 THIRD = Vm("third", "6f2fb9a1-0d3e-4a4c-9c0c-111111111111", "7@boot")
+
+
+class SessionThatIsOver:
+    """What a guard's session does when it is over: nothing."""
+
+    async def say_word(self, state: State, why: str, *, paused: bool = False) -> None:
+        """See ``guard.Session``."""
+
+    def serve(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """See ``guard.Session``."""
+        work.close()
+
+    def fail(self, error: BaseException) -> None:
+        """See ``guard.Session``."""
+
+    async def until_delivered(self) -> None:
+        """See ``guard.Session``."""
 
 
 class Left:
@@ -48,8 +73,9 @@ class Left:
         side: Side = Side.SOURCE,
         peer: str = "there",
         monitor: str = "",
+        holder: str = "",
     ) -> None:
-        head = Head(session * 32, side.value, "qmp" if monitor else "xl", peer, now(), monitor=monitor)
+        head = Head(session * 32, side.value, "qmp" if monitor else "xl", peer, now(), monitor=monitor, holder=holder)
         file = self.journal.begin(head, Entry("open", now()))
         for state in states:
             file.write(state, "", vm)
@@ -194,13 +220,74 @@ def test_an_end_that_recovery_comes_to_is_told_once(tmp_path: Path) -> None:
     left.record("4", State.PREPARED, side=Side.DESTINATION, vm=THIRD)
     left.record("5", side=Side.DESTINATION, vm=Vm("", ""))
     session = SessionId(bytes.fromhex("4" * 32))
+    left.world.copies[Side.DESTINATION] = CopyState.INCOMING
     for _ in range(2):
         run(left.recover())
-        assert sorted(left.ended[:2]) == [("1", State.ABORTED), ("5", State.ABORTED)]
-    left.world.copies[Side.DESTINATION] = CopyState.INCOMING
+        assert sorted(left.ended) == [("1", State.ABORTED), ("5", State.ABORTED)]
     for _ in range(2):
         run(left.handovers.answer("there", session, Recover(PROTOCOL_VERSION, session, "aborted")))
     assert left.ended[2:] == [("4", State.ABORTED)]
+
+
+@pytest.mark.parametrize("state", [State.VOTED, State.ABORTED])
+def test_the_holder_of_xl_s_pipes_is_waited_for_unless_it_was_told_the_end_here(tmp_path: Path, state: State) -> None:
+    """It brings them to the next process of a daemon. One that was told only takes a moment to end itself."""
+    left = Left(tmp_path)
+    left.record("1", state, holder=written_down(os.getpid()))
+    run(left.recover())
+    assert not left.world.story, "xl would hear of it from nobody"
+
+    async def story() -> None:
+        file = left.journal.open("1" * 32, Side.SOURCE)
+        assert file is not None
+        guard = Guard(file, Host(left.life), SessionThatIsOver())
+        left.handovers.guards(guard)
+        guard.detached = True
+        left.handovers.released(guard)
+        await left.recover()
+
+    run(story())
+    told = state is State.ABORTED
+    assert left.world.copies[Side.SOURCE] is (CopyState.RUNNING if told else CopyState.SUSPENDED)
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PREPARED, State.VOTED, State.COMMITTED, State.DOUBT])
+@pytest.mark.parametrize("fate", Fate)
+def test_a_machine_started_anew_at_its_source_is_not_run_elsewhere_too(
+    tmp_path: Path, fate: Fate, state: State
+) -> None:
+    """A host has crashed, and starts its machines as it comes up: a copy that waits elsewhere is out of date."""
+    left = Left(tmp_path, CopyState.ABSENT)
+    left.world.fate = fate
+    left.record("1", state)
+    run(left.recover())
+    (record,) = left.journal.records()
+    again = fate is Fate.AGAIN and state in {State.OPEN, State.PREPARED, State.VOTED}
+    lost = {State.VOTED: State.COMMITTED, State.COMMITTED: State.COMMITTED}.get(state, State.DOUBT)
+    assert record.state is (State.ABORTED if again else lost)
+
+
+@pytest.mark.parametrize(("fate", "says"), [(Fate.AGAIN, "it runs"), (Fate.ENDED, "shut down"), (Fate.LOST, "host")])
+def test_the_journal_says_what_became_of_a_copy_that_is_gone(tmp_path: Path, fate: Fate, says: str) -> None:
+    left = Left(tmp_path, CopyState.ABSENT)
+    left.world.fate = fate
+    left.record("1", State.ABORTED)
+    party = run(agreed(left))
+    assert party is not None
+    assert party.record.settled
+    assert says in party.record.why
+
+
+async def agreed(left: Left) -> Party | None:
+    """Recovered, its destination having said that it has ended it, too."""
+    contact = Contact(None, None)  # type: ignore[arg-type]
+
+    async def run_errand(contact: Contact, party: Party, *, seconds: float) -> None:
+        await party.tell(Event.PEER_ABORTED)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handovers, "run_errand", run_errand)
+        return await left.handovers.recover_one(left.journal.records()[0], contact)
 
 
 # ------------------------------------------------------------------ what stays
