@@ -21,7 +21,7 @@ from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, Rela
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
 from proxy.hypervisors.base import CopyState, Hypervisor
-from proxy.limits import RECOVERY_SECONDS
+from proxy.limits import RECOVERY_SECONDS, RECOVERY_SECONDS_MIN
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
 from proxy.shell.handovers import Handovers, Reach
@@ -76,9 +76,11 @@ def reach(identity: Path, rules: PeerRules | None = None) -> Reach:
 async def recover_for_ever(
     handovers: Handovers, how: Callable[[], Reach], told: Callable[[list[Record]], None] = lambda _: None
 ) -> None:
-    """Look at what is unsettled at once and every ``RECOVERY_SECONDS``, until cancelled.
+    """Look at what is unsettled at once and again and again, until cancelled.
 
-    What is left while an earlier round is still at work does not wait for its end.
+    The pauses double from ``RECOVERY_SECONDS_MIN`` to ``RECOVERY_SECONDS``, and begin anew when a session leaves
+    something: most networks that were cut, and most relays that were killed, are back within seconds, and meanwhile a
+    machine may run nowhere. What is left while an earlier round is still at work does not wait for its end.
 
     Args:
         handovers: of this process.
@@ -93,14 +95,18 @@ async def recover_for_ever(
             log.warning("hand-overs could not be looked after", reason=str(error))
 
     looks: set[asyncio.Task[None]] = set()
+    pause = RECOVERY_SECONDS_MIN
     try:
         while True:
             one = asyncio.create_task(look())
             looks.add(one)
             one.add_done_callback(looks.discard)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RECOVERY_SECONDS):
+            try:
+                async with asyncio.timeout(pause):
                     await handovers.left.wait()
+                pause = RECOVERY_SECONDS_MIN
+            except TimeoutError:
+                pause = min(2 * pause, RECOVERY_SECONDS)
     finally:
         for one in looks:
             one.cancel()
