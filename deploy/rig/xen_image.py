@@ -6,7 +6,8 @@ An image is a folder with
     disk            an ext4 file system: toolstack, Python 3.11, the relay's dependencies, an agent; never written
     python          runs the same Python here, through its own loader, so that what it will import can be compiled
     root/           the tree the disk was made of
-The disk also has /guest/kernel and /guest/initrd, which guests are made of.
+The disk also has /guest/kernel and /guest/initrd, which guests are made of; /guest/beat, which is a small guest by
+itself; and /etc/rig/points.so, which stops a program at a point of a migration if it is preloaded.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ lib=$root/usr/lib/x86_64-linux-gnu
 loader=$root/lib64/ld-linux-x86-64.so.2
 {command}
 """
+BARE = [  # nothing beneath it: no C library, no stack protector, no vector registers
+    *("-m32", "-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only", "-Wl,-Ttext-segment=0x100000", "-Wl,--build-id=none"),
+]
 PYTHON = 'PYTHONHOME="$root/usr" exec "$loader" --library-path "$lib" "$root/usr/bin/python3.11" "$@"'
 QEMU = """export QEMU_MODULE_DIR="$lib/qemu"
 exec "$loader" --library-path "$lib:$root/lib/x86_64-linux-gnu" "$root/usr/bin/qemu-system-x86_64" \\
@@ -119,6 +124,8 @@ def build(into: Path, packages: Path, python: Path, guest_kernel: Path) -> None:
     (root / "guest").mkdir()
     shutil.copyfile(guest_kernel, root / "guest" / "kernel")
     (root / "guest" / "initrd").write_bytes(guest_initramfs(into))
+    compile_part("beat.c", root / "guest" / "beat", BARE)
+    compile_part("points.c", root / "etc" / "rig" / "points.so", ["-fPIC", "-shared"])
     compile_all(write_wrapper(into, "python", PYTHON), root)
     make_disk(into / "disk", root)
 
@@ -211,11 +218,16 @@ def add_applets(root: Path) -> None:
             link.symlink_to("busybox")
 
 
+def compile_part(source: str, program: Path, options: list[str]) -> None:
+    """Make a program of one of our C files."""
+    compiler = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-s"]
+    run([*compiler, *options, "-o", str(program), str(PARTS / source)])
+
+
 def guest_initramfs(folder: Path) -> bytes:
     """The guest's whole file system: its one program."""
     program = folder / "workload"
-    compiler = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
-    run([*compiler, "-o", str(program), str(PARTS / "workload.c")])
+    compile_part("workload.c", program, ["-static"])
     entries = [CpioEntry("dev", stat.S_IFDIR | 0o755), CpioEntry("init", stat.S_IFREG | 0o755, program.read_bytes())]
     program.unlink()
     return gzip.compress(newc(entries), compresslevel=9, mtime=0)

@@ -15,7 +15,7 @@ import shlex
 import signal
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,22 +45,29 @@ def documented() -> str:
     return textwrap.dedent(" " * 7 + block[: block.index("\n\n   `")])
 
 
-def configuration(peers: dict[str, str], egress: str = "", xl: str = "") -> str:
-    """That file for a host whose peers are these, with further lines for [[egress]] and [xl]."""
+def configuration(peers: dict[str, str], egress: str = "", xl: str = "", limits: str = "") -> str:
+    """That file for a host whose peers are these, with further lines for [[egress]], [xl] and [limits]."""
     text = documented().replace("/etc/korora/identity", IDENTITY)
-    text = text.replace('to = "xl:"\n', f'to = "xl:"\n{egress}').replace('xl.sock"\n', f'xl.sock"\n{xl}')
+    text = text.replace('to = "xl:"\n', f'to = "xl:"\n{egress}').replace(
+        'xl.sock"\n', f'xl.sock"\n{xl}\n[limits]\n{limits}'
+    )
     for name, (here, address) in zip(("host-a", "host-b"), peers.items(), strict=True):
         text = text.replace(f'"{name}:8010"', f'"{address}"').replace(f'"{name}"', f'"{here}"')
     return text
 
 
-async def serve(host: XenHost, text: str) -> None:
-    """Start the daemon and wait until it takes work."""
+async def serve(host: XenHost, text: str, env: Mapping[str, str] = {}) -> None:
+    """Start the daemon for the first time and wait until it takes work."""
     await host.agent.put(CONFIGURATION, text.encode())
     await host.check(["mkdir", "-p", "/run/korora", STATE])
     # A store leaves a GiB free for others, more than all of a host's folders in memory have; this one only says it has.
     await host.check(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", STATE])
-    await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION])
+    await serve_again(host, env)
+
+
+async def serve_again(host: XenHost, env: Mapping[str, str] = {}) -> None:
+    """Start a daemon that has ended, as it is, and wait until it takes work."""
+    await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION], env=env)
     await host.said("daemon", "ready")
 
 
@@ -74,9 +81,9 @@ async def configure(host: XenHost, text: str) -> None:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def served_host(rig: XenRig, guest: Guest | None, identity: Path) -> Path:
+async def served_host(rig: XenRig, guest: Guest | None, identity: Path, env: Mapping[str, str] = {}) -> Path:
     """A file with a host whose daemon runs, made once per run: to start one takes seconds in an emulated machine."""
-    key = hashlib.sha256(repr((guest, identity)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((guest, identity, env)).encode()).hexdigest()[:8]
     path = rig.folder / f"served-{key}"
     if not path.exists():
         with tempfile.TemporaryDirectory(prefix="korora-xen-") as name:
@@ -84,7 +91,7 @@ async def served_host(rig: XenRig, guest: Guest | None, identity: Path) -> Path:
                 base = await saved_host(rig, guest, Path(name))
                 host = XenHost("ab"[identity != rig.identities[0]], rig.image, Path(name), base)
                 await ready(stack, host, rig.code, identity)
-                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}))
+                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}), env)
                 await host.save(path)
     return path
 
@@ -96,21 +103,29 @@ def peers_of(two: Pair, host: XenHost) -> dict[str, str]:
     return {SOURCE: two.to_a.address, DESTINATION: HOME}
 
 
-async def serve_peers(two: Pair, egress: str = "", xl: str = "") -> None:
+async def serve_peers(two: Pair, egress: str = "", xl: str = "", limits: str = "") -> None:
     """Tell both daemons how they reach each other in this pair."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(configure(two.a, configuration(peers_of(two, two.a), xl=xl)))
-        group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress, xl)))
+        group.create_task(configure(two.a, configuration(peers_of(two, two.a), "", xl, limits)))
+        group.create_task(configure(two.b, configuration(peers_of(two, two.b), egress, xl, limits)))
 
 
 @asynccontextmanager
-async def served(rig: XenRig, guest: Guest, *, egress: str = "", xl: str = "") -> AsyncIterator[Pair]:
-    """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], `xl` into both's [xl]."""
+async def served(
+    rig: XenRig,
+    guest: Guest | None,
+    *,
+    egress: str = "",
+    xl: str = "",
+    limits: str = "",
+    env: Mapping[str, str] = {},
+) -> AsyncIterator[Pair]:
+    """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], the others into both's."""
     files = await asyncio.gather(
-        *(served_host(rig, on, identity) for on, identity in zip((guest, None), rig.identities, strict=True))
+        *(served_host(rig, on, identity, env) for on, identity in zip((guest, None), rig.identities, strict=True))
     )
     async with pair(rig, guest, (files[0], files[1])) as two:
-        await serve_peers(two, egress, xl)
+        await serve_peers(two, egress, xl, limits)
         yield two
 
 
