@@ -1,7 +1,7 @@
 """One migration between real Xen hosts that something happens to, and what has to be true of every one.
 
-Each has a guest of its own (`Guest.kind` "beat"), which goes from a to b. However it went: the numbers it says, heard on
-both hosts, go on without one missing and without one twice, so that there was never a moment with two copies or with
+Each has a guest of its own (`Guest.kind` "beat"), which goes from a to b. However it went: the numbers it says, heard
+on both hosts, go on without one missing and without one twice, so that there was never a moment with two copies or with
 older memory; one copy runs, under its own name, and nothing else is left of it or of the migration; the journals say
 so, and xl's exit code; and where it has stayed on a, the same migration then goes through.
 """
