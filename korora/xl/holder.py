@@ -149,6 +149,8 @@ class _Holder:
         self._session: str | None = None
         self._taken = False
         """Whether the last daemon that was asked had the pipes."""
+        self._away = False
+        """Whether it has been said that none has them; one that hangs up unheard has no worker yet."""
         self._daemon: socket.socket | None = None
         self._signal: int | None = None
         self._task: asyncio.Task[Verdict] | None = None
@@ -221,11 +223,12 @@ class _Holder:
                 deadline = loop.time() + self._order.patience_seconds
             if taken == HAND_OVERS_MAX:
                 raise DaemonLost(f"the daemon at {self._order.socket} went away {HAND_OVERS_MAX} times")
-            log.warning("the daemon is away", session=self._short, seconds_max=self._order.patience_seconds)
+            if not self._away:
+                log.warning("the daemon is away", session=self._short, seconds_max=self._order.patience_seconds)
+                self._away = True
             # One that is there and hangs up at once has no worker just now: it need not be asked ten times a second.
             daemon = await self._again(pause, deadline)
             pause = min(2 * pause, _BACKOFF_SECONDS_MAX)
-            log.warning("the daemon is back", session=self._short)
 
     @property
     def _short(self) -> str | None:
@@ -246,6 +249,9 @@ class _Holder:
                     self._pipes.give(daemon, msgspec.structs.replace(self._order.carry, session=self._session))
                 async with asyncio.timeout(self._order.patience_seconds):
                     word = await self._hear(daemon)
+                if self._away:
+                    log.warning("the daemon is back", session=self._short)
+                    self._away = False
                 while not isinstance(word, Verdict):
                     self._heard(word)
                     word = await self._hear(daemon)

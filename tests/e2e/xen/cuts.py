@@ -35,6 +35,8 @@ NOBODY_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 BEATS = 5  # heard after it all, before the guest is believed
 RESUME_SECONDS = 2  # of sessions: how long a cut may last before it ends them
+OPAQUE = 'encode = "opaque"\n'  # eight MiB need no encoding
+LIMITS = f"resume_timeout = {RESUME_SECONDS}\n"
 WORKER = r"korora\.daemon\.worker"
 RECEIVER = "xl.* migrate-receive"
 XL_FAILED = 1
@@ -157,7 +159,7 @@ def xl_killed(where: str) -> Happens:
 async def carrier_killed(it: Migration) -> None:
     """`korora xl` dies, which holds xl's pipes."""
     it.killed.add("korora")
-    [carrier] = await it.two.a.processes(rf"python3.*korora {CARRIER.removeprefix('korora ')}")
+    [carrier] = await it.two.a.processes("python3.* -m korora xl ")
     await it.two.a.agent.kill(carrier)
     await it.go_on()
 
@@ -168,10 +170,7 @@ async def carrier_killed(it: Migration) -> None:
 @asynccontextmanager
 async def pair_for_cuts(rig: XenRig) -> AsyncIterator[Pair]:
     """Two hosts with daemons, and no guest yet."""
-    # Eight MiB need no encoding; and a session that is cut must not wait for longer than a test.
-    async with served(
-        rig, None, xl='encode = "opaque"\n', limits=f"resume_timeout = {RESUME_SECONDS}\n", env=PRELOADED
-    ) as two:
+    async with served(rig, None, xl=OPAQUE, limits=LIMITS, env=PRELOADED) as two:
         yield two
 
 
