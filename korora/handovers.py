@@ -18,14 +18,16 @@ from crypto.tls import PeerRules, TlsConfig, TlsRole
 from proxy.control import printable
 from proxy.endpoints.spec import parse_address
 from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
+from proxy.handover.machine import Handover
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
 from proxy.hypervisors.base import CopyState, Hypervisor
-from proxy.limits import RECOVERY_SECONDS, RECOVERY_SECONDS_MIN
+from proxy.limits import ORDER_DONE_SECONDS_MAX, ORDER_SECONDS_MAX, RECOVERY_SECONDS, RECOVERY_SECONDS_MIN
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
 from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal
+from proxy.shell.orders import give
 
 log = structlog.get_logger("korora.handover")
 
@@ -140,6 +142,17 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
 # ---- what an operator asks and says
 
 
+_ANSWER_POLL_SECONDS: Final = 0.1
+_SLOW: Final = (
+    "the relay at work on that hand-over has heard it, and is not done yet",
+    "see korora handover show; its log says what it waits for",
+)
+_DEAF: Final = (
+    "a process is at work on that hand-over, and does not wait for an operator's word",
+    "see how it stands, korora handover show; if it stays so, stop that relay and say it again",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What is known of a hand-over, in words for people.
@@ -244,33 +257,94 @@ async def finish(handovers: Handovers, records: list[Record], identity: Path, wa
 
 
 async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Record:
-    """An operator says which copy is to run.
+    """An operator says which copy is to run; a process that has the hand-over in hand is told, and does it.
 
     Raises:
         ConfigurationError: the hand-over is not one that needs it.
+        JournalBusy: who has it in hand does not listen.
         HypervisorFailed: it could not be done.
     """
-    before = record.state
     if run_here:
-        hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
-        look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        try:
-            standing = await look(record.vm)
-        finally:
-            hypervisor.let_go()
-        if standing is CopyState.ABSENT:
-            raise ConfigurationError(
-                f"there is no copy of {record.vm.name or 'the machine'} here to run",
-                "run the one at the peer: korora handover resolve --run-here there, --give-up here",
-            )
+        await _is_here(handovers, record)
     event = Event.RUN_HERE if run_here else Event.GIVE_UP
-    party = await handovers.recover_one(record, None, operator=event)
-    if party is None:
-        raise ConfigurationError("that hand-over has gone", "see korora handover list --all")
-    if party.trouble:
-        raise HypervisorFailed(party.trouble)
-    if party.state is before and before in (State.DONE, State.ABORTED):
+    while True:
+        before = record.state
+        try:
+            party = await handovers.recover_one(record, None, operator=event)
+        except JournalBusy:
+            if await _ordered(handovers.journal, record, event):
+                return _again(handovers, record)
+            record = _again(handovers, record)  # whoever had it has let it go, and may have changed it
+            continue
+        if party is None:
+            raise ConfigurationError("that hand-over has gone", "see korora handover list --all")
+        if party.trouble:
+            raise HypervisorFailed(party.trouble)
+        if party.state is before and before in (State.DONE, State.ABORTED):
+            raise ConfigurationError(
+                f"that hand-over has ended: {before.value}", "use the hypervisor's own commands from here on"
+            )
+        return party.record
+
+
+async def _is_here(handovers: Handovers, record: Record) -> None:
+    """What is to run has to be there.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
+    look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
+    try:
+        standing = await look(record.vm)
+    finally:
+        hypervisor.let_go()
+    if standing is CopyState.ABSENT:
         raise ConfigurationError(
-            f"that hand-over has ended: {before.value}", "use the hypervisor's own commands from here on"
+            f"there is no copy of {record.vm.name or 'the machine'} here to run",
+            "run the one at the peer: korora handover resolve --run-here there, --give-up here",
         )
-    return party.record
+
+
+def _again(handovers: Handovers, record: Record) -> Record:
+    """A hand-over as it stands now.
+
+    Raises:
+        ConfigurationError: it is not there any more.
+    """
+    for one in handovers.journal.records():
+        if (one.head.session, one.side) == (record.head.session, record.side):
+            return one
+    raise ConfigurationError("that hand-over has gone", "see korora handover list --all")
+
+
+async def _ordered(journal: Journal, record: Record, event: Event) -> bool:
+    """Have it done by the process that has the hand-over in hand; whether it was. Else that one has let it go.
+
+    Raises:
+        ConfigurationError: nothing is to be decided, as it stands.
+        JournalBusy: it is not done in time.
+        HypervisorFailed: it could not be done.
+    """
+    if not Handover(record.side, record.state).takes(event):
+        raise ConfigurationError(
+            f"that hand-over is {record.state.value} and being worked on: nothing is left to an operator now",
+            "wait, and look again: korora handover show",
+        )
+    loop = asyncio.get_running_loop()
+    given = give(journal, record, event)
+    try:
+        deadline, taken = loop.time() + ORDER_SECONDS_MAX, False
+        while (answer := given.answer()) is None:
+            if not journal.held(record.head.session, record.side) and (given.withdraw() or given.answer() is None):
+                return False
+            if loop.time() > deadline:
+                if taken or given.withdraw():
+                    raise JournalBusy(*_SLOW if taken else _DEAF)
+                taken, deadline = True, loop.time() + ORDER_DONE_SECONDS_MAX
+            await asyncio.sleep(_ANSWER_POLL_SECONDS)
+    finally:
+        given.close()
+    if answer.trouble:
+        raise HypervisorFailed(answer.trouble)
+    return True

@@ -76,6 +76,10 @@ RECOVERY_SECONDS: Final = 15.0  # between two such looks, in the long run
 RECOVERIES_MAX: Final = 16  # hand-overs taken up at once: each waits for xl or for its peer, and needs little itself
 VISITS_MAX: Final = 32  # of one peer at once, in one process: it makes one for each of its sessions, and one more
 WORDS_MAX: Final = 16  # in one visit: four are the most that a hand-over needs
+ORDER_BYTES_MAX: Final = 4 * KIB  # an operator's word and the answer to it: some 30 bytes, and a reason
+ORDER_POLL_SECONDS: Final = 0.5  # between two looks for one, of whoever has a hand-over that an operator may decide
+ORDER_SECONDS_MAX: Final = 15.0  # until it is taken: a relay that is alive looks several times
+ORDER_DONE_SECONDS_MAX: Final = 120.0  # until it is done: to revive a copy takes xl a quarter of a minute, or a minute
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 
 # ---- times

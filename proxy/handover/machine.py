@@ -31,6 +31,10 @@ class Handover:
         self.state = step.state
         return step.actions
 
+    def takes(self, event: Event) -> bool:
+        """Whether the event changes anything, or asks for anything, where this side stands."""
+        return (self.state, event) in TABLES[self.side]
+
     @property
     def word(self) -> State | None:
         """What this side may say of itself; None while it has nothing to say."""

@@ -23,6 +23,7 @@ from proxy.limits import (
     CONTROL_SECONDS_MAX,
     ERRAND_PAUSE_SECONDS_MAX,
     ERRAND_PAUSE_SECONDS_MIN,
+    ERRAND_SECONDS_MAX,
     VISIT_SECONDS_MAX,
     WORDS_MAX,
 )
@@ -120,12 +121,14 @@ async def run_errand(contact: Contact, party: Party, *, seconds: float | None = 
     Args:
         contact: how it is reached.
         party: this side.
-        seconds: None for as long as it takes.
+        seconds: None for as long as it takes to decide, and ``ERRAND_SECONDS_MAX`` more for the destination to know.
     """
     loop = asyncio.get_running_loop()
     deadline = None if seconds is None else loop.time() + seconds
     pause = ERRAND_PAUSE_SECONDS_MIN
     while not (party.decided and party.peer_agrees):
+        if deadline is None and party.decided:
+            deadline = loop.time() + ERRAND_SECONDS_MAX
         try:
             await _visit_whoever_has_it(contact, party)
         except (ConfigurationError, ProtocolViolation, PolicyRefused, PeerRefused, PeerAborted) as error:
@@ -137,5 +140,14 @@ async def run_errand(contact: Contact, party: Party, *, seconds: float | None = 
                 break
         if deadline is not None and loop.time() + pause > deadline:
             return
-        await asyncio.sleep(pause)
+        await _pause(party, pause)
         pause = min(2 * pause, ERRAND_PAUSE_SECONDS_MAX)
+
+
+async def _pause(party: Party, seconds: float) -> None:
+    """Wait before the next visit; an operator who decides meanwhile has news for the destination."""
+    decided = party.decided
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while party.decided is decided:
+                await party.changed.wait()

@@ -10,7 +10,15 @@ from typing import Any, Final, Protocol
 
 from proxy.control import Word, printable
 from proxy.endpoints.base import Connection
-from proxy.errors import EXIT_HYPERVISOR, HypervisorFailed, PeerAborted, PeerLost, PolicyRefused, RelayError
+from proxy.errors import (
+    EXIT_HYPERVISOR,
+    HypervisorFailed,
+    PeerAborted,
+    PeerLost,
+    PolicyRefused,
+    RelayError,
+    SessionCancelled,
+)
 from proxy.handover.record import Kind
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of
@@ -375,8 +383,16 @@ class Guard:
 
     async def answered(self, event: Event, why: str) -> None:
         """The source has come back without the session (``Handovers.answer``)."""
+        await self._tell_without(PeerLost("the source has come back without the session"), event, why)
+
+    async def ordered(self, event: Event, why: str) -> None:
+        """An operator has said which copy is to run (``proxy.shell.orders``)."""
+        await self._tell_without(SessionCancelled("an operator decides which copy of the machine runs"), event, why)
+
+    async def _tell_without(self, end: RelayError, event: Event, why: str) -> None:
+        """Tell an event that may turn back: the session, if it still runs, ends first."""
         if not self.detached and not self.party.decided:
-            self._session.fail(PeerLost("the source has come back without the session"))
+            self._session.fail(end)
             while not self.detached:
                 await self.left.wait()
         await self.party.tell(event, why)

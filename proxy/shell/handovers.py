@@ -27,7 +27,6 @@ from proxy.handover.xl import READY_END
 from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
 from proxy.limits import (
     ENDED_SESSIONS_MAX,
-    ERRAND_SECONDS_MAX,
     HYPERVISOR_PAUSE_SECONDS,
     RECOVERIES_MAX,
     RESTART_SECONDS_MAX,
@@ -37,6 +36,7 @@ from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
 from proxy.shell.guard import Approval, Guard
 from proxy.shell.journal import Journal, JournalFile, now
+from proxy.shell.orders import WHY, Ear
 from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
 from proxy.shell.xl_guard import XlBack, XlEnd
@@ -83,6 +83,7 @@ class Handovers:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
         self._ended = ended
         self._live: dict[_Key, Guard] = {}
+        self._ears: dict[_Key, Ear] = {}
         self._untold: dict[_Key, None] = {}
         """Hand-overs of destinations here whose sources have not heard yet how they ended, the oldest first."""
         self._over: dict[_Key, None] = {}
@@ -106,12 +107,16 @@ class Handovers:
     def guards(self, guard: Guard) -> None:
         """``guard`` is at work in this process."""
         guard.party.ended = self._ended
-        self._live[_key(guard.party.record)] = guard
+        key = _key(guard.party.record)
+        self._live[key] = guard
+        self._ears[key] = Ear(self.journal, guard.party, guard.ordered)
 
     def released(self, guard: Guard) -> None:
         """It is not any more."""
         key = _key(guard.party.record)
         self._live.pop(key, None)
+        if (ear := self._ears.pop(key, None)) is not None:
+            ear.close()
         if guard.detached and key[1] is Side.DESTINATION and guard.party.decided and not guard.heard_of:
             _remember(self._untold, key)  # its source may never come
         if guard.party.decided:
@@ -134,11 +139,9 @@ class Handovers:
         """See ``XlSourceGuard``: as long as it takes to decide; a little longer for the destination to know."""
 
         async def run(guard: Guard) -> None:
-            while not (guard.stopping or guard.party.peer_agrees):
-                decided = guard.party.decided
-                work = asyncio.ensure_future(
-                    run_errand(contact(), guard.party, seconds=ERRAND_SECONDS_MAX if decided else None)
-                )
+            again = True
+            while again and not (guard.stopping or guard.party.peer_agrees):
+                work = asyncio.ensure_future(run_errand(contact(), guard.party))
                 stopping = asyncio.ensure_future(_until_stopping(guard))
                 try:
                     await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,8 +149,7 @@ class Handovers:
                     for task in (work, stopping):
                         task.cancel()
                     await asyncio.gather(work, stopping, return_exceptions=True)
-                if decided:
-                    break
+                again = not guard.party.decided
             if guard.party.decided and guard.party.peer_agrees and not guard.party.trouble:
                 await guard.party.settle()
 
@@ -320,20 +322,20 @@ class Handovers:
             self.left.wake()
             return None
         party = self._bare(file)
+        ear = Ear(self.journal, party, party.tell)
         try:
             end = XlEnd(connection, READY_END, party.log)
             party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
             await _look(party)
             contact = reach(file.record)
-            while not party.decided:
-                if contact is None:
-                    raise HypervisorFailed("the journal does not say where the destination is")
+            if contact is not None:
                 await run_errand(contact, party)
-            if contact is not None and not party.peer_agrees:
-                await run_errand(contact, party, seconds=ERRAND_SECONDS_MAX)
+            elif not party.decided:
+                raise HypervisorFailed("the journal does not say where the destination is")
             await _settle(party, await _standing_here(party))
             return party
         finally:
+            ear.close()
             party.close()
             self.left.wake()
 
@@ -356,6 +358,7 @@ class Handovers:
         if file is None:
             return None
         party = self._bare(file)
+        ear = Ear(self.journal, party, party.tell)
         try:
             begun = file.record.begun
             if not begun and party.state in (State.OPEN, State.ABORTED):
@@ -363,13 +366,14 @@ class Handovers:
             else:
                 await _look(party)
             if operator is not None:
-                await party.tell(operator, "an operator says so")
+                await party.tell(operator, WHY)
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 await run_errand(contact, party, seconds=seconds)
             await _settle(party, await _standing_here(party) if begun else None)
             return party
         finally:
+            ear.close()
             party.close()
 
 

@@ -30,7 +30,7 @@ log = structlog.get_logger("korora.handover")
 FOLDER: Final = "handover"
 _SUFFIX: Final = ".journal"
 _FRESH_SECONDS: Final = 3600.0  # making one takes as long as a disk takes to write two lines
-_FRESH: Final = ".new-"  # while it is made; a crash may leave one, which then says nothing
+FRESH: Final = ".new-"  # while it is made; a crash may leave one, which then says nothing
 
 
 def now() -> str:
@@ -117,7 +117,7 @@ class Journal:
             JournalError: it cannot be made, or is there.
         """
         path = self._path(head.session, Side(head.side))
-        fresh = path.with_suffix(f"{_FRESH}{os.getpid()}")
+        fresh = path.with_suffix(f"{FRESH}{os.getpid()}")
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -181,6 +181,27 @@ class Journal:
             raise
         return JournalFile(path, descriptor, record)
 
+    def held(self, session: str, side: Side) -> bool:
+        """Whether a process is at work on that hand-over.
+
+        Raises:
+            JournalError: it cannot be told.
+        """
+        path = self._path(session, side)
+        try:
+            descriptor = _open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise JournalError(f"cannot open {path}: {error.strerror}", "see to its owner and mode") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def records(self) -> list[Record]:
         """All that can be read, the oldest first; what cannot is told in the log."""
         found = []
@@ -212,7 +233,7 @@ class Journal:
 
     def _prune(self) -> None:
         """Remove settled hand-overs that are old, or too many; an unsettled one is never removed."""
-        for path in self.folder.glob(f"*{_FRESH}*"):
+        for path in self.folder.glob(f"*{FRESH}*"):
             if _age(path) > _FRESH_SECONDS:
                 with suppress(OSError):
                     path.unlink()

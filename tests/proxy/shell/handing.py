@@ -24,7 +24,7 @@ from proxy.endpoints.sockets import TcpEgress, TcpIngress, listen_tcp
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState
-from proxy.shell import errand, guard, handovers, party, runner, xl_guard
+from proxy.shell import errand, guard, handovers, orders, party, runner, xl_guard
 from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.guard import Approval
@@ -56,7 +56,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (errand, "ERRAND_PAUSE_SECONDS_MIN", 0.005),
         (errand, "ERRAND_PAUSE_SECONDS_MAX", 0.02),
         (guard, "RECOVERY_SECONDS", 0.05),
-        (handovers, "ERRAND_SECONDS_MAX", 0.3),
+        (errand, "ERRAND_SECONDS_MAX", 0.3),
+        (orders, "ORDER_POLL_SECONDS", 0.01),
         (handovers, "RESTART_SECONDS_MAX", 0.0),
         (party, "HYPERVISOR_PAUSE_SECONDS", 0.001),
         (party, "RESUMED_SECONDS_MAX", 0.02),
