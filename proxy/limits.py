@@ -80,6 +80,7 @@ ORDER_BYTES_MAX: Final = 4 * KIB  # an operator's word and the answer to it: som
 ORDER_POLL_SECONDS: Final = 0.5  # between two looks for one, of whoever has a hand-over that an operator may decide
 ORDER_SECONDS_MAX: Final = 15.0  # until it is taken: a relay that is alive looks several times
 ORDER_DONE_SECONDS_MAX: Final = 120.0  # until it is done: to revive a copy takes xl a quarter of a minute, or a minute
+STOPPED_SECONDS_MAX: Final = 10.0  # a relay that is to end lets a last handshake finish: it usually takes below one
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 
 # ---- times

@@ -315,6 +315,16 @@ class ProcessConnection(PipeConnection):
         )
         self._reader.close()
 
+    def leave(self) -> None:
+        """Kill it, then close: it must not see an end, at which xl migrate-receive would destroy what it has received.
+
+        What it has made stays as it is, for whoever goes on.
+        """
+        if not self._ended.done():
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._close()
+
     async def _kill(self) -> None:
         """Kill all of it, and wait a little for its end."""
         if not self._ended.done():

@@ -39,6 +39,8 @@ Approval = Callable[[Side, Vm], Awaitable[None]]
 
 _IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
 
+_CLOSING: Final = (State.ASKED, State.PREPARED, State.VOTED, State.COMMITTED)
+
 # What a peer's word means for a session that is under way; what turns it back ends it first.
 _FORWARD: Final = frozenset({Event.WHOLE, Event.PEER_PREPARED, Event.PEER_VOTED, Event.PEER_COMMITTED, Event.PEER_DONE})
 
@@ -375,6 +377,16 @@ class Guard:
                 await self.party.changed.wait()
         except TimeoutError:
             await self.party.again()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the last handshake is under way: from a machine that is whole until it is decided."""
+        return not self.detached and self.party.state in _CLOSING
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this process goes before it is decided: what it leaves has to be there for whoever takes it up."""
+        return self.holds and self.stopping and self.party.state in (*_CLOSING, State.DOUBT)
 
     def stop(self) -> None:
         """This process is to end: what is not decided stays in the journal."""

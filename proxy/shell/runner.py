@@ -17,8 +17,10 @@ from typing import Any
 from crypto.keys import LaneId
 from proxy.channel import SendHalf
 from proxy.control import LaneLost, LaneProgress
+from proxy.endpoints.base import Connection
 from proxy.errors import (
     EXIT_INTEGRITY,
+    Interrupted,
     PeerAborted,
     PeerLost,
     ProtocolViolation,
@@ -30,6 +32,7 @@ from proxy.guest import GuestView
 from proxy.limits import (
     ABORT_SECONDS_MAX,
     DRAIN_SECONDS_MAX,
+    STOPPED_SECONDS_MAX,
 )
 from proxy.ordering import Outgoing
 from proxy.paging import Stored
@@ -76,6 +79,8 @@ class Runner(Linked):
         self.heard = False
         """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
         self.began = self._loop.time()
+        self._stopping: asyncio.TimerHandle | None = None
+        """Until then a last handshake may finish, and the session ends."""
         self._ending = False
         """Whether any direction has ended: only then can an acknowledgement be the last."""
         self.encoding: EncodingLine | None = None
@@ -103,7 +108,19 @@ class Runner(Linked):
         self._wake_pumps()
 
     def stop(self, reason: RelayError) -> None:
-        """End the session from outside: the peer and the hypervisors are told ``reason``."""
+        """End the session from outside: the peer and the hypervisors are told ``reason``.
+
+        Where it is the process that is to end, a last handshake that is under way may finish, for
+        ``STOPPED_SECONDS_MAX``: it takes less than to take up afterwards what was cut, and the machine stands still.
+        """
+        if isinstance(reason, Interrupted) and self.guard is not None and self.guard.closing:
+            if self._stopping is None:
+                self.log.info("the hand-over under way may finish", seconds_max=STOPPED_SECONDS_MAX)
+                self._stopping = self._loop.call_later(STOPPED_SECONDS_MAX, self._stop, reason)
+            return
+        self._stop(reason)
+
+    def _stop(self, reason: RelayError) -> None:
         if self.guard is not None:
             self.guard.stop()
         self.fail(reason)
@@ -120,6 +137,8 @@ class Runner(Linked):
             await self._run()
             await self.finish_handover()
         finally:
+            if self._stopping is not None:
+                self._stopping.cancel()
             self.end_handover(self.report)
 
     async def _run(self) -> None:
@@ -211,9 +230,10 @@ class Runner(Linked):
 
     async def _abort_channels(self) -> None:
         pending = [channel for channel in self.channels.values() if not channel.settled]
+        leaves = self.guard is not None and self.guard.leaves
         for channel in pending:
             channel.settled = True
-        await asyncio.gather(*(channel.connection.abort() for channel in pending), return_exceptions=True)
+        await asyncio.gather(*(_let_go(one.connection, leaves=leaves) for one in pending), return_exceptions=True)
 
     async def _part(self) -> None:
         """Both sides have agreed that all is well: FINAL on every lane, close_notify."""
@@ -437,3 +457,12 @@ class Runner(Linked):
         """What page-aware encoding did here; None where it was not agreed on."""
         line = self.encoding or self.decoding
         return None if line is None else line.tally
+
+
+async def _let_go(connection: Connection, *, leaves: bool) -> None:
+    """End a hypervisor's connection; where another process is to go on, in the way that loses least, if it has one."""
+    leave = getattr(connection, "leave", None) if leaves else None
+    if leave is not None:
+        leave()
+    else:
+        await connection.abort()

@@ -25,8 +25,10 @@ from tests.korora.handover.moments import MOMENTS, Moment
 from tests.standins.xen_host import XenHost
 
 RESUME_SECONDS = 4  # less is lost to nothing but a busy machine
+SETTINGS = f"[limits]\nresume_timeout = {RESUME_SECONDS}\ndrain_timeout = 1\n"
 AT_ONCE = 4  # migrations that begin together
 STEP_SECONDS = 40.0  # what takes two has this long on a busy machine
+STOP_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
 PAGES = 512
 
@@ -40,7 +42,7 @@ class Side:
         self.name = name
         self.xen = XenHost(folder / name)
         self.socket = folder / f"{name}.xl"
-        self.daemon: Host = site.host(name, workers=1, settings=f"[limits]\nresume_timeout = {RESUME_SECONDS}\n")
+        self.daemon: Host = site.host(name, workers=1, settings=SETTINGS)
         self.daemon.egress("default", "xl:")
 
     def meet(self, other: "Side") -> None:
@@ -63,6 +65,15 @@ class Side:
         assert self.daemon.process is not None
         assert self.daemon.process.stdout is not None
         self.daemon.process.wait()
+        self.daemon.process.stdout.close()
+        self.daemon.process = None
+
+    def stop(self) -> None:
+        """The daemon is told to stop, as by a service manager, and has ended."""
+        assert self.daemon.process is not None
+        assert self.daemon.process.stdout is not None
+        self.daemon.process.send_signal(signal.SIGTERM)
+        self.daemon.process.wait(STOP_SECONDS_MAX)
         self.daemon.process.stdout.close()
         self.daemon.process = None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.limits import STOPPED_SECONDS_MAX
 from tests.attacks.wire import Way
 from tests.korora.handover.moments import MOMENTS
 from tests.korora.handover.scene import RESUME_SECONDS, Crossing, Scene, Side, scene
@@ -200,6 +201,26 @@ async def away_beta(both: Scene) -> None:
     await kill(both, both.beta, away_seconds=LONG_SECONDS)
 
 
+async def stop(both: Scene, side: Side) -> None:
+    """A daemon is told to stop in the middle of it all, and started again; no xl goes on before it has left them."""
+    stopping = asyncio.create_task(asyncio.to_thread(side.stop))
+    await asyncio.wait({stopping}, timeout=STOPPED_SECONDS_MAX + 4.0)
+    both.go_on()
+    await stopping
+    both.mend()
+    await asyncio.to_thread(side.start)
+
+
+async def stop_alpha(both: Scene) -> None:
+    """The source's daemon, as by a service manager."""
+    await stop(both, both.alpha)
+
+
+async def stop_beta(both: Scene) -> None:
+    """The destination's."""
+    await stop(both, both.beta)
+
+
 async def worker_alpha(both: Scene) -> None:
     """The process of the source's daemon that has the sessions."""
     _kill_workers(both.alpha)
@@ -243,6 +264,8 @@ def _kill_workers(side: Side) -> None:
         kill_both,
         away_alpha,
         away_beta,
+        stop_alpha,
+        stop_beta,
         worker_alpha,
         worker_beta,
         pytest.param(freeze_alpha, marks=pytest.mark.slow),

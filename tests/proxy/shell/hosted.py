@@ -190,6 +190,9 @@ class MortalConnection:
     async def abort(self) -> None:
         await self._inner.abort()
 
+    def leave(self) -> None:
+        self._life.moment("leaves")
+
     def _living(self) -> None:
         if self._life.dead:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
