@@ -120,8 +120,18 @@ async def finish_earlier(handovers: Handovers, how: Reach, address: str) -> None
     await handovers.recover(how, lambda record: record.side is Side.SOURCE and record.head.address == address)
 
 
-def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: Path, seconds: int) -> None:
-    """A command that must end leaves an unsettled hand-over to a process of its own, which outlives it."""
+def leave_behind(
+    handovers: Handovers, session: str, *, identity: Path, state: Path, rules: PeerRules, seconds: int
+) -> None:
+    """A command that must end leaves an unsettled hand-over to a process of its own, which outlives it.
+
+    Args:
+        handovers: of this process.
+        session: the hand-over's.
+        identity, state: this relay's folders.
+        rules: what the session has demanded of its peer.
+        seconds: how long that process tries.
+    """
     with suppress(OSError):
         mine = [record for record in handovers.unsettled() if record.head.session == session]
         if not any(record.side is Side.SOURCE for record in mine):
@@ -130,6 +140,8 @@ def leave_behind(handovers: Handovers, session: str, *, identity: Path, state: P
             [
                 *(sys.executable, "-P", "-m", "korora", "handover", "recover", session),
                 *("--identity", str(identity), "--state", str(state), "--wait", str(seconds)),
+                *(f"--pin={pin.hex()}" for pin in sorted(rules.pins)),
+                *(["--allow-classical"] if rules.allow_classical else []),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -217,8 +229,14 @@ def meaning(record: Record, *, run_here: bool) -> str:
     )
 
 
-async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
-    """Ask the local hypervisor, and the other relay if this side knows where it listens."""
+async def ask(handovers: Handovers, record: Record, how: Reach) -> Told:
+    """Ask the local hypervisor, and the other relay if this side knows where it listens.
+
+    Args:
+        handovers: of this host.
+        record: of the hand-over.
+        how: the destination is reached.
+    """
     hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
     try:
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
@@ -230,15 +248,21 @@ async def ask(handovers: Handovers, record: Record, identity: Path) -> Told:
     peer = "unknown: it calls this side, and has not"
     if record.side is Side.SOURCE:
         try:
-            contact = reach(identity)(record)
+            contact = how(record)
             peer = "unknown: no address" if contact is None else await peek(contact, record)
         except (RelayError, CryptoError, OSError) as error:
             peer = f"unknown: {error}"
     return Told(copy, peer, "nothing" if record.settled else advice(record))
 
 
-async def finish(handovers: Handovers, records: list[Record], identity: Path, wait: int) -> list[Record]:
+async def finish(handovers: Handovers, records: list[Record], how: Reach, wait: int) -> list[Record]:
     """Take unsettled hand-overs up, each for ``wait`` seconds at most; how they stand afterwards.
+
+    Args:
+        handovers: of this host.
+        records: of the hand-overs.
+        how: destinations are reached.
+        wait: for one that is away.
 
     Raises:
         JournalBusy: a single one was asked for, and a relay is at work on it.
@@ -246,7 +270,7 @@ async def finish(handovers: Handovers, records: list[Record], identity: Path, wa
     after = []
     for record in records:
         try:
-            contact = reach(identity)(record) if record.side is Side.SOURCE else None
+            contact = how(record) if record.side is Side.SOURCE else None
             party = await handovers.recover_one(record, contact, seconds=wait)
         except JournalBusy:
             if len(records) == 1:

@@ -415,6 +415,7 @@ class _Sender:
                     report.session_id,
                     identity=common.identity,
                     state=common.state_folder,
+                    rules=common.rules,
                     seconds=options.recover_seconds,
                 )
             if options.common.once or options.ingress.single or self._stopped:

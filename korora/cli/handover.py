@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from korora.cli import options as opt
 from korora.cli.options import help_without_command
 
 if TYPE_CHECKING:
+    from crypto.tls import PeerRules
     from proxy.handover.record import Record
 
 STATE_DEFAULT: Final = Path("/var/lib/korora")  # the daemon's, as in its configuration
@@ -35,6 +37,15 @@ _Identity = Annotated[
         metavar="DIR",
         help=f"This host's identity, to ask the other relay [default: {IDENTITY_DEFAULT}];"
         " without --state, its DIR/state is meant.",
+    ),
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The daemon's configuration: its identity, its state directory, and what it demands of peers.",
+        show_default=False,
     ),
 ]
 _Session = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or the first digits of it.")]
@@ -86,17 +97,21 @@ def show(
     side: _Side = None,
     state: _State = None,
     identity: _Identity = None,
+    config: _Config = None,
+    pin: opt.Pins = None,
+    allow_classical: opt.AllowClassical = False,
     as_json: _AsJson = False,
 ) -> None:
     """Show what is known of both sides: the journal, the copy on this host, and what the other relay says."""
     import asyncio
     import json
 
-    from korora.handovers import ask, open_handovers
+    from korora.handovers import ask, open_handovers, reach
 
+    state, identity, rules = _settings(config, state, identity, pin, allow_classical=allow_classical)
     handovers = open_handovers(_state(state, identity))
     record = _one(_find(handovers.journal.records(), session), session, side)
-    told = asyncio.run(ask(handovers, record, identity or IDENTITY_DEFAULT))
+    told = asyncio.run(ask(handovers, record, reach(identity or IDENTITY_DEFAULT, rules)))
     if as_json:
         typer.echo(json.dumps(_as_dict(record) | {"copy": told.copy, "peer_says": told.peer, "advice": told.advice}))
         return
@@ -122,19 +137,23 @@ def recover(
     ] = 0,
     state: _State = None,
     identity: _Identity = None,
+    config: _Config = None,
+    pin: opt.Pins = None,
+    allow_classical: opt.AllowClassical = False,
     as_json: _AsJson = False,
 ) -> None:
     """Finish what can be finished, as a running relay does by itself: ask the other relay, and act on its answer."""
     import asyncio
     import json
 
-    from korora.handovers import finish, open_handovers
+    from korora.handovers import finish, open_handovers, reach
 
+    state, identity, rules = _settings(config, state, identity, pin, allow_classical=allow_classical)
     handovers = open_handovers(_state(state, identity))
     records = [record for record in handovers.journal.records() if not record.settled]
     if session is not None:
         records = _find(handovers.journal.records(), session)
-    after = asyncio.run(finish(handovers, records, identity or IDENTITY_DEFAULT, wait))
+    after = asyncio.run(finish(handovers, records, reach(identity or IDENTITY_DEFAULT, rules), wait))
     if as_json:
         typer.echo(json.dumps({"handovers": [_as_dict(record) for record in after]}))
     else:
@@ -195,6 +214,26 @@ def _say(records: "list[Record]") -> None:
         typer.echo(f"{record.head.session[:8]}  {name}: {record.state.value}, {left}")
     if not records:
         typer.echo("nothing is left to do")
+
+
+def _settings(
+    config: Path | None, state: Path | None, identity: Path | None, pins: list[str] | None, *, allow_classical: bool
+) -> "tuple[Path | None, Path | None, PeerRules]":
+    """Where things are kept, and what is demanded of a peer besides its name: as in the session that broke off."""
+    from dataclasses import replace
+
+    from crypto.tls import PeerRules
+
+    rules = PeerRules(pins=frozenset(opt.digests(pins)), allow_classical=allow_classical)
+    if config is None:
+        return state, identity, rules
+    from korora.daemon.build import rules_of
+    from korora.daemon.config import read
+
+    daemon = read(config)
+    own = rules_of(daemon)
+    rules = replace(own, pins=rules.pins, allow_classical=own.allow_classical or allow_classical)
+    return state or Path(daemon.state), identity or Path(daemon.identity), rules
 
 
 def _state(state: Path | None, identity: Path | None) -> Path:

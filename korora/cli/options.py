@@ -136,3 +136,23 @@ def help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
+
+
+def digests(pins: list[str] | None) -> tuple[bytes, ...]:
+    """The digests that --pin names, of 32 bytes.
+
+    Raises:
+        ConfigurationError: one is none.
+    """
+    from proxy.errors import ConfigurationError
+
+    digests = []
+    for pin in pins or []:
+        match = PIN_PATTERN.match(pin)
+        if match is None:
+            raise ConfigurationError(
+                f"--pin {pin!r} is no SHA-256",
+                "give the 64 hexadecimal digits that docs/operations.md shows how to get",
+            )
+        digests.append(bytes.fromhex(match[1]))
+    return tuple(digests)

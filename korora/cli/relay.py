@@ -71,7 +71,7 @@ def receive(
     """Take migrations from other hosts for the local hypervisor."""
     from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor
 
-    address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), _digests(pin)
+    address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), opt.digests(pin)
     monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
     from korora import relay
@@ -128,7 +128,7 @@ def send(
     """Carry a migration from the local hypervisor to another host."""
     from proxy.endpoints.spec import parse_address, parse_ingress, parse_monitor, parse_xl_flags
 
-    ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), _digests(pin)
+    ingress, (host, port), digests = parse_ingress(source), parse_address(peer, "--peer"), opt.digests(pin)
     flags = None if xl_flags is None else parse_xl_flags(xl_flags, "--xl-flags")
     monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
@@ -256,22 +256,6 @@ def _by_daemon(
             carry = Carry(VERSION, peer, flags, tuple(names or ()))
             raise typer.Exit(holder.hand_over(holder.Order(Path(daemon), carry, report, patience_seconds), sock))
     log.info("no daemon: this process relays", socket=daemon)
-
-
-def _digests(pins: list[str] | None) -> tuple[bytes, ...]:
-    """The digests that --pin names."""
-    from proxy.errors import ConfigurationError
-
-    digests = []
-    for pin in pins or []:
-        match = opt.PIN_PATTERN.match(pin)
-        if match is None:
-            raise ConfigurationError(
-                f"--pin {pin!r} is no SHA-256",
-                "give the 64 hexadecimal digits that docs/operations.md shows how to get",
-            )
-        digests.append(bytes.fromhex(match[1]))
-    return tuple(digests)
 
 
 def _common(

@@ -7,16 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from crypto.keys import SessionId
 from crypto.tls import PeerRules
-from korora import handovers
+from korora import handovers, log
+from korora.cli.handover import app
 from korora.daemon import build, config
 from korora.relay import Common
 from proxy.control import PROTOCOL_VERSION, Recover
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import State
 from proxy.hypervisors.base import Vm
+from proxy.shell.handovers import Reach
 from proxy.shell.journal import Journal, now
 from tests.standins.xen_host import UUID, XenHost
 
@@ -37,7 +40,7 @@ def test_a_process_left_behind_runs_nothing_of_the_folder_it_is_started_in(
     left = handovers.open_handovers(state)
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", lambda command, **how: started.append(command))
-        handovers.leave_behind(left, SESSION, identity=tmp_path / "identity", state=state, seconds=0)
+        handovers.leave_behind(left, SESSION, identity=tmp_path / "identity", state=state, rules=PeerRules(), seconds=0)
     (command,) = started
     subprocess.run(command, cwd=folder, check=False, capture_output=True, timeout=SECONDS_MAX)
     assert not (tmp_path / "was here").exists()
@@ -153,3 +156,40 @@ def test_one_that_is_given_up_in_doubt_is_told_to_its_source_as_one_that_never_r
         )
     )
     assert answer.state == "aborted"
+
+
+def test_who_is_asked_by_hand_is_judged_as_in_the_session(
+    tmp_path: Path, identity_alpha: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its pins, and without ML-KEM where that is allowed: of the daemon's configuration, or as `send` takes them."""
+    seen: list[tuple[Path, PeerRules | None]] = []
+    state = tmp_path / "state"
+    Journal(state).begin(Head(SESSION, "source", "xl", "beta", now()), Entry("open", now())).close()
+    file = tmp_path / "korora.toml"
+    file.write_text(f'identity = "{identity_alpha}"\nstate = "{state}"\n{CONFIG}')
+
+    def reach(identity: Path, rules: PeerRules | None = None) -> Reach:
+        seen.append((identity, rules))
+        return lambda record: None
+
+    monkeypatch.setattr(handovers, "reach", reach)
+    monkeypatch.setattr(log, "configure", lambda *_: None)  # its standard error is the runner's, and gone afterwards
+    common = ["--identity", str(identity_alpha), "--state", str(state)]
+    for words in (["recover"], ["show", SESSION]):
+        CliRunner().invoke(app, [*words, "--config", str(file)])
+        CliRunner().invoke(app, [*words, *common, "--pin", PIN, "--allow-classical"])
+        CliRunner().invoke(app, [*words, *common])
+    pin = frozenset({bytes.fromhex("ab" * 32)})
+    by_config = PeerRules(frozenset({"beta"}), frozenset(), allow_classical=True, pins_by_name={"beta": pin})
+    expected = [by_config, PeerRules(pins=pin, allow_classical=True), PeerRules()]
+    assert seen == [(identity_alpha, rules) for rules in expected * 2]
+
+
+def test_a_process_left_behind_demands_what_the_session_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal(tmp_path).begin(Head(SESSION, "source", "xl", "there", now()), Entry("open", now())).close()
+    started: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started.append(command))
+    rules = PeerRules(pins=frozenset({bytes.fromhex("ab" * 32)}), allow_classical=True)
+    left = handovers.open_handovers(tmp_path)
+    handovers.leave_behind(left, SESSION, identity=tmp_path, state=tmp_path, rules=rules, seconds=0)
+    assert started[0][-2:] == [f"--pin={'ab' * 32}", "--allow-classical"]
