@@ -215,11 +215,11 @@ class Runner(Linked):
         if link is not None:
             told = await link.abort(exit_code_of(failure), str(failure) or type(failure).__name__)
             self.heard = told or isinstance(failure, PeerAborted)
-        await abandoning
         for lane in self.bundle.lanes.values():
             lane.drop()
         if link is not None:
-            await link.close()
+            await link.close()  # the peer waits for it before it ends, and for the peer waits its hypervisor
+        await abandoning
 
     async def abandon(self) -> None:
         """Make sure that no hypervisor takes this for a clean end."""

@@ -15,9 +15,9 @@ from proxy.errors import EXIT_POLICY, PeerLost, PolicyRefused, RelayError, exit_
 from proxy.handover.table import Side
 from proxy.handover.xl import BANNER
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.limits import WORDS_MAX
+from proxy.limits import DRAIN_SECONDS_MAX, WORDS_MAX
 from proxy.shell.contact import Contact
-from tests.proxy.shell.handing import Hosts, both_ended, lie, quick, tell, turned_back
+from tests.proxy.shell.handing import Hosts, both_ended, hosts, lie, quick, tell, turned_back
 from tests.proxy.shell.hosted import MortalConnection
 from tests.proxy.support import until
 
@@ -218,3 +218,26 @@ def test_who_is_asked_while_the_network_goes(tell: Callable[..., None], side: Si
         await story(both)
 
     tell(begin)
+
+
+async def test_nothing_waits_for_the_other_side_of_a_refusal(
+    tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    """A source's no comes when its machine stands still, and xl goes on when its transport has ended: at once.
+
+    The destination has promised its copy, and waits to be told that the source has turned back.
+    """
+    loop = asyncio.get_running_loop()
+    refused: list[float] = []
+
+    async def no(_: Side, vm: Vm) -> None:
+        refused.append(loop.time())
+        raise PolicyRefused("not today")
+
+    async with hosts(tmp_path, client_tls, server_tls, approvals={Side.SOURCE: [no]}) as both:
+        await both.migrate()
+        await until(lambda: Side.SOURCE in both.ended)
+        assert loop.time() - refused[0] < DRAIN_SECONDS_MAX / 2
+        assert both.source_xl is not None
+        assert both.source_xl.end == "resumed"
+        await turned_back(both)
