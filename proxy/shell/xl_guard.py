@@ -223,9 +223,9 @@ class XlDestinationGuard(Guard):
     ) -> None:
         super().__init__(file, hypervisor, session, approvals)
         self._answers = Answers()
-        self._cleared = False
-        """Whether GO has passed."""
-        self._passed = b""
+        self._permission = Permission()
+        self._allowed = 0
+        """How many bytes of GO xl has been given."""
 
     async def read(self, piece: memoryview) -> bool:
         """See ``Guard.read``."""
@@ -263,20 +263,27 @@ class XlDestinationGuard(Guard):
     def arrived(self, body: memoryview) -> None:
         """See ``Guard.arrived``."""
         if self.party.state is State.PREPARED:
-            self._passed = (self._passed + bytes(body))[-len(GO) :]
-            self._cleared = self._passed == GO
+            self._permission.feed(body)
         self.saw(body)
 
     @property
     def free(self) -> bool:
-        """See ``Guard.free``: xl makes a domain once it has the configuration, and then the journal has its name."""
-        return not self._naming
+        """See ``Guard.free``: xl makes a domain once it has the configuration, and then the journal has its name.
+
+        From READY on it is counted what xl is given, which is GO.
+        """
+        return self.party.state is State.OPEN and not self._naming
 
     async def passable(self, size: int) -> int:
         """See ``Guard.passable``."""
         while self._naming:
             await self.party.changed.wait()
         return size
+
+    def wrote(self, size: int) -> None:
+        """See ``Guard.wrote``."""
+        if self.party.state is not State.OPEN:
+            self._allowed += size
 
     # ---- hands
 
@@ -289,15 +296,13 @@ class XlDestinationGuard(Guard):
         return await super().take(vm)
 
     async def _clear(self, connection: Connection) -> None:
-        """The source has given the machine up and its session is gone: give xl the permission that did not come."""
+        """The source has given the machine up and its session is gone: give xl what did not come of the permission."""
         try:
             buffer = memoryview(bytearray(256))
             async with asyncio.timeout(HANDOVER_SECONDS_MAX):
-                rest = memoryview(b"" if self._cleared else GO)
-                self._cleared = True
-                while rest:
-                    rest = rest[connection.write(rest) :]
-                    if rest:
+                while self._allowed < len(GO):
+                    self._allowed += connection.write(memoryview(GO)[self._allowed :])
+                    if self._allowed < len(GO):
                         await asyncio.sleep(_POLL_SECONDS)
                 while True:
                     got = connection.read_into(buffer)
