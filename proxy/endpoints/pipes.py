@@ -251,6 +251,7 @@ class ProcessConnection(PipeConnection):
             ends.append(fd)
         super().__init__(_ReadEnd(ends[0]), _WriteEnd(ends[1]), label)
         self._process = process
+        self.pid = process.pid
         self._wind_down = wind_down
         self._ended = asyncio.get_running_loop().create_future()
         self._pidfd = os.pidfd_open(process.pid)

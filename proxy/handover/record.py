@@ -69,6 +69,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name, uuid: of the machine, as far as the stream has told by then.
         copy: which copy here is meant; see ``Hypervisor.pin``.
         settled: nothing is left to be done about it.
+        tool: the xl process that sends the machine, or receives it, as ``proxy.process`` writes it down; empty if
+            that is not known.
         paused: whether its operator had paused it before it left; see ``Vm``.
     """
 
@@ -80,6 +82,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copy: _Name = ""
     settled: bool = False
     paused: bool = False
+    tool: _Text = ""
 
 
 @dataclass(slots=True)
@@ -117,6 +120,11 @@ class Record:
         xl is known by what its stream tells, a QEMU by its monitor, as soon as it is guarded.
         """
         return bool(self.vm.name if self.head.kind == "xl" else self.vm.copy)
+
+    @property
+    def tool(self) -> str:
+        """The xl process that sends the machine, or receives it; empty if that is not known."""
+        return next((entry.tool for entry in reversed(self.entries) if entry.tool), "")
 
     @property
     def why(self) -> str:

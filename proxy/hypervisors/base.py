@@ -22,6 +22,11 @@ class Vm:
     copy: str = ""
     """What this host's hypervisor calls its copy, once ``Hypervisor.pin`` has said; never told to the peer."""
 
+    @property
+    def pinned(self) -> str:
+        """``copy`` without what else is noted of it: the same for whoever means the same one."""
+        return self.copy.partition("+")[0]
+
     paused: bool = False
     """Whether its operator had paused it before it left: it is to arrive, and not to run."""
 

@@ -274,7 +274,7 @@ class DestinationRunner(Runner):
                 await guard.begin()
             connection = await self._egress.connect(self.offer.xl_flags)
             if guard is not None:
-                guard.connection = connection
+                guard.connected(connection)
             channel = Channel(number, connection, self, guard)
             self.session.open(number, announced.credit)
             self.start_delivery(channel)

@@ -29,6 +29,7 @@ from proxy.limits import (
     RECOVERY_SECONDS,
     XL_CONFIG_BYTES_MAX,
 )
+from proxy.process import written_down
 from proxy.shell.journal import JournalFile
 from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
@@ -79,7 +80,7 @@ class Guard:
         self, file: JournalFile, hypervisor: Hypervisor, session: Session, approvals: Sequence[Approval] = ()
     ) -> None:
         self._hypervisor, self._session, self._approvals = hypervisor, session, tuple(approvals)
-        self._bare = Bare(hypervisor, paused=file.record.head.paused)
+        self.bare = Bare(hypervisor, paused=file.record.head.paused, tool=file.tool)
         self.party = Party(file, hypervisor, self, session.say_word)
         self.detached = False
         """Whether the session has ended: events may turn it back from now on."""
@@ -113,6 +114,13 @@ class Guard:
     def kind(self) -> Kind:
         """The hypervisor's, as OFFER and ACCEPT call it."""
         return self.party.record.head.kind
+
+    def connected(self, connection: Connection) -> None:
+        """The destination's hypervisor has taken its connection."""
+        self.connection = connection
+        pid = getattr(connection, "pid", None)
+        if pid is not None:
+            self.party.works(written_down(pid))
 
     # ---- hands: what is the same for every hypervisor
 
@@ -239,23 +247,23 @@ class Guard:
 
     async def take(self, vm: Vm) -> bool:
         """See ``Hands.take``."""
-        return await self._bare.take(vm)
+        return await self.bare.take(vm)
 
     async def start(self, vm: Vm) -> None:
         """See ``Hands.start``."""
-        await self._bare.start(vm)
+        await self.bare.start(vm)
 
     async def destroy(self, vm: Vm) -> None:
         """See ``Hands.destroy``."""
-        await self._bare.destroy(vm)
+        await self.bare.destroy(vm)
 
     async def revive(self, vm: Vm) -> None:
         """See ``Hands.revive``: its own hypervisor does it if it can; only what it left undone is done here."""
-        await self._bare.revive(vm, hurry=self.dead)
+        await self.bare.revive(vm, hurry=self.dead)
 
     async def remove(self, vm: Vm) -> None:
         """See ``Hands.remove``."""
-        await self._bare.remove(vm, hurry=self.dead)
+        await self.bare.remove(vm, hurry=self.dead)
 
     # ---- while the session runs
 

@@ -4,7 +4,7 @@ Whoever acts on a hand-over holds its file's lock. A process that finds a hand-o
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
@@ -24,7 +24,7 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Fate, Hypervisor, Vm
+from proxy.hypervisors.base import CopyState, Fate, Hypervisor
 from proxy.limits import (
     ENDED_SESSIONS_MAX,
     HYPERVISOR_PAUSE_SECONDS,
@@ -39,6 +39,7 @@ from proxy.shell.journal import Journal, JournalFile, now
 from proxy.shell.orders import WHY, Ear
 from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
+from proxy.shell.whose import theirs, until_received, whose
 from proxy.shell.xl_guard import XlBack, XlEnd
 
 log = structlog.get_logger("korora.handover")
@@ -109,6 +110,7 @@ class Handovers:
         guard.party.ended = self._ended
         key = _key(guard.party.record)
         self._live[key] = guard
+        guard.bare.theirs = theirs(self.journal, guard.party.record)
         self._ears[key] = Ear(self.journal, guard.party, guard.ordered)
 
     def released(self, guard: Guard) -> None:
@@ -212,29 +214,11 @@ class Handovers:
         except BaseException:
             file.close()
             raise
-        hands = Bare(hypervisor, paused=head.paused, alone=self._alone(file.record))
-        party = Party(file, hypervisor, hands, silent)
+        party = Party(
+            file, hypervisor, Bare(hypervisor, paused=head.paused, **whose(self.journal, file.record)), silent
+        )
         party.ended = self._ended
         return party
-
-    def _alone(self, record: Record) -> Callable[[Vm], Awaitable[None]]:
-        """See ``Bare``. What turned back, and was not settled because its destination is away, ran on and may be
-        leaving to another one: suspended by that migration, it must not be revived for the sake of the earlier."""
-
-        async def alone(vm: Vm) -> None:
-            for other in await asyncio.to_thread(self.journal.records):
-                if (
-                    other.side is Side.SOURCE
-                    and other.head.session != record.head.session
-                    and not other.settled
-                    and other.state is not State.ABORTED
-                    and (not other.vm.name or (other.vm.name, other.vm.uuid) == (vm.name, vm.uuid))
-                ):
-                    raise HypervisorFailed(
-                        f"{vm.name} is leaving once more, by the hand-over {other.head.session[:8]}: that one decides"
-                    )
-
-        return alone
 
     # ---- what the journal has
 
@@ -322,20 +306,19 @@ class Handovers:
             self.left.wake()
             return None
         party = self._bare(file)
-        ear = Ear(self.journal, party, party.tell)
         try:
             end = XlEnd(connection, READY_END, party.log)
-            party.hands = XlBack(party.hypervisor, end, self._alone(file.record))
+            party.hands = XlBack(party.hypervisor, end, **whose(self.journal, file.record))
             await _look(party)
             contact = reach(file.record)
             if contact is not None:
-                await run_errand(contact, party)
+                with Ear(self.journal, party, party.tell):
+                    await run_errand(contact, party)
             elif not party.decided:
                 raise HypervisorFailed("the journal does not say where the destination is")
             await _settle(party, await _standing_here(party))
             return party
         finally:
-            ear.close()
             party.close()
             self.left.wake()
 
@@ -358,7 +341,6 @@ class Handovers:
         if file is None:
             return None
         party = self._bare(file)
-        ear = Ear(self.journal, party, party.tell)
         try:
             begun = file.record.begun
             if not begun and party.state in (State.OPEN, State.ABORTED):
@@ -369,11 +351,11 @@ class Handovers:
                 await party.tell(operator, WHY)
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
-                await run_errand(contact, party, seconds=seconds)
+                with Ear(self.journal, party, party.tell):
+                    await run_errand(contact, party, seconds=seconds)
             await _settle(party, await _standing_here(party) if begun else None)
             return party
         finally:
-            ear.close()
             party.close()
 
 
@@ -436,8 +418,9 @@ async def _look(party: Party) -> None:
     """After a restart: how does the local copy stand, and what follows from that?
 
     Raises:
-        HypervisorFailed: it cannot be asked.
+        HypervisorFailed: it cannot be asked, or somebody is still at work on it.
     """
+    await until_received(party)
     if await _standing_here(party) is not CopyState.ABSENT:
         await party.tell(Event.RESTARTED, "taken up again")
     elif await _runs_again(party):

@@ -43,6 +43,8 @@ class JournalFile:
 
     def __init__(self, path: Path, descriptor: int, record: Record) -> None:
         self.path, self.record = path, record
+        self.tool = record.tool
+        """The xl process at work here, written down with each state; see ``Entry``."""
         self._descriptor = descriptor
         self._busy = threading.Lock()
         """Held while a thread writes: a descriptor that were closed meanwhile could be another file's by then."""
@@ -65,6 +67,7 @@ class JournalFile:
             copy=told.copy,
             paused=told.paused,
             settled=settled,
+            tool=self.tool,
         )
         with self._busy:
             try:

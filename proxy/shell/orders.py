@@ -239,6 +239,12 @@ class Ear:
             return Answer(str(error)[:REASON_CHARACTERS_MAX])
         return Answer(self._party.trouble[:REASON_CHARACTERS_MAX])
 
+    def __enter__(self) -> None:
+        """It listens already."""
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Listen no more; what is being done is done to its end, and its giver told."""
         self._closing = True

@@ -13,6 +13,7 @@ from proxy.handover.record import Record
 from proxy.handover.table import WRITTEN, Action, Event, Side, State
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import HYPERVISOR_ATTEMPTS_MAX, HYPERVISOR_PAUSE_SECONDS, RESUMED_SECONDS_MAX
+from proxy.process import lives
 from proxy.shell.journal import JournalFile
 from proxy.shell.waiting import Signal
 
@@ -52,13 +53,23 @@ class Bare:
     Args:
         hypervisor: the local one.
         paused: whether the machine stays paused where it arrives.
-        alone: raises HypervisorFailed where another hand-over of this host has that copy now.
+        alone: at the source, raises HypervisorFailed where another hand-over of this host has that copy now.
+        theirs: at the destination, likewise, or says that it is another's.
+        tool: the xl process that may still do by itself what is asked for, as ``proxy.process`` writes it down;
+            empty if that is not known.
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, *, paused: bool, alone: Callable[[Vm], Awaitable[None]] | None = None
+        self,
+        hypervisor: Hypervisor,
+        *,
+        paused: bool,
+        alone: Callable[[Vm], Awaitable[None]] | None = None,
+        theirs: Callable[[Vm], Awaitable[bool]] | None = None,
+        tool: str = "",
     ) -> None:
-        self._hypervisor, self._paused, self._alone = hypervisor, paused, alone
+        self._hypervisor, self._paused, self._alone, self._tool = hypervisor, paused, alone, tool
+        self.theirs = theirs
 
     async def approve(self) -> None:
         """See ``Hands``; a session that is over gets no approval any more."""
@@ -81,8 +92,22 @@ class Bare:
 
     async def destroy(self, vm: Vm) -> None:
         """See ``Hands``; before it is known which copy is meant, there is none."""
-        if self._known(vm):
+        if self._known(vm) and (vm.copy or self._hypervisor.kind != "xl"):
             await self._hypervisor.destroy(vm)
+        elif self._known(vm) and (own := await self._left_by_xl(vm)) is not None:
+            await self._hypervisor.destroy(own)
+
+    async def _left_by_xl(self, vm: Vm) -> Vm | None:
+        """What an xl that was killed has left of a copy that nobody had pinned: the one by that name, if it is ours.
+
+        Pinned before it is asked whose it is: whoever makes one has written down of which machine before.
+        """
+        if await self._hypervisor.arriving(vm) is not CopyState.INCOMING:
+            return vm  # by its own name it is no such copy, and a hypervisor that could have two knows it
+        own = await self._hypervisor.pin(vm, Side.DESTINATION)
+        if await self._hypervisor.arriving(own) is not CopyState.INCOMING:
+            return None
+        return None if self.theirs is not None and await self.theirs(own) else own
 
     def _known(self, vm: Vm) -> bool:
         return bool(vm.name if self._hypervisor.kind == "xl" else vm.copy)
@@ -106,7 +131,8 @@ class Bare:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (HYPERVISOR_PAUSE_SECONDS if hurry else RESUMED_SECONDS_MAX)
         while True:
-            if await self._hypervisor.departing(vm) in wanted or loop.time() > deadline:
+            dead = self._tool != "" and not lives(self._tool)  # before the look: what it did last is seen
+            if await self._hypervisor.departing(vm) in wanted or dead or loop.time() > deadline:
                 return
             await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
 
@@ -309,6 +335,10 @@ class Party:
         except HypervisorFailed as silent:
             self.log.warning("the hypervisor cannot be asked", reason=str(silent))
         return otherwise
+
+    def works(self, tool: str) -> None:
+        """An xl process sends or receives the machine; written down with what is written next."""
+        self._file.tool = tool
 
     async def named(self, vm: Vm) -> None:
         """The stream has told which machine it is.

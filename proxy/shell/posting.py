@@ -1,6 +1,7 @@
 """Guards are posted when a session begins; and a source whose session is over is talked to about its hand-over."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -15,6 +16,7 @@ from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError,
 from proxy.handover.record import Head, Kind
 from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
+from proxy.process import sender_above
 from proxy.shell.arrival import DestinationRunner
 from proxy.shell.contact import Contact
 from proxy.shell.departure import SourceRunner
@@ -67,6 +69,8 @@ async def guard_departure(
     )
     file = await handovers.begin(head)
     hypervisor = handovers.toolstack(kind, monitor)
+    if kind == "xl":
+        file.tool = sender_above(int(holder.partition(" ")[0]) if holder else os.getpid())
     guard: QemuSourceGuard | XlSourceGuard
     if isinstance(hypervisor, QemuMonitor):
         guard = QemuSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))

@@ -57,13 +57,18 @@ class XlBack(Bare):
     Args:
         hypervisor: the local one.
         end: the pipes.
-        alone: see ``Bare``.
+        alone, theirs, tool: see ``Bare``.
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, end: XlEnd, alone: Callable[[Vm], Awaitable[None]] | None = None
+        self,
+        hypervisor: Hypervisor,
+        end: XlEnd,
+        alone: Callable[[Vm], Awaitable[None]] | None = None,
+        theirs: Callable[[Vm], Awaitable[bool]] | None = None,
+        tool: str = "",
     ) -> None:
-        super().__init__(hypervisor, paused=False, alone=alone)
+        super().__init__(hypervisor, paused=False, alone=alone, theirs=theirs, tool=tool)
         self._end = end
 
     async def revive(self, vm: Vm, *, hurry: bool = False) -> None:

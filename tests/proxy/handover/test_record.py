@@ -67,12 +67,29 @@ def test_the_bytes_of_a_line() -> None:
     """Frozen: files of one version are read by the next."""
     assert line(Entry("voted", "2026-01-02T03:04:05+00:00", "gave_up", "vm1", "")) == (
         b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","copy":"",'
-        b'"settled":false,"paused":false} 8264f9e1\n'
+        b'"settled":false,"paused":false,"tool":""} 885b9106\n'
     )
     assert line(Head("00" * 16, "destination", "qmp", "alpha", "2026", monitor="unix:/q")) == (
         b'{"session":"00000000000000000000000000000000","side":"destination","kind":"qmp","peer":"alpha",'
         b'"began":"2026","address":"","monitor":"unix:/q","holder":"","paused":false,"route":"","version":1} 6eb4eb48\n'
     )
+
+
+def test_what_was_written_before_xl_was_known_is_read() -> None:
+    """Frozen as well: of the first version."""
+    entry = Entry("voted", "2026-01-02T03:04:05+00:00", "gave_up", "vm1", "")
+    old = (
+        b'{"state":"voted","at":"2026-01-02T03:04:05+00:00","why":"gave_up","name":"vm1","uuid":"","copy":"",'
+        b'"settled":false,"paused":false} 8264f9e1\n'
+    )
+    record, _ = read(line(HEAD) + old)
+    assert record.entries == [entry]
+    assert record.tool == ""
+
+
+def test_the_xl_at_work_is_the_last_that_was_told() -> None:
+    entries = [Entry("open", "2026", tool=tool) for tool in ("", "7 100", "8 200", "")]
+    assert Record(HEAD, entries).tool == "8 200"
 
 
 # ------------------------------------------------------------------ torn
