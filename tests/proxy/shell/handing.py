@@ -91,6 +91,7 @@ class Hosts:
         self.counted: Counter[Side] = Counter()
         """How often a side's hand-over was told to have ended."""
         self.arriving: list[DestinationRunner] = []
+        self.destination: Destination | None = None
         self.departing: Source | None = None
         self.killed: set[Side] = set()
         """Those that are dead now; ``mortal`` have been."""
@@ -160,7 +161,7 @@ class Hosts:
             self.tasks[Side.DESTINATION].append(task)
             self.ended[Side.DESTINATION] = await _outcome(runner.run(), runner.report)
 
-        destination = Destination(
+        destination = self.destination = Destination(
             self.server,
             {"default": self.egress(inner, life)},
             listener,
@@ -230,6 +231,8 @@ class Hosts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if side is Side.DESTINATION and self.destination is not None:
+            await self.destination.close()  # whoever was being greeted has a socket, too
         for connection in self.lives[side].connections:
             await connection.abort()
         await until(lambda: not self._locked(side))

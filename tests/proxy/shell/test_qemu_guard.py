@@ -131,8 +131,7 @@ def test_a_machine_changes_hosts(tell: Callable[..., None]) -> None:
     [
         pytest.param((Side.SOURCE,), id="source"),
         pytest.param((Side.DESTINATION,), id="there"),
-        # Two relays that are killed within one process leave descriptors to the loop whose numbers come again.
-        pytest.param(tuple(Side), id="both", marks=pytest.mark.slow),
+        pytest.param(tuple(Side), id="both"),
     ],
 )
 def test_a_relay_is_killed_and_comes_back(tell: Callable[..., None], killed: tuple[Side, ...], moment: str) -> None:
