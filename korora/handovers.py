@@ -21,7 +21,7 @@ from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, Rela
 from proxy.handover.machine import Handover
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
-from proxy.hypervisors.base import CopyState, Hypervisor
+from proxy.hypervisors.base import FATES, CopyState, Fate, Hypervisor
 from proxy.limits import ORDER_DONE_SECONDS_MAX, ORDER_SECONDS_MAX, RECOVERY_SECONDS, RECOVERY_SECONDS_MIN
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.errand import peek
@@ -240,7 +240,10 @@ async def ask(handovers: Handovers, record: Record, how: Reach) -> Told:
     hypervisor = handovers.toolstack(record.head.kind, record.head.monitor)
     try:
         look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
-        copy = (await look(record.vm)).value if record.begun else "unknown: it had not begun"
+        standing = await look(record.vm) if record.begun else None
+        copy = "unknown: it had not begun" if standing is None else standing.value
+        if standing is CopyState.ABSENT and record.side is Side.SOURCE:
+            copy += f": {FATES[await hypervisor.fate(record.vm)]}"
     except RelayError as error:
         copy = f"unknown: {error}"
     finally:
@@ -321,9 +324,11 @@ async def _is_here(handovers: Handovers, record: Record) -> None:
     look = hypervisor.departing if record.side is Side.SOURCE else hypervisor.arriving
     try:
         standing = await look(record.vm)
+        gone = standing is CopyState.ABSENT and record.side is Side.SOURCE
+        again = gone and await hypervisor.fate(record.vm) is Fate.AGAIN
     finally:
         hypervisor.let_go()
-    if standing is CopyState.ABSENT:
+    if standing is CopyState.ABSENT and not again:
         raise ConfigurationError(
             f"there is no copy of {record.vm.name or 'the machine'} here to run",
             "run the one at the peer: korora handover resolve --run-here there, --give-up here",

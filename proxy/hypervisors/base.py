@@ -6,7 +6,7 @@ Every method asks the hypervisor how things stand after it has acted, and believ
 
 from dataclasses import dataclass
 from enum import Enum, unique
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy.handover.table import Side
 
@@ -51,6 +51,14 @@ class Fate(Enum):
     )
     ENDED = "ended"  # it has shut down by itself, or somebody has destroyed it
     LOST = "lost"  # with its host, which has come up again since
+
+
+FATES: Final = {
+    Fate.AGAIN: "the machine has ended, and was started anew here: it runs",
+    Fate.ENDED: "the machine has shut down by itself, or its copy was destroyed: it does not run here",
+    Fate.LOST: "its copy was lost with this host: it does not run here",
+}
+"""In words for people, what became of a copy that was to leave."""
 
 
 class Hypervisor(Protocol):

@@ -24,7 +24,7 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import CopyState, Fate, Hypervisor
+from proxy.hypervisors.base import FATES, CopyState, Fate, Hypervisor
 from proxy.limits import (
     ENDED_SESSIONS_MAX,
     HYPERVISOR_PAUSE_SECONDS,
@@ -46,13 +46,6 @@ log = structlog.get_logger("korora.handover")
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=JournalFile | None)
-
-_FATES: Final = {
-    Fate.AGAIN: "the machine has ended, and was started anew here: it runs",
-    Fate.ENDED: "the machine has shut down by itself, or its copy was destroyed: it does not run here",
-    Fate.LOST: "its copy was lost with this host: it does not run here",
-}
-"""In words for people, what became of a copy that was to leave."""
 
 _Key = tuple[str, Side]
 """A session's id, and which copy is here."""
@@ -200,6 +193,26 @@ class Handovers:
         finally:
             party.close()
 
+    async def _look_again(self, party: Party) -> None:
+        """``_look``, and do not go on towards a second copy: what was given away may have been started here since.
+
+        A host that crashes starts its machines as it comes up, those too that it had committed to another.
+
+        Raises:
+            HypervisorFailed: it was, or that cannot be asked.
+        """
+        await _look(party)
+        head = party.record.head
+        given = party.handover.side is Side.SOURCE and party.state in (State.COMMITTED, State.DOUBT)
+        if not given or self.journal.has(head.session, Side.DESTINATION):
+            return
+        gone = await _standing_here(party) is CopyState.ABSENT
+        if gone and await party.hypervisor.fate(party.vm) is Fate.AGAIN:
+            raise HypervisorFailed(
+                f"{party.vm.name} was started anew here after it had been given to {head.peer}, and may run there: see "
+                "to it that one of them is gone for good, then korora handover resolve"
+            )
+
     def _has_heard(self, key: _Key) -> None:
         self._untold.pop(key, None)
         self._told.wake()
@@ -309,7 +322,7 @@ class Handovers:
         try:
             end = XlEnd(connection, READY_END, party.log)
             party.hands = XlBack(party.hypervisor, end, **whose(self.journal, file.record))
-            await _look(party)
+            await self._look_again(party)
             contact = reach(file.record)
             if contact is not None:
                 with Ear(self.journal, party, party.tell):
@@ -345,8 +358,10 @@ class Handovers:
             begun = file.record.begun
             if not begun and party.state in (State.OPEN, State.ABORTED):
                 await _never_began(party)
-            else:
+            elif operator is Event.RUN_HERE:
                 await _look(party)
+            else:
+                await self._look_again(party)
             if operator is not None:
                 await party.tell(operator, WHY)
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
@@ -394,7 +409,7 @@ async def _settle(party: Party, standing: CopyState | None) -> None:
     if not party.decided or (source and not party.peer_agrees):
         return
     if source and party.state is State.ABORTED and standing is CopyState.ABSENT:
-        why = _FATES[await party.hypervisor.fate(party.vm)]
+        why = FATES[await party.hypervisor.fate(party.vm)]
         party.log.warning("the copy that was to leave is not there any more", vm=party.vm.name, reason=why)
         await party.settle(why)
     elif not party.trouble:
@@ -424,7 +439,7 @@ async def _look(party: Party) -> None:
     if await _standing_here(party) is not CopyState.ABSENT:
         await party.tell(Event.RESTARTED, "taken up again")
     elif await _runs_again(party):
-        await party.tell(Event.RESTARTED, _FATES[Fate.AGAIN])
+        await party.tell(Event.RESTARTED, FATES[Fate.AGAIN])
     else:
         await party.tell(Event.MISSING, "its copy is not there")
 

@@ -205,6 +205,10 @@ class Journal:
             os.close(descriptor)
         return False
 
+    def has(self, session: str, side: Side) -> bool:
+        """Whether that side of a hand-over is on record: both are where a machine migrates within its host."""
+        return self._path(session, side).exists()
+
     def records(self) -> list[Record]:
         """All that can be read, the oldest first; what cannot is told in the log."""
         found = []

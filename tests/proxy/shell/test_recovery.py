@@ -11,7 +11,7 @@ import pytest
 from crypto.errors import AuthenticationError
 from crypto.keys import SessionId
 from proxy.control import PROTOCOL_VERSION, Recover
-from proxy.errors import ConfigurationError, PolicyRefused, RelayError
+from proxy.errors import ConfigurationError, HypervisorFailed, PolicyRefused, RelayError
 from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.hypervisors.base import CopyState, Fate, Vm
@@ -267,6 +267,35 @@ def test_a_machine_started_anew_at_its_source_is_not_run_elsewhere_too(
     assert record.state is (State.ABORTED if again else lost)
 
 
+@pytest.mark.parametrize("state", [State.COMMITTED, State.DOUBT])
+@pytest.mark.parametrize("fate", Fate)
+def test_a_destination_is_not_told_to_run_what_was_started_anew_at_its_source(
+    tmp_path: Path, fate: Fate, state: State
+) -> None:
+    """A source had committed, and its host crashed before the word was heard: an operator has to say, truly."""
+    left = Left(tmp_path, CopyState.ABSENT)
+    left.world.fate = fate
+    left.record("1", state)
+    if fate is not Fate.AGAIN:
+        assert run(agreed(left)) is not None
+        return
+    for operator in (None, Event.GIVE_UP):
+        with pytest.raises(HypervisorFailed, match="was started anew here"):
+            run(agreed(left, operator))
+    assert left.journal.records()[0].state is state
+    party = run(agreed(left, Event.RUN_HERE))
+    assert party is not None
+    assert (party.state, party.record.settled) == (State.ABORTED, True)
+
+
+def test_a_machine_that_moved_within_its_host_was_not_started_anew(tmp_path: Path) -> None:
+    left = Left(tmp_path, CopyState.ABSENT)
+    left.world.fate = Fate.AGAIN
+    left.record("1", State.COMMITTED)
+    left.record("1", State.COMMITTED, side=Side.DESTINATION)
+    assert run(agreed(left)) is not None
+
+
 @pytest.mark.parametrize(("fate", "says"), [(Fate.AGAIN, "it runs"), (Fate.ENDED, "shut down"), (Fate.LOST, "host")])
 def test_the_journal_says_what_became_of_a_copy_that_is_gone(tmp_path: Path, fate: Fate, says: str) -> None:
     left = Left(tmp_path, CopyState.ABSENT)
@@ -278,7 +307,7 @@ def test_the_journal_says_what_became_of_a_copy_that_is_gone(tmp_path: Path, fat
     assert says in party.record.why
 
 
-async def agreed(left: Left) -> Party | None:
+async def agreed(left: Left, operator: Event | None = None) -> Party | None:
     """Recovered, its destination having said that it has ended it, too."""
     contact = Contact(None, None)  # type: ignore[arg-type]
 
@@ -287,7 +316,7 @@ async def agreed(left: Left) -> Party | None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handovers, "run_errand", run_errand)
-        return await left.handovers.recover_one(left.journal.records()[0], contact)
+        return await left.handovers.recover_one(left.journal.records()[0], contact, operator=operator)
 
 
 # ------------------------------------------------------------------ what stays
