@@ -76,7 +76,7 @@ loader=$root/lib64/ld-linux-x86-64.so.2
 {command}
 """
 BARE = [  # nothing beneath it: no C library, no stack protector, no vector registers
-    *("-m32", "-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector"),
+    *("-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic", "-fno-stack-protector", "-mno-red-zone"),
     *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only", "-Wl,-Ttext-segment=0x100000", "-Wl,--build-id=none"),
 ]
 PYTHON = 'PYTHONHOME="$root/usr" exec "$loader" --library-path "$lib" "$root/usr/bin/python3.11" "$@"'

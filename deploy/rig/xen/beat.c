@@ -1,9 +1,11 @@
-/* A PVH guest of 8 MiB without a kernel, for the tests that migrate a machine a hundred times: Xen, libxl and xl treat
- * it as any other, and its memory is there in a second. It counts aloud and checks its memory as workload.c does, in
- * the same words, and suspends when libxl asks it to. One processor, no paging, no interrupts.
+/* A PV guest of 8 MiB without a kernel, for the tests that migrate a machine a hundred times: Xen, libxl and xl treat it
+ * as any other, and its memory is there in a second. It counts aloud and checks its memory as workload.c does, in the same
+ * words, and suspends when libxl asks it to. One processor, no interrupts, the page tables that it was built with, in
+ * which an address is the number of its page times 4096. (A PVH domain has its special pages below 4 GiB, and xl looks at
+ * every number of a page up to there, in each round: that takes an emulated processor longer than all the rest.)
  *
- * Sources: Xen's public headers (xen.h, arch-x86/hvm/start_info.h, hvm/params.h, io/console.h, io/xs_wire.h, sched.h)
- * and docs/misc/pvh.pandoc for the state it is started in.
+ * Sources: Xen's public headers (xen.h, arch-x86/xen.h, elfnote.h, io/console.h, io/xs_wire.h, sched.h), and for what a
+ * domain owes its toolstack at a suspension libxenguest (xg_sr_save_x86_pv.c, xg_sr_restore_x86_pv.c).
  */
 #include <stdint.h>
 
@@ -14,13 +16,23 @@ enum {
     BEAT_NS = 100000000,
     ANSWER_NS = 1000000, /* from one look for xenstored's answer to the next */
 };
-enum { MEMORY_OP = 12, SCHED_OP = 29, EVENT_CHANNEL_OP = 32, HVM_OP = 34 };
-enum { ADD_TO_PHYSMAP = 7, SCHED_SHUTDOWN = 2, SCHED_POLL = 3, EVTCHN_SEND = 4, HVM_GET_PARAM = 1 };
-enum { STORE_PFN = 1, STORE_EVTCHN = 2, CONSOLE_PFN = 17, CONSOLE_EVTCHN = 18 };
+enum { UPDATE_VA_MAPPING = 14, SCHED_OP = 29, EVENT_CHANNEL_OP = 32 };
+enum { SCHED_SHUTDOWN = 2, SCHED_POLL = 3, EVTCHN_SEND = 4, INVALIDATE = 2 };
+enum { PRESENT_WRITABLE_USER = 7 };
 enum { POWEROFF = 0, REBOOT = 1, SUSPEND = 2 };
 enum { XS_READ = 2, XS_WRITE = 11 };
-enum { SELF = 0x7ff0, XENSTORE_RING = 1024, CONSOLE_RING = 2048, LINE_MAX = 128, NUMBER_MAX = 10 };
+enum { XENSTORE_RING = 1024, CONSOLE_RING = 2048, LINE_MAX = 128, NUMBER_MAX = 10 };
 
+struct start_info {
+    char magic[32];
+    uint64_t pages, shared_info;
+    uint32_t flags;
+    uint64_t store_frame;
+    uint32_t store_port;
+    uint64_t console_frame;
+    uint32_t console_port;
+    uint64_t page_tables, page_table_frames, frames; /* the last: where the frame of each page is listed */
+};
 struct time_info {
     uint32_t version, pad;
     uint64_t tsc, system;
@@ -39,68 +51,70 @@ struct message {
     uint32_t type, id, transaction, len;
 };
 
-static uint8_t hypercalls[4096] __attribute__((aligned(4096)));
-static uint8_t shared[4096] __attribute__((aligned(4096)));
+struct shared_info {
+    uint8_t first_vcpu[32];
+    struct time_info time;
+    uint8_t others[3088 - 32 - sizeof(struct time_info)];
+    uint64_t pages, frame_list_list;
+};
+
+uint8_t hypercalls[4096] __attribute__((aligned(4096)));
+static uint8_t shared_page[4096] __attribute__((aligned(4096)));
+static uint64_t frame_list[512] __attribute__((aligned(4096))), frame_list_list[512] __attribute__((aligned(4096)));
 static uint32_t memory[PAGES][PAGE_WORDS] __attribute__((aligned(4096)));
 static uint32_t generations[PAGES];
+static volatile struct start_info *start;
+static volatile struct shared_info *const shared = (volatile struct shared_info *)shared_page;
 static volatile struct console *console;
 static volatile struct store *store;
-static uint32_t console_port, store_port;
 
-#define barrier() __asm__ volatile("lock; addl $0, (%%esp)" ::: "memory")
+static const volatile uint64_t *const page_of = (const volatile uint64_t *)0xffff800000000000; /* of each frame: Xen's */
 
-static int hypercall(uint32_t number, uint32_t first, const volatile void *second)
+#define barrier() __sync_synchronize()
+
+static long hypercall(uint64_t number, uint64_t first, uint64_t second, uint64_t third)
 {
-    uint32_t at = (uint32_t)hypercalls + number * 32;
-    int result;
-    __asm__ volatile("call *%%eax"
-                     : "=a"(result), "+b"(first), "+c"(second)
+    uint64_t at = (uint64_t)hypercalls + number * 32;
+    long result;
+    __asm__ volatile("call *%%rax"
+                     : "=a"(result), "+D"(first), "+S"(second), "+d"(third)
                      : "0"(at)
-                     : "edx", "esi", "edi", "memory", "cc");
+                     : "rcx", "r8", "r9", "r10", "r11", "memory", "cc");
     return result;
 }
 
-static void make_hypercalls(void)
+static uint64_t frame_of(const volatile void *at)
 {
-    uint32_t eax = 0x40000002, ebx, ecx, edx;
-    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "=c"(ecx), "=d"(edx));
-    __asm__ volatile("wrmsr" ::"c"(ebx), "a"((uint32_t)hypercalls), "d"(0));
+    return ((const volatile uint64_t *)start->frames)[(uint64_t)at >> 12];
 }
 
-static uint32_t parameter(uint32_t index)
+static void map_shared(uint64_t entry)
 {
-    struct {
-        uint16_t domain, pad;
-        uint32_t index;
-        uint64_t value;
-    } order = {SELF, 0, index, 0};
-    hypercall(HVM_OP, HVM_GET_PARAM, &order);
-    return (uint32_t)order.value;
+    hypercall(UPDATE_VA_MAPPING, (uint64_t)shared_page, entry, INVALIDATE);
 }
 
-/* What a restored domain has anew: event channels, and the place of the page that Xen shares with it. */
+/* What a restored domain has anew: event channels, every frame, and with them the lists of frames that libxenguest reads. */
 static void attach(void)
 {
-    struct {
-        uint16_t domain, size;
-        uint32_t space, index, frame;
-    } order = {SELF, 0, 0, 0, (uint32_t)shared >> 12};
-    hypercall(MEMORY_OP, ADD_TO_PHYSMAP, &order);
-    console = (volatile struct console *)(parameter(CONSOLE_PFN) << 12);
-    store = (volatile struct store *)(parameter(STORE_PFN) << 12);
-    console_port = parameter(CONSOLE_EVTCHN);
-    store_port = parameter(STORE_EVTCHN);
+    map_shared(start->shared_info | PRESENT_WRITABLE_USER);
+    console = (volatile struct console *)(page_of[start->console_frame] << 12);
+    store = (volatile struct store *)(page_of[start->store_frame] << 12);
+    for (uint64_t i = 0; i < (start->pages + 511) / 512; i++)
+        frame_list[i] = frame_of((const char *)start->frames + i * 4096);
+    frame_list_list[0] = frame_of(frame_list);
+    shared->frame_list_list = frame_of(frame_list_list);
+    shared->pages = start->pages;
 }
 
 static void notify(uint32_t port)
 {
     barrier();
-    hypercall(EVENT_CHANNEL_OP, EVTCHN_SEND, &port);
+    hypercall(EVENT_CHANNEL_OP, EVTCHN_SEND, (uint64_t)&port, 0);
 }
 
 static uint64_t now_ns(void)
 {
-    const volatile struct time_info *time = (const volatile struct time_info *)(shared + 32);
+    const volatile struct time_info *time = &shared->time;
     uint32_t version, low, high;
     uint64_t then, delta;
     do {
@@ -118,24 +132,25 @@ static uint64_t now_ns(void)
 static void rest(uint64_t ns)
 {
     struct {
-        uint32_t ports, count;
+        uint64_t ports;
+        uint32_t count;
         uint64_t until;
     } order = {0, 0, now_ns() + ns};
-    hypercall(SCHED_OP, SCHED_POLL, &order);
+    hypercall(SCHED_OP, SCHED_POLL, (uint64_t)&order, 0);
 }
 
 static void say(const char *text)
 {
     for (; *text; text++) {
         while (console->out_prod - console->out_cons >= CONSOLE_RING) {
-            notify(console_port);
+            notify(start->console_port);
             rest(ANSWER_NS);
         }
         console->out[console->out_prod % CONSOLE_RING] = *text;
         barrier();
         console->out_prod++;
     }
-    notify(console_port);
+    notify(start->console_port);
 }
 
 static char *put(char *at, const char *text)
@@ -184,7 +199,7 @@ static void ask(uint32_t type, const char *data, uint32_t len, char *answer, uin
     uint32_t kept = 0;
     send(&head, sizeof head);
     send(data, len);
-    notify(store_port);
+    notify(start->store_port);
     for (uint32_t i = 0; i < sizeof head; i++)
         at[i] = receive();
     for (uint32_t i = 0; i < head.len; i++) {
@@ -193,14 +208,21 @@ static void ask(uint32_t type, const char *data, uint32_t len, char *answer, uin
             answer[kept++] = found;
     }
     answer[kept] = 0;
-    notify(store_port);
+    notify(start->store_port);
 }
 
 static void leave(uint32_t reason)
 {
-    while (console->out_cons != console->out_prod) /* the console's page does not move with the machine */
+    while (console->out_cons != console->out_prod) /* what has not been read would be lost */
         rest(ANSWER_NS);
-    hypercall(SCHED_OP, SCHED_SHUTDOWN, &reason);
+    uint64_t console_frame = start->console_frame, store_frame = start->store_frame;
+    start->console_frame = page_of[console_frame]; /* frames mean nothing elsewhere: the restorer wants pages */
+    start->store_frame = page_of[store_frame];
+    map_shared(0);
+    if (hypercall(SCHED_OP, SCHED_SHUTDOWN, (uint64_t)&reason, frame_of(start)) == 1) { /* called off: it is still here */
+        start->console_frame = console_frame;
+        start->store_frame = store_frame;
+    }
     attach();
 }
 
@@ -237,10 +259,10 @@ static int sound(uint32_t page)
     return 1;
 }
 
-__attribute__((used)) static void run(void)
+__attribute__((used)) static void run(struct start_info *given)
 {
     uint32_t beat, change = 0, look = 0, written = PAGES, checked = 0, bad = 0;
-    make_hypercalls();
+    start = given;
     attach();
     for (uint32_t page = 0; page < PAGES; page++)
         fill(page);
@@ -267,17 +289,24 @@ __attribute__((used)) static void run(void)
     }
 }
 
-/* Xen starts it in 32-bit mode with flat segments, paging and interrupts off, and no stack. */
+#define NOTE(type, size, value) \
+    ".long 4, " #size ", " #type "\n.asciz \"Xen\"\n" value "\n.align 4\n"
+
 __asm__(".section .note.Xen, \"a\", @note\n"
-        ".align 4\n"
-        ".long 4, 4, 18\n" /* XEN_ELFNOTE_PHYS32_ENTRY */
-        ".asciz \"Xen\"\n"
-        ".long _start\n"
+        ".align 4\n" /* */
+        NOTE(1, 8, ".quad _start")
+        NOTE(2, 8, ".quad hypercalls")
+        NOTE(3, 8, ".quad 0")                      /* virtual addresses begin at 0 ... */
+        NOTE(4, 8, ".quad 0")                      /* ... and so do those in the file */
+        NOTE(5, 8, ".asciz \"xen-3.0\"")
+        NOTE(6, 5, ".asciz \"beat\"")
+        NOTE(8, 8, ".asciz \"generic\"")
         ".text\n"
         ".globl _start\n"
         "_start:\n"
         "cld\n"
-        "movl $stack_end, %esp\n"
+        "leaq stack_end(%rip), %rsp\n"
+        "movq %rsi, %rdi\n"
         "call run\n"
         ".bss\n"
         ".align 16\n"
