@@ -184,7 +184,10 @@ class Handovers:
             if word.state == "asked":
                 return _standing(party)  # it only looks
             self._has_heard(key)
-            await _look(party)
+            if _began(file.record):
+                await _look(party)
+            else:
+                await _never_began(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -355,8 +358,7 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
-            begun = file.record.begun
-            if not begun and party.state in (State.OPEN, State.ABORTED):
+            if not _began(file.record):
                 await _never_began(party)
             elif operator is Event.RUN_HERE:
                 await _look(party)
@@ -368,7 +370,7 @@ class Handovers:
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 with Ear(self.journal, party, party.tell):
                     await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party) if begun else None)
+            await _settle(party, await _standing_here(party) if file.record.begun else None)
             return party
         finally:
             party.close()
@@ -414,6 +416,11 @@ async def _settle(party: Party, standing: CopyState | None) -> None:
         await party.settle(why)
     elif not party.trouble:
         await party.settle()
+
+
+def _began(record: Record) -> bool:
+    """Whether the hypervisor can be asked about it, or must be."""
+    return record.begun or record.state not in (State.OPEN, State.ABORTED)
 
 
 async def _never_began(party: Party) -> None:

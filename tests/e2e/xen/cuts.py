@@ -34,7 +34,7 @@ SETTLED_SECONDS = 90.0
 NOBODY_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 BEATS = 5  # heard after it all, before the guest is believed
-RESUME_SECONDS = 2  # of sessions: how long a cut may last before it ends them
+RESUME_SECONDS = 4  # of sessions: how long a cut may last before it ends them, and a lane take to open
 OPAQUE = 'encode = "opaque"\n'  # eight MiB need no encoding
 LIMITS = f"resume_timeout = {RESUME_SECONDS}\n"
 WORKER = r"korora\.daemon\.worker"

@@ -54,7 +54,7 @@ STEPS = [
     Moment("a", "after source done"),
 ]
 COMMITTED = STEPS.index(Moment("a", "after source committed"))
-LONG, SHORT = 4.0, 1.0  # more than a session waits for its peer, and less
+LONG, SHORT = 6.0, 1.0  # more than a session waits for its peer, and less
 
 LONG_CUTS = [
     # From the source's COMMITTED on only the destination can have it; before that nothing is certain but one copy.

@@ -372,6 +372,18 @@ def test_a_destination_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path
     assert record.state is State.ABORTED
 
 
+@pytest.mark.parametrize("state", [State.OPEN, State.ABORTED])
+def test_a_source_is_told_of_what_ended_before_it_had_a_name(tmp_path: Path, state: State) -> None:
+    """There is no machine that the hypervisor here could be asked about; the source must not ask for ever."""
+    left = Left(tmp_path)
+    left.life.failures.update({"departing": 100, "arriving": 100})
+    left.record("1", *{State.ABORTED} & {state}, side=Side.DESTINATION, vm=Vm("", ""))
+    session = SessionId(bytes.fromhex("1" * 32))
+    said = run(left.handovers.answer("there", session, Recover(PROTOCOL_VERSION, session, "aborted")))
+    assert said.state == "aborted"
+    assert left.handovers.unsettled() == []
+
+
 def test_only_its_own_source_s_coming_is_counted(tmp_path: Path) -> None:
     left = Left(tmp_path)
     left.record("1", State.ABORTED, side=Side.DESTINATION)
