@@ -58,6 +58,10 @@ class Session(Protocol):
     def fail(self, error: BaseException) -> None:
         """End the session."""
 
+    @property
+    def met(self) -> bool:
+        """Whether the peer is there."""
+
     async def until_delivered(self) -> None:
         """Wait until the destination's hypervisor has all that this one has sent.
 
@@ -119,7 +123,7 @@ class Guard:
         """The destination's hypervisor has taken its connection."""
         self.connection = connection
         pid = getattr(connection, "pid", None)
-        if pid is not None:
+        if pid is not None and self._hypervisor.kind == "xl":
             self.party.works(written_down(pid))
 
     # ---- hands: what is the same for every hypervisor
@@ -406,7 +410,15 @@ class Guard:
         await self._tell_without(PeerLost("the source has come back without the session"), event, why)
 
     async def ordered(self, event: Event, why: str) -> None:
-        """An operator has said which copy is to run (``proxy.shell.orders``)."""
+        """An operator has said which copy is to run (``proxy.shell.orders``).
+
+        Raises:
+            PolicyRefused: the peer is there, and may run its copy at any moment.
+        """
+        if event is Event.RUN_HERE and self._session.met:
+            raise PolicyRefused(
+                "the other relay is connected and at work: its copy is not gone. Wait, 15 s if its host is off"
+            )
         await self._tell_without(SessionCancelled("an operator decides which copy of the machine runs"), event, why)
 
     async def _tell_without(self, end: RelayError, event: Event, why: str) -> None:

@@ -65,6 +65,11 @@ class Guarded(Services):
                 async with asyncio.timeout(CONTROL_SECONDS_MAX):
                     await self.say(word_of(state, why, paused=paused))
 
+    @property
+    def met(self) -> bool:
+        """See ``guard.Session``."""
+        raise NotImplementedError
+
     async def until_delivered(self) -> None:
         """See ``guard.Session``."""
         halves = self.session.senders.values()

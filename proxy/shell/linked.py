@@ -81,6 +81,11 @@ class Linked(Guarded):
 
     # ---- the peer comes and goes
 
+    @property
+    def met(self) -> bool:
+        """See ``guard.Session``."""
+        return self.link is not None and not self.over
+
     def attach(self, meeting: Meeting) -> None:
         """Go on with this control connection: hear it, send heartbeats, and take lanes of its keys from now on."""
         link = self.link = meeting.link

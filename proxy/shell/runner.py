@@ -200,6 +200,7 @@ class Runner(Linked):
 
     async def _fail(self, failure: BaseException) -> None:
         """Hypervisors first, and the peer at once: one that is wound down may take a minute."""
+        self._parted = not isinstance(failure, PeerLost)  # ABORT says why: a word that overtook it would hide that
         abandoning = self._loop.create_task(self.abandon())
         await asyncio.sleep(0)  # it begins with what takes no time: resets, kills
         if self._listening is not None:

@@ -18,7 +18,7 @@ from proxy.shell import orders
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import Journal, now
 from proxy.shell.orders import Answer, give, take
-from tests.proxy.shell.handing import Hosts, quick, tell
+from tests.proxy.shell.handing import Hosts, both_ended, quick, tell
 from tests.proxy.shell.hosted import VM, Host, Life, MortalJournal, World
 from tests.proxy.support import run, until
 
@@ -100,6 +100,27 @@ def test_a_destination_that_waits_for_its_source_is_told(
         wanted = CopyState.RUNNING if run_here else CopyState.ABSENT
         assert both.world.copies[Side.DESTINATION] is wanted
         await until(lambda: Side.DESTINATION in both.ended)
+
+    tell(story)
+
+
+def test_nobody_runs_a_copy_beside_one_whose_relay_is_connected(tell: Callable[..., None], tmp_path: Path) -> None:
+    """It may start it at any moment: what can be seen not to be so is not believed."""
+
+    async def story(both: Hosts) -> None:
+        def hang() -> None:
+            both.lives[Side.DESTINATION].failures["start"] = 10**6
+
+        both.world.at["destination write committed after"] = hang
+        await both.migrate()
+        await until(lambda: both.states().get(Side.DESTINATION) is State.COMMITTED)
+        with pytest.raises(HypervisorFailed, match="is connected and at work"):
+            await say(both, Side.SOURCE, tmp_path, run_here=True)
+        assert both.states()[Side.SOURCE] is State.COMMITTED
+        assert both.world.copies[Side.SOURCE] is CopyState.SUSPENDED
+        both.lives[Side.DESTINATION].failures.clear()
+        await both_ended(both)
+        assert both.world.copies[Side.DESTINATION] is CopyState.RUNNING
 
     tell(story)
 

@@ -78,6 +78,8 @@ class Silent:
 
     def fail(self, error: BaseException) -> None: ...
 
+    met = True
+
     async def until_delivered(self) -> None: ...
 
 
