@@ -10,7 +10,7 @@
 #   make e2e-xen  only those with two real Xen hosts, the slow ones too
 #   make bench    what the relay pair costs, step by step, beside its peers and under QEMU, and what encoding pages
 #                 saves: one run, below sixteen minutes
-#   make model    every order of faults in a hand-over, as far as the model goes: minutes, and 8 GiB of memory
+#   make model    every order of faults in a hand-over, as far as the model goes: some ten minutes, and 2 GiB of memory
 #   make soak     relays under load and faults for 15 minutes: all exact, and level at the end  (SOAK_SECONDS, SOAK_SEED)
 #   make lock     compute the lock files anew after a change of dependencies in pyproject.toml
 

@@ -16,6 +16,7 @@
    before anything happens. tests/model builds it so. */
 short mutant;   /* which entry of table.pml is another */
 short without;  /* which assumption below does not hold */
+short whims;    /* if not 0: any mutant below it, and another for each event */
 byte faults;
 byte late;
 bit qemu;
@@ -24,7 +25,9 @@ bit outcomes;
 byte faults_max;
 #define FAULTS_MAX faults_max
 #define HOLDS(assumption) (without != assumption)
+#define FORGET_THE_WHIM if :: whims -> mutant = 0 :: else fi
 #else
+#define FORGET_THE_WHIM skip
 #ifndef FAULTS
 #define FAULTS 2
 #endif
@@ -68,6 +71,7 @@ byte late = LATE;
 #define RECORD_IS_KEPT 11    /* a record is kept as long as the peer may ask */
 #define ERRAND_GOES_ON 12    /* the source asks until both sides have ended, also when it has itself */
 #define LOSS_IS_SEEN 13      /* LOST: in time, where the session that was is over */
+#define WORDS_ARE_REPEATED 14 /* a session that was cut and goes on: each side says again where it stands */
 
 #define NO_RECORD 15 /* the journal was lost */
 #define FOREVER 255  /* `late`: any word, at any time, as often as it likes */
@@ -120,6 +124,7 @@ bit d_failed;
 bit s_missing;
 bit d_passed_go;
 bit s_restarted; /* once there was a session, but not in this process */
+bit d_restarted;
 
 /* Commands to the hypervisors: they take their time, and whoever gave them may be gone by then. */
 #define GIVEN 1
@@ -153,9 +158,14 @@ bit smooth;   /* nothing has gone wrong */
 bit refused;  /* by somebody who has a say */
 bit s_agreed; /* all who have a say have said yes */
 bit d_agreed;
-bit unkept;   /* an end was acted upon that could not be written */
+bit s_anew;   /* it was started from its disks by its host */
+bit unkept;   /* it ran on, or was given up, and no record says so: the disk did not take it, or the host was lost again */
 bit s_unwritten;
 bit d_unwritten;
+bit d_knew;   /* that its copy was gone, before it was told to run it */
+bit reported; /* xl migrate has heard that the machine has arrived */
+byte advice;  /* at the end: how often an operator was asked, and one */
+bit there;    /* and whether there was a copy that may run on */
 hidden byte action;
 hidden byte before;
 hidden unsigned rest : 16;
@@ -163,6 +173,12 @@ hidden unsigned rest : 16;
 #define PROMISED(state) ((state) == PREPARED || (state) == VOTED || (state) == COMMITTED || (state) == DONE)
 #define FINAL(state) ((state) == DONE || (state) == ABORTED || (state) == DOUBT || (state) == NO_RECORD)
 #define TURNED(state) ((state) == UNDOING || (state) == ABORTED || (state) == DOUBT)
+#define ASKS(state) ((state) == PREPARED || (state) == VOTED || (state) == COMMITTED || (state) == DOUBT)
+#define ADVICE_MAX 5
+#define ADVISE advice = (alive -> ADVICE_MAX : advice + 1)
+#define UNSETTLED (advice && advice < ADVICE_MAX && (ASKS(s_state) || ASKS(d_state)))
+#define S_IS_RIGHT (s_copy != GONE && !d_ran)
+#define D_IS_RIGHT (d_copy == RUNS || PROMISED(d_state) && d_copy == STILL && !useless && !s_ran_on)
 #define D_STANDS (d_up -> d_state : d_journal)
 #define S_IDLE (s_up && s_todo == 0 && !s_missing)
 #define D_IDLE (d_up && d_todo == 0 && !d_missing)
@@ -177,7 +193,7 @@ inline never_two()
 inline source_runs()
 {
     s_ran_on = (s_copy == STILL || s_ran_on);
-    assert(!d_ran || unkept || s_copy == RUNS); /* the source's memory is older than the disks */
+    assert(!d_ran || s_copy == RUNS); /* the source's memory is older than the disks */
     s_copy = RUNS;
     never_two()
 }
@@ -191,12 +207,23 @@ inline destination_runs()
     never_two()
 }
 
+/* At an end: nothing is, what runs has its name, and what they know is on their disks. */
+inline nothing_is_left_behind()
+{
+    assert(s_state != DONE || s_copy == GONE);
+    assert(s_state != ABORTED || s_copy == RUNS || s_copy == GONE);
+    assert(d_state != ABORTED || d_copy == GONE);
+    assert(d_state != DONE || d_copy == GONE || d_copy == RUNS && d_named);
+    assert((s_state == s_journal || s_unwritten) && (d_state == d_journal || d_unwritten))
+}
+
 /* ------------------------------------------------------------------------------------------------------- the two relays */
 
 inline source(event)
 {
     before = s_state;
     source_step(event);
+    FORGET_THE_WHIM;
     if :: s_state != before -> s_heard = 0; d_heard = 0 :: else fi
 }
 
@@ -204,6 +231,7 @@ inline destination(event)
 {
     before = d_state;
     destination_step(event);
+    FORGET_THE_WHIM;
     if :: d_state != before -> s_heard = 0; d_heard = 0 :: else fi
 }
 
@@ -235,6 +263,7 @@ inline destination_does(act, state)
     :: act == SAY ->
         if :: WORD(state) -> d_said = d_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> d_fresh = d_fresh | (1 << state) :: else fi
+    :: act == RELEASE && state == DONE -> reported = session
     :: act == TAKE -> d_take = GIVEN
     :: act == START -> d_start = GIVEN
     :: act == DESTROY -> d_destroy = GIVEN
@@ -263,7 +292,7 @@ inline source_dies(goes_on)
 inline destination_dies(goes_on)
 {
     if :: !HOLDS(ONE_ACTS) -> d_undead = d_todo; d_undead_state = d_state :: else fi;
-    d_up = 0; d_todo = 0; d_unwritten = 0; d_asks = 0; d_failed = 0; d_passed_go = 0; s_heard = 0; d_heard = 0; d_state = OPEN;
+    d_up = 0; d_todo = 0; d_unwritten = 0; d_asks = 0; d_failed = 0; d_passed_go = 0; s_heard = 0; d_heard = 0; d_restarted = 1; d_state = OPEN;
     d_took = 0; d_started = 0; d_destroyed = 0; d_missing = 0;
     d_take = (d_take && goes_on -> ORPHAN : 0);
     d_start = (d_start && goes_on -> ORPHAN : 0);
@@ -295,7 +324,8 @@ inline destination_pipe_shuts()
 inline source_is_gone()
 {
     /* The machine dies with it unless the destination has promised, and the source was not to run it again. */
-    excused = (excused || s_journal == ABORTED || s_copy == RUNS || !PROMISED(d_journal) || !PROMISED(D_STANDS) || d_copy == GONE || d_copy == PART || useless);
+    excused = (excused || s_journal == ABORTED || s_unwritten && s_state == ABORTED || !PROMISED(d_journal) || !PROMISED(D_STANDS) || d_copy == GONE);
+    unkept = (unkept || s_anew && s_journal != ABORTED);
     s_copy = GONE;
     s_xl = ENDED
 }
@@ -321,6 +351,7 @@ active proctype world()
     d_step {
         c_code {
             now.mutant = getenv("MUTANT") ? atoi(getenv("MUTANT")) : 0;
+            now.whims = getenv("WHIMS") ? atoi(getenv("WHIMS")) : 0;
             now.without = getenv("WITHOUT") ? atoi(getenv("WITHOUT")) : 0;
             now.faults = getenv("FAULTS") ? atoi(getenv("FAULTS")) : 2;
             now.faults_max = now.faults;
@@ -332,6 +363,9 @@ active proctype world()
     }
 #endif
     do
+#ifdef CHOSEN
+    :: d_step { mutant < whims -> mutant++ } /* the last is none, so that nothing ends by a whim */
+#endif
     /* ---------------------------------------------------------------------------------------- the relays act */
     :: d_step { s_up && s_todo != 0 -> action = s_todo & 15; s_todo = s_todo >> 4; source_does(action, s_state) }
     :: d_step { d_up && d_todo != 0 -> action = d_todo & 15; d_todo = d_todo >> 4; destination_does(action, d_state) }
@@ -407,7 +441,7 @@ active proctype world()
     :: d_step { D_IDLE && d_took -> d_took = 0; destination(TOOK) }
     :: d_step { D_IDLE && d_started -> d_started = 0; destination(STARTED) }
     :: d_step { D_IDLE && d_destroyed -> d_destroyed = 0; destination(DESTROYED) }
-    :: d_step { d_missing && d_todo == 0 -> d_missing = 0; destination(MISSING) }
+    :: d_step { d_missing && d_todo == 0 -> d_missing = 0; d_knew = (d_knew || d_state < COMMITTED); destination(MISSING) }
 
     /* ---------------------------------------------------------------------------------------------------- words */
     HEARS(PREPARED)
@@ -426,7 +460,7 @@ active proctype world()
     :: d_step { session && HOLDS(FAILURE_ENDS_THE_SESSION) && (TURNED(s_state) || TURNED(d_state)) -> over() }
     /* The session is over, or nobody can be reached at all: that is seen in time. After a restart nobody waits. */
     :: d_step { S_IDLE && (!session && !s_restarted || !alive) && HOLDS(LOSS_IS_SEEN) && SOURCE_HEEDS(LOST) -> source(LOST) }
-    :: d_step { D_IDLE && !session && HOLDS(LOSS_IS_SEEN) && DESTINATION_HEEDS(LOST) -> destination(LOST) }
+    :: d_step { D_IDLE && !session && !d_restarted && HOLDS(LOSS_IS_SEEN) && DESTINATION_HEEDS(LOST) -> destination(LOST) }
 
     /* ------------------------------------------------------------------------------------------------- restarts */
     :: d_step { !s_up ->
@@ -438,7 +472,7 @@ active proctype world()
     :: d_step { !d_up && (d_xl != CLOSES || !HOLDS(RECEIVER_HAS_ENDED)) ->
         d_up = 1; d_state = d_journal;
         if
-        :: d_copy == GONE -> destination(MISSING)
+        :: d_copy == GONE -> d_knew = (d_knew || d_state < COMMITTED); destination(MISSING)
         :: d_copy != GONE -> destination(RESTARTED)
         fi }
     :: d_step { !HOLDS(MISSING_IS_SEEN) && !s_up -> s_up = 1; s_state = s_journal; source(MISSING) }
@@ -469,6 +503,9 @@ active proctype world()
     :: d_step { faults && !localhost -> faults--; source_is_gone(); source_dies(false) }
     :: d_step { faults && !localhost -> faults--; destination_is_gone(); destination_dies(false) }
     :: d_step { faults && localhost -> faults--; source_is_gone(); destination_is_gone(); source_dies(false); destination_dies(false) }
+    /* the source's, which starts its machines as it comes up: this one anew, from its disks */
+    :: d_step { faults && !localhost && !operated && (s_journal < COMMITTED || s_journal == ABORTED) ->
+        faults--; source_dies(false); s_xl = ENDED; s_copy = RUNS; s_ran_on = 1; s_anew = 1; never_two() }
     /* one copy alone, by a crash of QEMU or somebody's xl destroy; seen at once, or when a command meets nothing */
     :: d_step { faults && s_copy != GONE -> faults--; excused = (excused || s_state == ABORTED); source_is_gone(); s_missing = s_up }
     :: d_step { faults && d_copy != GONE -> faults--; destination_is_gone(); d_missing = d_up }
@@ -478,6 +515,11 @@ active proctype world()
         action = d_xl;
         destination_is_gone();
         d_xl = (qemu -> ENDED : action) }
+    /* the session's connection, and it goes on over another: what was under way is lost */
+    :: d_step { faults && session && (s_fresh || d_fresh) ->
+        faults--;
+        s_fresh = (HOLDS(WORDS_ARE_REPEATED) && (s_journal == s_state || S_IDLE) && WORD(s_state) -> 1 << s_state : 0);
+        d_fresh = (HOLDS(WORDS_ARE_REPEATED) && (d_journal == d_state || D_IDLE) && WORD(d_state) -> 1 << d_state : 0) }
     /* the session, by the network or a time-out; the network for good; an errand that takes too long */
     :: d_step { faults && session -> faults--; over() }
     :: d_step { faults && session && ready -> faults--; ready = 0; over() }
@@ -485,7 +527,7 @@ active proctype world()
     :: d_step { faults && S_IDLE && !session && SOURCE_HEEDS(LOST) -> faults--; source(LOST) }
     /* a journal's disk */
     :: d_step { faults && s_up && (s_todo & 15) == WRITE && (s_state == ABORTED || s_state == DONE) -> faults--; s_todo = s_todo >> 4; s_unwritten = 1; unkept = 1 }
-    :: d_step { faults && d_up && (d_todo & 15) == WRITE && (d_state == ABORTED || d_state == DONE) -> faults--; d_todo = d_todo >> 4; d_unwritten = 1; unkept = 1 }
+    :: d_step { faults && d_up && (d_todo & 15) == WRITE && (d_state == ABORTED || d_state == DONE) -> faults--; d_todo = d_todo >> 4; d_unwritten = 1 }
     :: d_step { faults && !s_up && s_journal != NO_RECORD -> faults--; s_journal = NO_RECORD; excused = 1 }
     :: d_step { faults && !d_up && d_journal != NO_RECORD -> faults--; d_journal = NO_RECORD; excused = 1 }
 
@@ -503,9 +545,9 @@ active proctype world()
     :: d_step { !calm -> calm = 1; smooth = (faults == FAULTS_MAX); faults = 0; late = (late == FOREVER -> late : 0) }
 
     /* --------------------------------------------------------- nothing more will happen: properties of every end */
-    :: timeout -> d_step {
+    :: timeout && advice == 0 -> d_step {
         /* where nothing went wrong and nobody refused, it has moved */
-        assert(!smooth || refused || operated || d_copy == RUNS && s_state == DONE && (d_state == DONE || d_state == NO_RECORD));
+        assert(!smooth || refused || d_copy == RUNS && reported && s_state == DONE && d_state == DONE);
         /* exactly one runs */
         assert(s_copy == RUNS || d_copy == RUNS || excused || /* an operator is asked: */
             s_journal == DOUBT && s_copy == GONE && !s_voted && PROMISED(d_journal) ||
@@ -515,16 +557,33 @@ active proctype world()
         assert(FINAL(s_state) || (!alive || useless && s_copy == GONE) && s_state == COMMITTED);
         assert(FINAL(d_state) || (!alive || useless && s_copy == GONE || s_state == NO_RECORD || s_state == DOUBT) && (d_state == PREPARED || d_state == VOTED));
         assert(s_state != DOUBT || s_copy == GONE || d_state == DOUBT || d_state == NO_RECORD || !alive);
-        assert(d_state != DOUBT || d_copy == GONE);
-        assert((s_state == s_journal || s_unwritten) && (d_state == d_journal || d_unwritten));
-        /* nothing is left behind, and what runs has its name */
-        assert(s_state != DONE || s_copy == GONE);
-        assert(s_state != ABORTED || s_copy == RUNS || s_copy == GONE);
-        assert(d_state != ABORTED || d_copy == GONE);
-        assert(d_state != DONE || d_copy == GONE || d_copy == RUNS && d_named);
+        assert(d_state != DOUBT || d_copy == GONE && !d_knew);
+        assert(s_state != DOUBT || !alive || d_state != DONE && d_state != ABORTED);
+        nothing_is_left_behind();
         /* the records agree */
         assert(!(s_state == ABORTED && d_state == DONE) || operated);
         assert(!(s_state == DONE && d_state == ABORTED) || operated && excused);
+        advice = 1;
+        there = s_state != NO_RECORD && d_state != NO_RECORD && (S_IS_RIGHT || D_IS_RIGHT);
+        /* what no relay knows, an operator does away with by hand */
+        s_copy = (s_state == NO_RECORD && s_copy == STILL -> GONE : s_copy);
+        s_xl = (s_copy == GONE -> ENDED : s_xl);
+        d_copy = (d_state == NO_RECORD && d_copy == STILL -> GONE : d_copy)
+    }
+    /* Who waits, or is in doubt, waits for an operator, who sees both hosts. One word is enough while the network is
+       there, but for a destination in DOUBT whose source is given up. With no copy that may run on he gives both up, and
+       starts the machine anew from its disks. */
+    :: timeout && UNSETTLED && ASKS(s_state) && (D_IS_RIGHT || d_copy == GONE && !S_IS_RIGHT) -> d_step {
+        advice = (alive && d_state != DOUBT -> ADVICE_MAX : advice + 1); source(GIVE_UP) }
+    :: timeout && UNSETTLED && ASKS(s_state) && d_copy == GONE && S_IS_RIGHT -> d_step { ADVISE; source(RUN_HERE) }
+    :: timeout && UNSETTLED && ASKS(s_state) && d_copy != GONE && !D_IS_RIGHT -> d_step { ADVISE; destination(GIVE_UP) }
+    :: timeout && UNSETTLED && !ASKS(s_state) && D_IS_RIGHT && s_copy == GONE -> d_step { ADVISE; destination(RUN_HERE) }
+    :: timeout && UNSETTLED && !ASKS(s_state) && !(D_IS_RIGHT && s_copy == GONE) -> d_step { ADVISE; destination(GIVE_UP) }
+    :: timeout && advice && !UNSETTLED -> d_step {
+        /* an operator can always end it, and saves what there is */
+        assert(!ASKS(s_state) && !ASKS(d_state));
+        assert(!there || s_copy == RUNS || d_copy == RUNS);
+        nothing_is_left_behind()
     }; break
     od;
 end_progress:

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from proxy.handover.table import TABLES, Event, Side, State
-from tests.model.mutants import named, of_entries
+from tests.model.mutants import all_mutants
 from tests.model.runs import DEEP, QUICK
 from tests.model.spin import MODEL
 
@@ -80,7 +80,7 @@ def test_every_search_has_its_figures() -> None:
 
 
 def test_it_counts_the_mutants() -> None:
-    count = len({mutant.name for mutant in (*named(), *of_entries())})
+    count = len(all_mutants())
     assert f"{count} tables with one thing wrong" in PATH.read_text(encoding="utf-8")
 
 

@@ -1,13 +1,15 @@
 """The model's binaries, made once a run. Without spin or a compiler the tests are skipped; under CI they fail."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.rig import absent_is_failure
 from tests.model.generate import promela
-from tests.model.mutants import chatter, named, of_entries
+from tests.model.mutants import all_mutants, chatter
 from tests.model.spin import build, missing_tools
+from tests.model.whims import KINDS, Kind
 
 
 def _folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
@@ -22,8 +24,8 @@ def _folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Looks for assertions that do not hold; mutants by their place in ``named()``."""
-    return build(_folder(tmp_path_factory, "model"), promela(named()))
+    """Looks for assertions that do not hold; mutants by their place in ``all_mutants()``."""
+    return build(_folder(tmp_path_factory, "model"), promela(all_mutants()))
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,6 @@ def livelocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``model``, with the mutants of ``of_entries()``."""
-    return build(_folder(tmp_path_factory, "entries"), promela(of_entries()))
+def equivalent(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, Path]:
+    """As ``model``, with all that is called equivalent, to be had at once."""
+    return {kind: kind.build(_folder(tmp_path_factory, "equivalent")) for kind in KINDS}

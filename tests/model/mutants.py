@@ -3,13 +3,11 @@
 `named` are mistakes that somebody might make with the best intentions; several were made.
 """
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Final
 
 from proxy.handover.table import TABLES, Action, Event, Side, State, Step
 from tests.model.generate import Key, Mutant
-from tests.model.spin import Budget
 
 S: Final = Side.SOURCE
 D: Final = Side.DESTINATION
@@ -146,21 +144,6 @@ def chatter() -> Mutant:
     return _of(S, State.VOTED, Event.PEER_VOTED, Step(State.VOTED, (Action.SAY,)), "answers")
 
 
-NEEDS: Final[Mapping[str, Budget]] = MappingProxyType(
-    {
-        "source committed peer_unknown: turns back": Budget(2),  # a journal is lost as well
-        "source doubt restarted: turns back": Budget(2),
-        "source committed missing: is done": Budget(1, where="localhost"),
-        "source committed peer_committed: is done": Budget(2),
-        "source asked missing: commits": Budget(1, where="qemu"),
-        "source prepared missing: commits": Budget(1, where="qemu"),
-        "source prepared peer_prepared: commits": Budget(1, late=1),
-        "source voted peer_prepared: commits": Budget(1, late=1),
-        "destination committed restarted: starts without the name": Budget(2),
-        "destination prepared failed: undoes": Budget(2),  # and the source's host is lost
-        "destination prepared restarted: undoes": Budget(2),
-        "destination voted failed: undoes": Budget(2),
-        "FAILURE_ENDS_THE_SESSION": Budget(2),
-    }
-)
-"""What goes wrong only if more does than in ``Budget(1)``: mutants of ``named`` and assumptions."""
+def all_mutants() -> tuple[Mutant, ...]:
+    """All of them, in the order of their numbers in the binary."""
+    return (*named(), *of_entries())

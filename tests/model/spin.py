@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.model.excuses import optional
+
 MODEL: Final = Path(__file__).parents[2] / "docs" / "model"
-COMMON: Final = ("-O2", "-DNOFAIR", "-DCOLLAPSE", "-DMEMLIM=6000")  # MiB
+# One process has no order to reduce, and its states are small: to compress them takes longer than to search. MiB
+COMMON: Final = ("-O2", "-DNOFAIR", "-DNOREDUCE", "-DMEMLIM=6000")
 BUILD_SECONDS_MAX: Final = 600.0
 DEPTH_MAX: Final = 100_000  # steps of one run; a longer one is reported as an error
 LIVELOCK: Final = "non-progress cycle"
@@ -62,10 +65,12 @@ class Found:
     Attributes:
         states: how many different ones it has met.
         error: what it stopped at, as the binary says it; empty if all holds in all states.
+        depth: how many steps led there; 0 if nothing was found.
     """
 
     states: int
     error: str
+    depth: int = 0
 
 
 class SpinFailed(Exception):
@@ -77,21 +82,19 @@ def missing_tools() -> str:
     return ", ".join(tool for tool in ("spin", "gcc") if shutil.which(tool) is None)
 
 
-def build(folder: Path, table: str, *, model: str | None = None, livelocks: bool = False) -> Path:
+def build(folder: Path, table: str, *, livelocks: bool = False) -> Path:
     """Make a binary in ``folder``.
 
     Args:
         folder: empty, and this binary's own.
         table: table.pml, as tests.model.generate writes it.
-        model: what to take for handover.pml.
         livelocks: look for runs that never end, where otherwise assertions are looked for.
 
     Raises:
         SpinFailed: it cannot be made.
     """
-    (folder / "handover.pml").write_text(
-        model or (MODEL / "handover.pml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    model = optional((MODEL / "handover.pml").read_text(encoding="utf-8"))
+    (folder / "handover.pml").write_text(model, encoding="utf-8")
     (folder / "table.pml").write_text(table, encoding="utf-8")
     binary = folder / "pan"
     kind = "-DNP" if livelocks else "-DSAFETY"
@@ -108,7 +111,14 @@ def build(folder: Path, table: str, *, model: str | None = None, livelocks: bool
 
 
 def search(
-    binary: Path, budget: Budget, *, mutant: int = 0, without: int = 0, livelocks: bool = False, seconds: float
+    binary: Path,
+    budget: Budget,
+    *,
+    mutant: int = 0,
+    without: int = 0,
+    whims: int = 0,
+    livelocks: bool = False,
+    seconds: float,
 ) -> Found:
     """Let a binary search.
 
@@ -116,14 +126,16 @@ def search(
         binary: of ``build``.
         budget: what may go wrong.
         mutant: the number of a mutant of its table; 0: none.
-        without: the number of an assumption that does not hold; 0: all hold.
+        without: the number of an assumption that does not hold, or of an excuse that does not count; 0: all do.
+        whims: if not 0, any mutant below that number counts, and another for each event.
         livelocks: as ``build`` was told.
         seconds: how long it may take.
 
     Raises:
         SpinFailed: it did not end, or its search was not exhaustive although it found nothing.
     """
-    environment = {**os.environ, **budget.environment(), "MUTANT": str(mutant), "WITHOUT": str(without)}
+    chosen = {"MUTANT": str(mutant), "WITHOUT": str(without), "WHIMS": str(whims)}
+    environment = {**os.environ, **budget.environment(), **chosen}
     command = [str(binary), f"-m{DEPTH_MAX}", "-b", "-n", *(["-l"] if livelocks else [])]
     try:
         with tempfile.TemporaryDirectory() as folder:  # it leaves its trail where it runs
@@ -145,10 +157,10 @@ def read(told: str) -> Found:
     states = re.search(r"^ *([\d.e+]+) states, stored", told, re.MULTILINE)
     if not errors or not states or any(sign in told for sign in _CUT_SHORT):
         raise SpinFailed(f"the search says: {told[-2000:]}")
-    error = re.search(r"^pan:\d+: (.*?)(?: \(at depth \d+\))?$", told, re.MULTILINE)
+    error = re.search(r"^pan:\d+: (.*?)(?: \(at depth (\d+)\))?$", told, re.MULTILINE)
     if bool(int(errors[1])) is not bool(error) or (not error and "Search not completed" in told):
         raise SpinFailed(f"the search says: {told[-2000:]}")
-    return Found(int(float(states[1])), error[1] if error else "")
+    return Found(int(float(states[1])), error[1] if error else "", int(error[2] or 0) if error else 0)
 
 
 def environment_names() -> Mapping[str, int]:

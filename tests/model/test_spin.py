@@ -17,7 +17,7 @@ def test_many_states_are_told_in_another_way() -> None:
 
 def test_a_search_that_found_something() -> None:
     told = "pan:1: assertion violated  !((s_copy==1)) (at depth 28)\n" + ENDED.format(errors=1)
-    assert read(told) == Found(202_848, "assertion violated  !((s_copy==1))")
+    assert read(told) == Found(202_848, "assertion violated  !((s_copy==1))", 28)
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_a_budget_is_told_by_the_environment() -> None:
 
 
 def test_the_models_assumptions_are_numbered_one_by_one() -> None:
-    assert sorted(environment_names().values()) == list(range(1, 14))
+    assert sorted(environment_names().values()) == list(range(1, 15))

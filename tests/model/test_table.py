@@ -4,7 +4,7 @@ import pytest
 
 from proxy.handover.table import TABLES, Action, Event, Side, State, Step
 from tests.model.generate import ACTIONS_MAX, OUTPUT, Mutant, packed, promela
-from tests.model.mutants import named, of_entries
+from tests.model.mutants import all_mutants
 
 
 def test_the_models_table_is_the_codes() -> None:
@@ -36,7 +36,7 @@ def test_a_mutant_takes_the_place_of_its_entry() -> None:
 
 
 def test_every_mutant_differs_from_the_table_and_from_every_other() -> None:
-    mutants = [*named(), *of_entries()]
+    mutants = all_mutants()
     assert len({mutant.name for mutant in mutants}) == len(mutants)
     for mutant in mutants:
         for key, step in mutant.entries.items():
