@@ -17,7 +17,9 @@ from tests.e2e.xen.host import Guest
 from tests.e2e.xen.rig import Pair
 
 STAGGER_SECONDS = 1.0  # from one `xl migrate` to the next
-EARLY = 0.4  # of a migration's time: most of it is Python that starts, and then memory; the words come last
+LATE = (0.8, 1.0)  # of a wave's time: the hand-overs; before them Python starts, and memory goes over
+EARLY = (0.2, 0.8)
+LATE_ONES = 0.7  # of the cuts
 
 
 async def run_waves(two: Pair, *, waves: int, guests: int, cut_seconds: float, seed: int) -> None:
@@ -29,7 +31,7 @@ async def run_waves(two: Pair, *, waves: int, guests: int, cut_seconds: float, s
     took = await wave(two, [f"calm-{number}" for number in range(guests)], None, 0.0)
     met: Counter[str] = Counter()
     for number in range(waves):
-        after = took * dice.uniform(EARLY, 1.0)
+        after = took * dice.uniform(*(LATE if dice.random() < LATE_ONES else EARLY))
         names = [f"w{number}-{guest}" for guest in range(guests)]
         try:
             took_now = await wave(two, names, after, cut_seconds, met)
