@@ -17,7 +17,7 @@ from tests.attacks.wire import Way
 from tests.korora.handover.moments import MOMENTS
 from tests.korora.handover.scene import RESUME_SECONDS, Crossing, Scene, Side, scene
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 SETTLED_SECONDS = 90.0
 LONG_SECONDS = RESUME_SECONDS + 2.0  # an absence that no session survives
@@ -120,6 +120,10 @@ HARMS = {
 RECEIVING = [moment for moment in MOMENTS if moment.stands[1] in {"open", "prepared"}]  # later it has ended
 
 
+QUICK = {"receive", "kill_both"}
+"""In every run; each of the others takes as long as one of these, some 20 s on a busy machine, or longer."""
+
+
 def expected(one: Crossing) -> set[str]:
     """Where a guest runs in the end."""
     match one.harm:
@@ -145,20 +149,12 @@ def codes(one: Crossing, host: str) -> set[int | None]:
 
 
 @pytest.mark.parametrize(
-    "harms",
-    [
-        pytest.param(("reset_back",), id="reset_back"),
-        pytest.param(("gone",), id="gone"),
-        pytest.param(("silent", "half_forward", "half_backward"), id="silence", marks=pytest.mark.slow),
-        pytest.param(("holder",), id="holder"),
-        pytest.param(("migrate",), id="migrate"),
-        pytest.param(("receive",), id="receive"),
-    ],
+    "harm", [pytest.param(harm, marks=() if harm in QUICK else pytest.mark.slow) for harm in HARMS]
 )
-async def test_one_by_one(tmp_path: Path, harms: tuple[str, ...]) -> None:
-    cases = [(moment, harm) for harm in harms for moment in (RECEIVING if harm == "receive" else MOMENTS)]
-    async with scene(tmp_path, cases) as both:
-        await asyncio.gather(*(HARMS[one.harm](both, one) for one in both.crossings))
+async def test_one_by_one(tmp_path: Path, harm: str) -> None:
+    moments = RECEIVING if harm == "receive" else MOMENTS
+    async with scene(tmp_path, [(moment, harm) for moment in moments]) as both:
+        await asyncio.gather(*(HARMS[harm](both, one) for one in both.crossings))
         await end_of(both)
 
 
@@ -256,22 +252,15 @@ def _kill_workers(side: Side) -> None:
         os.kill(worker["pid"], signal.SIGKILL)
 
 
+SIDES = (
+    *(kill_alpha, kill_beta, kill_both, away_alpha, away_beta, stop_alpha, stop_beta),
+    *(worker_alpha, worker_beta, freeze_alpha, freeze_beta),
+)
+
+
 @pytest.mark.parametrize(
     "harm",
-    [
-        kill_alpha,
-        kill_beta,
-        kill_both,
-        away_alpha,
-        away_beta,
-        stop_alpha,
-        stop_beta,
-        worker_alpha,
-        worker_beta,
-        pytest.param(freeze_alpha, marks=pytest.mark.slow),
-        pytest.param(freeze_beta, marks=pytest.mark.slow),
-    ],
-    ids=lambda harm: harm.__name__,
+    [pytest.param(harm, id=harm.__name__, marks=() if harm.__name__ in QUICK else pytest.mark.slow) for harm in SIDES],
 )
 async def test_all_at_once(tmp_path: Path, harm: Harm) -> None:
     side = harm.__name__.partition("_")[2]

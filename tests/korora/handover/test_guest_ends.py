@@ -68,7 +68,10 @@ async def test_a_guest_ends_while_its_memory_is_sent(tmp_path: Path, killed: boo
         await retry(both, rebooted)
 
 
-@pytest.mark.parametrize("moment", ["prepared there", "prepared", "voted", "voted there"])
+EARLIER = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("prepared there", "prepared", "voted")]
+
+
+@pytest.mark.parametrize("moment", [*EARLIER, "voted there"])
 async def test_a_machine_that_was_started_anew_at_its_source_is_not_run_twice(tmp_path: Path, moment: str) -> None:
     """The source's host has crashed, and starts its machines as it comes up; or somebody did it by hand."""
     async with scene(tmp_path, [(BY_NAME[moment], "anew")]) as both:
