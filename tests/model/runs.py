@@ -39,5 +39,4 @@ DEEP: Final = (
     Run(Budget(1, late=1), 580_000, livelocks=True),
     Run(Budget(2, late=FOREVER), 5_000_000),
     Run(Budget(3), 9_000_000),
-    Run(Budget(3, where="qemu"), 8_000_000),
 )
