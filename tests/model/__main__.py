@@ -16,8 +16,8 @@ from tests.model.generate import promela
 from tests.model.mutants import all_mutants
 from tests.model.runs import DEEP, QUICK
 from tests.model.spin import Found, SpinFailed, build, missing_tools, search
-from tests.model.survey import CHEAP, cases, recorded
-from tests.model.whims import KINDS, alone
+from tests.model.survey import cases, recorded
+from tests.model.whims import AT_ONCE, KINDS, by_itself
 
 SECONDS_MAX: Final = 3600.0  # one search
 SETUP_EXIT: Final = 2
@@ -35,14 +35,14 @@ def _builds(folder: Path) -> dict[bool, Path]:
 
 def _wrong_mutants(binary: Path) -> Iterator[str]:
     """Those that are not found as found.json says, or are found although they are called equivalent."""
-    known, one_by_one = recorded(), alone(EQUIVALENT)
+    known = recorded()
     for name, case in cases().items():
         if name in known:
             if not case.search(binary, known[name].budget).error:
                 yield f"not found: {name}"
         elif name not in EQUIVALENT:
             yield f"no search is known to find: {name}"
-        elif name in one_by_one and any(case.search(binary, budget).error for budget in CHEAP):
+        elif any(case.search(binary, budget).error for budget in by_itself(name)):
             yield f"found, and was called equivalent: {name}"
 
 
@@ -52,7 +52,7 @@ def _found_after_all(folder: Path) -> Iterator[str]:
         place = folder / kind.name.replace(" ", "-")
         place.mkdir()
         binary = kind.build(place)
-        for budget in CHEAP:
+        for budget in AT_ONCE:
             if kind.search(binary, budget).error:
                 yield f"{kind}: {budget} finds something"
 

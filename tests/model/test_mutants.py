@@ -17,7 +17,7 @@ from tests.model.generate import promela
 from tests.model.mutants import named
 from tests.model.spin import Budget, environment_names
 from tests.model.survey import CHEAP, SECONDS_MAX, cases, is_about_a_record, recorded
-from tests.model.whims import KINDS, Kind, alone
+from tests.model.whims import AT_ONCE, KINDS, Kind, by_itself
 
 FOUND: Final = recorded()
 CASES: Final = cases()
@@ -55,7 +55,7 @@ def test_what_is_called_equivalent_is(kind: Kind, equivalent: Mapping[Kind, Path
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX + 650)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("budget", CHEAP[1:], ids=str)
+@pytest.mark.parametrize("budget", AT_ONCE[1:], ids=str)
 def test_what_is_called_equivalent_is_in_longer_searches(
     kind: Kind, budget: Budget, equivalent: Mapping[Kind, Path]
 ) -> None:
@@ -64,9 +64,9 @@ def test_what_is_called_equivalent_is_in_longer_searches(
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * SECONDS_MAX + 650)
-@pytest.mark.parametrize("name", alone(EQUIVALENT))
+@pytest.mark.parametrize("name", EQUIVALENT)
 def test_what_is_called_equivalent_is_by_itself(name: str, model: Path) -> None:
-    for budget in CHEAP:
+    for budget in by_itself(name):
         assert CASES[name].search(model, budget).error == "", f"{budget}: not because {EQUIVALENT[name]}"
 
 

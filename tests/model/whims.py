@@ -14,19 +14,24 @@ from tests.model.equivalent import EQUIVALENT, ORDER_ONLY
 from tests.model.generate import Key, Mutant, promela
 from tests.model.mutants import all_mutants
 from tests.model.spin import Budget, Found, build, search
-from tests.model.survey import SECONDS_MAX
+from tests.model.survey import CHEAP, SECONDS_MAX
 
 _AWAITED: Final = (Event.GAVE_UP, Event.TOOK, Event.LOST, Event.RUN_HERE, Event.GIVE_UP)
 
 
 def alone(names: Collection[str]) -> list[str]:
-    """Which of these mutants have to be searched for one by one."""
+    """Which of these mutants have to be searched for one by one, whatever goes wrong."""
     return [
         mutant.name
         for mutant in all_mutants()
         if mutant.name in names
         and any(step is None and event in _AWAITED for (_, event), step in mutant.entries.items())
     ]
+
+
+def by_itself(name: str) -> tuple[Budget, ...]:
+    """What a mutant that is called equivalent is searched with, by itself."""
+    return CHEAP if alone([name]) else tuple(budget for budget in CHEAP if budget.late)
 
 
 def whims(names: Collection[str]) -> list[Mutant]:
@@ -74,6 +79,9 @@ class Kind:
     def __str__(self) -> str:
         return self.name
 
+
+# With old words some mixtures of two mutants go wrong, though neither does by itself: those are searched one by one.
+AT_ONCE: Final = tuple(budget for budget in CHEAP if not budget.late)
 
 KINDS: Final = (
     Kind("equivalent", frozenset(EQUIVALENT) - {*alone(EQUIVALENT)}, outcomes=False),
