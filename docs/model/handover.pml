@@ -568,7 +568,7 @@ active proctype world()
         /* what no relay knows, an operator does away with by hand */
         s_copy = (s_state == NO_RECORD && s_copy == STILL -> GONE : s_copy);
         s_xl = (s_copy == GONE -> ENDED : s_xl);
-        d_copy = (d_state == NO_RECORD && d_copy == STILL -> GONE : d_copy)
+        d_copy = (d_state == NO_RECORD && d_copy != RUNS -> GONE : d_copy)
     }
     /* Who waits, or is in doubt, waits for an operator, who sees both hosts. One word is enough while the network is
        there, but for a destination in DOUBT whose source is given up. With no copy that may run on he gives both up, and

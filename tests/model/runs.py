@@ -37,6 +37,6 @@ DEEP: Final = (
     Run(Budget(2, late=1), 3_900_000),
     Run(Budget(2, late=1, where="qemu"), 3_500_000),
     Run(Budget(1, late=1), 580_000, livelocks=True),
-    Run(Budget(2, late=FOREVER), 5_000_000),
-    Run(Budget(3), 9_000_000),
+    Run(Budget(2, late=FOREVER), 6_400_000),
+    Run(Budget(3), 10_400_000),
 )
