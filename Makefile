@@ -7,7 +7,7 @@
 #   make check    format, lint, types, layering
 #   make test     every test that is not slow       (PYTEST_ARGS="-k name -x" to narrow)
 #   make e2e      only the tests that drive real hypervisors
-#   make e2e-xen  only those with two real Xen hosts, the slow ones too
+#   make e2e-xen  only those with two real Xen hosts, the slow ones too: a pair of hosts for each processor
 #   make bench    what the relay pair costs, step by step, beside its peers and under QEMU, and what encoding pages
 #                 saves: one run, below sixteen minutes
 #   make model    every order of faults in a hand-over, as far as the model goes: some ten minutes, and 2 GiB of memory
@@ -49,7 +49,7 @@ e2e: setup system
 	$(BIN)/python -m pytest -m 'e2e' $(PYTEST_ARGS)
 
 e2e-xen: setup system
-	$(BIN)/python -m pytest -m 'xen' tests/e2e/xen $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'xen' tests/e2e/xen -n auto --maxprocesses=4 --maxschedchunk=1 $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -20,10 +20,10 @@ from tests.e2e.xen.cuts import (
     Migration,
     Moment,
     check_one_copy,
+    go_through,
     pair_for_cuts,
     records_of,
     settled,
-    start,
     until,
 )
 from tests.e2e.xen.daemons import configuration, configure, peers_of, served_host
@@ -72,11 +72,7 @@ async def operator(host: XenHost, *words: str, code: int = 0) -> dict[str, Any]:
 
 async def migrates(two: Pair) -> None:
     """The guest, on a, goes to b, as if nothing had been."""
-    await start(two, NAME)
-    done = await two.a.ended(f"migrate-{NAME}", COMMAND_SECONDS)
-    assert done.rc == 0, done
-    await settled(two)
-    assert await check_one_copy(two, NAME) == "b"
+    await go_through(two, [NAME])
 
 
 @pytest.mark.parametrize("point", ["b after destination prepared", "a after source voted"])

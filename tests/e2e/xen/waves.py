@@ -10,6 +10,7 @@ from tests.e2e.xen.cuts import (
     Migration,
     Records,
     check_ends,
+    go_through,
     records_of,
     start,
 )
@@ -28,44 +29,54 @@ async def run_waves(two: Pair, *, waves: int, guests: int, cut_seconds: float, s
     How long a wave takes is measured by one without a cut: a number of seconds would be another moment on each machine.
     """
     dice = random.Random(seed)
-    took = await wave(two, [f"calm-{number}" for number in range(guests)], None, 0.0)
+    names = await created(two, "calm", guests)
+    began = time.monotonic()
+    its = await all_started(two, names)
+    took = time.monotonic() - began
+    assert await check_ends(two, its) == ["b"] * guests
     met: Counter[str] = Counter()
+    stay: list[str] = []
     for number in range(waves):
         after = took * dice.uniform(*(LATE if dice.random() < LATE_ONES else EARLY))
-        names = [f"w{number}-{guest}" for guest in range(guests)]
+        names = stay + await created(two, f"w{number}", guests - len(stay))
         try:
-            took_now = await wave(two, names, after, cut_seconds, met)
+            stay = await wave(two, names, after, cut_seconds, met)
         except Exception as error:
             raise AssertionError(f"wave {number} of seed {seed}, cut after {after:.2f} s: {error!r}") from error
-        print(
-            f"wave {number}: cut after {after:.1f} s of {took:.1f}, over in {took_now:.1f} s; {dict(met)}", flush=True
-        )
+        print(f"wave {number}: cut after {after:.1f} s of {took:.1f}: {dict(met)}; {len(stay)} stayed", flush=True)
     assert len(met) > 2, met  # the cuts have met more than one state
+    await go_through(two, stay)
 
 
-async def wave(
-    two: Pair, names: list[str], cut_after: float | None, cut_seconds: float, met: Counter[str] | None = None
-) -> float:
-    """One wave; the seconds until every `xl migrate` had ended."""
-    for name in names:
-        await two.a.create(Guest(name, "beat"))
-    began = time.monotonic()
+async def created(two: Pair, name: str, guests: int) -> list[str]:
+    """So many new guests on a."""
+    names = [f"{name}-{number}" for number in range(guests)]
+    for one in names:
+        await two.a.create(Guest(one, "beat"))
+    return names
+
+
+async def all_started(two: Pair, names: list[str]) -> list[Migration]:
+    """Migrate them beside each other, until every `xl migrate` has ended."""
     its = []
-    cutting = None if cut_after is None else asyncio.create_task(cut_at(two, began + cut_after, cut_seconds))
+    for name in names:
+        its.append(await start(two, name))
+        await asyncio.sleep(STAGGER_SECONDS)
+    await asyncio.gather(*(two.a.ended(f"migrate-{name}", COMMAND_SECONDS) for name in names))
+    return its
+
+
+async def wave(two: Pair, names: list[str], cut_after: float, cut_seconds: float, met: Counter[str]) -> list[str]:
+    """Migrate these with a cut; those that have stayed."""
+    cutting = asyncio.create_task(cut_at(two, time.monotonic() + cut_after, cut_seconds))
     try:
-        for name in names:
-            its.append(Migration(two, name, two.a, 0, await start(two, name), set()))
-            await asyncio.sleep(STAGGER_SECONDS)
-        await asyncio.gather(*(two.a.ended(f"migrate-{name}", COMMAND_SECONDS) for name in names))
-        took = time.monotonic() - began
-        if cutting is not None and met is not None:
-            met.update(standing(await cutting, names))
+        its = await all_started(two, names)
+        met.update(standing(await cutting, its))
     finally:
-        if cutting is not None:
-            cutting.cancel()
-            await asyncio.gather(cutting, return_exceptions=True)
-    await check_ends(two, its)
-    return took
+        cutting.cancel()
+        await asyncio.gather(cutting, return_exceptions=True)
+    places = await check_ends(two, its)
+    return [name for name, where in zip(names, places, strict=True) if where == "a"]
 
 
 async def cut_at(two: Pair, when: float, seconds: float) -> Records:
@@ -77,7 +88,10 @@ async def cut_at(two: Pair, when: float, seconds: float) -> Records:
     return stood
 
 
-def standing(records: Records, names: list[str]) -> list[str]:
+def standing(records: Records, its: list[Migration]) -> list[str]:
     """Where each guest's hand-over stood, as its source had written it down."""
-    states = {record.get("name"): record["state"] for record in records["a"]}
-    return [states.get(name, "not begun") for name in names]
+    found = []
+    for it in its:
+        mine = [one for one in records["a"] if one.get("name") == it.name and one["session"] not in it.earlier]
+        found.append(mine[-1]["state"] if mine else "not begun")
+    return found
