@@ -42,8 +42,11 @@ def environment(unit: Path) -> dict[str, str]:
     return dict(word.split("=", 1) for line in lines for word in shlex.split(line, comments=True))
 
 
-def command(unit: Path, variables: dict[str, str]) -> list[str]:
-    """ExecStart as systemd expands it: `${NAME}` is one word, `$NAME` as many as it holds (systemd.service(5))."""
+def command(unit: Path, variables: dict[str, str], state: Path) -> list[str]:
+    """ExecStart as systemd expands it: `${NAME}` is one word, `$NAME` as many as it holds (systemd.service(5)).
+
+    `%S` is the root of state directories (systemd.unit(5)).
+    """
     words: list[str] = []
     for word in settings(unit)["ExecStart"].split():
         if match := re.fullmatch(r"\$\{(\w+)\}", word):
@@ -51,7 +54,7 @@ def command(unit: Path, variables: dict[str, str]) -> list[str]:
         elif match := re.fullmatch(r"\$(\w+)", word):
             words += variables[match[1]].split()
         else:
-            words.append(word)
+            words.append(word.replace("%S", str(state)))
     return words
 
 
@@ -131,7 +134,7 @@ def test_the_command_of_the_example_starts(unit: Path, identity_beta: Path, tmp_
     # The example's addresses, but for ports that may be taken here.
     variables |= {"KORORA_IDENTITY": str(identity_beta), "KORORA_OPTIONS": options, "KORORA_LISTEN": ":0"}
     variables["KORORA_FROM"] = re.sub(r"\d+$", "0", variables.get("KORORA_FROM", ""))
-    program, *words = command(unit, variables)
+    program, *words = command(unit, variables, tmp_path)
     assert program == PROGRAM
     with subprocess.Popen(
         [sys.executable, "-m", "korora", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -162,7 +165,7 @@ def test_the_daemon_of_the_example_starts_and_drains(
     text = re.sub(r'from = "(.*):\d+"', r'from = "\1:0"', text) + '\n[metrics]\naddress = ""\n'
     config = tmp_path / "korora.toml"
     config.write_text(text, encoding="utf-8")
-    program, *words = command(DAEMON, {})
+    program, *words = command(DAEMON, {}, tmp_path)
     assert program == PROGRAM
     words = [word.replace("/etc/korora/korora.toml", str(config)) for word in words]
     with subprocess.Popen(
