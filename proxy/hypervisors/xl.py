@@ -19,6 +19,7 @@ import os
 import shlex
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ class XlToolstack:
 
     async def pin(self, vm: Vm, side: Side) -> Vm:
         """See ``Hypervisor.pin``: the domain's id and the boot it belongs to, and whether it had no monitor anyway."""
-        copy = await (self._departing(vm) if side is Side.SOURCE else self._arriving(vm))
+        copy = (_leaving if side is Side.SOURCE else _arrived)(vm, await self._list_for(vm))
         if copy is None:
             raise HypervisorFailed(f"there is no domain {vm.name!r} with the UUID {vm.uuid or '(not told)'} here")
         domid = copy.domain.domid
@@ -117,11 +118,11 @@ class XlToolstack:
 
     async def arriving(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.arriving``."""
-        return _state(await self._arriving(vm))
+        return _state(_arrived(vm, await self._list_for(vm)))
 
     async def departing(self, vm: Vm) -> CopyState:
         """See ``Hypervisor.departing``."""
-        return _state(await self._departing(vm))
+        return _state(_leaving(vm, await self._list_for(vm)))
 
     async def fate(self, vm: Vm) -> Fate:
         """See ``Hypervisor.fate``: a guest that reboots gets a new domain of its name and UUID."""
@@ -131,80 +132,11 @@ class XlToolstack:
                 return Fate.AGAIN
         return Fate.ENDED if _pinned(vm)[1] in {"", _boot_id()} else Fate.LOST
 
-    async def _arriving(self, vm: Vm) -> _Copy | None:
-        """The copy that came here.
-
-        Not pinned, a suspended one is not it: no copy is suspended before it has run, so that is the one that leaves
-        when a machine migrates within its host.
-        """
-        ours = await self._ours(vm)
-        for domain in ours:
-            if domain.name == vm.name + INCOMING:
-                return _Copy(domain, CopyState.INCOMING)
-        for domain in ours:
-            if vm.copy or (domain.name == vm.name and not domain.suspended):
-                if not domain.paused or domain.shutdown:
-                    return _Copy(domain, CopyState.RUNNING)
-                return _Copy(domain, CopyState.PAUSED if domain.name == vm.name else CopyState.INCOMING)
-        return None
-
-    async def _departing(self, vm: Vm) -> _Copy | None:
-        """The copy that was here first.
-
-        Raises:
-            HypervisorFailed: there are two, and it was not written down which.
-        """
-        ours = [domain for domain in await self._ours(vm) if domain.name != vm.name + INCOMING]
-        if len(ours) > 1:
-            raise HypervisorFailed(
-                f"there are two copies of {vm.name} here, {' and '.join(map(str, ours))}, and nothing says which one "
-                f"was to leave: look which runs (xl list), and destroy or rename the other by its id"
-            )
-        if not ours:
-            return None
-        domain = ours[0]
-        if domain.suspended:
-            return _Copy(domain, CopyState.SUSPENDED)
-        return _Copy(domain, CopyState.PAUSED if domain.paused and not domain.shutdown else CopyState.RUNNING)
-
-    async def _ours(self, vm: Vm) -> list[XlDomain]:
-        """Domains that are this machine: of its UUID, and the pinned one, else under one of its three names.
-
-        A pinned one that an operator has renamed is there none the less: to call it gone is to let another one run.
-        """
-        _check_name(vm.name)
-        domains = [
-            domain
-            for domain in await self._list()
-            if domain.domid and not domain.dying and vm.uuid in ("", domain.uuid)
-        ]
-        if not vm.copy:
-            names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
-            return [domain for domain in domains if domain.name in names]
-        domid, boot = _pinned(vm)
-        if boot != _boot_id():
-            return []  # what has that id today was made after the host came up again
-        return [domain for domain in domains if str(domain.domid) == domid]
-
-    async def _refuse_twin(self, domain: XlDomain) -> None:
-        """Whatever anybody says, no copy is made to run beside one that does, or that has run on.
-
-        Raises:
-            HypervisorFailed: there is one.
-        """
-        for other in await self._list():
-            still = other.paused or other.suspended or other.dying
-            if other.uuid == domain.uuid and other.domid != domain.domid and not still:
-                raise HypervisorFailed(
-                    f"{other} is the same machine, and runs: {domain} is not made to run beside it. Look at both "
-                    f"(xl list, xl console), and destroy the older one by its id"
-                )
-
     # ---- what is done at the destination
 
     async def take(self, vm: Vm) -> None:
         """See ``Hypervisor.take``."""
-        copy = await self._arriving(vm)
+        copy = _arrived(vm, await self._list_for(vm))
         if copy is None:
             raise HypervisorFailed(f"no copy of {vm.name} has arrived here, or it is gone: see xl list")
         if copy.state is not CopyState.INCOMING:
@@ -219,14 +151,15 @@ class XlToolstack:
 
     async def start(self, vm: Vm) -> None:
         """See ``Hypervisor.start``."""
-        copy = await self._arriving(vm)
+        listed = await self._list_for(vm)  # of one moment, and once: each run of xl is downtime
+        copy = _arrived(vm, listed)
         if copy is None:
             raise HypervisorFailed(f"no copy of {vm.name} has arrived here, or it is gone: see xl list")
         if copy.state is CopyState.RUNNING:
             return
         if copy.state is not CopyState.PAUSED:
             raise HypervisorFailed(f"{copy.domain} has not got the machine's name yet: it is not started")
-        await self._refuse_twin(copy.domain)
+        _refuse_twin(copy.domain, listed)
         said = await self._run("unpause", str(copy.domain.domid))
         after = await self._find(copy.domain)
         if after is None or after.paused:
@@ -240,7 +173,7 @@ class XlToolstack:
         A copy is pinned before its xl may give it the machine's name. Not pinned, what has that name is another one:
         the copy that leaves, when a machine migrates within its host, and its operator may have paused it.
         """
-        copy = await self._arriving(vm)
+        copy = _arrived(vm, await self._list_for(vm))
         if copy is None or not (vm.copy or copy.state is CopyState.INCOMING):
             return
         if copy.state is CopyState.RUNNING:
@@ -255,7 +188,7 @@ class XlToolstack:
         4.17 has no command for it. A pretended migration breaks as soon as xl sends pages, and xl resumes the domain:
         "Migration failed, resuming at sender". Safe to repeat, and to be cut off at any point.
         """
-        copy = await self._departing(vm)
+        copy = _leaving(vm, await self._list_for(vm))
         if copy is None:
             if await self.fate(vm) is Fate.AGAIN:
                 return
@@ -274,7 +207,7 @@ class XlToolstack:
             await self._tend(self._monitors, copy.domain)
 
     async def _resume(self, domain: XlDomain) -> None:
-        await self._refuse_twin(domain)
+        _refuse_twin(domain, await self._list())
         said = await self._run("migrate", "-s", "", str(domain.domid), _PRETENCE, seconds=XL_REVIVE_SECONDS_MAX)
         after = await self._find(domain)
         if after is None or after.suspended:
@@ -293,7 +226,7 @@ class XlToolstack:
 
     async def remove(self, vm: Vm) -> None:
         """See ``Hypervisor.remove``."""
-        copy = await self._departing(vm)
+        copy = _leaving(vm, await self._list_for(vm))
         if copy is None:
             return
         if copy.state is not CopyState.SUSPENDED:
@@ -318,6 +251,11 @@ class XlToolstack:
     async def _find(self, domain: XlDomain) -> XlDomain | None:
         """The same domain as it stands now, whatever it is called."""
         return next((now for now in await self._list() if (now.domid, now.uuid) == (domain.domid, domain.uuid)), None)
+
+    async def _list_for(self, vm: Vm) -> list[XlDomain]:
+        """All domains, to look for this machine; a name that breaks the list is refused before xl hears anything."""
+        _check_name(vm.name)
+        return await self._list()
 
     async def _list(self) -> list[XlDomain]:
         said = await self._run("list", "-v")
@@ -383,6 +321,74 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 def _state(copy: _Copy | None) -> CopyState:
     return CopyState.ABSENT if copy is None else copy.state
+
+
+def _arrived(vm: Vm, listed: Sequence[XlDomain]) -> _Copy | None:
+    """The copy that came here.
+
+    Not pinned, a suspended one is not it: no copy is suspended before it has run, so that is the one that leaves
+    when a machine migrates within its host.
+    """
+    ours = _ours(vm, listed)
+    for domain in ours:
+        if domain.name == vm.name + INCOMING:
+            return _Copy(domain, CopyState.INCOMING)
+    for domain in ours:
+        if vm.copy or (domain.name == vm.name and not domain.suspended):
+            if not domain.paused or domain.shutdown:
+                return _Copy(domain, CopyState.RUNNING)
+            return _Copy(domain, CopyState.PAUSED if domain.name == vm.name else CopyState.INCOMING)
+    return None
+
+
+def _leaving(vm: Vm, listed: Sequence[XlDomain]) -> _Copy | None:
+    """The copy that was here first.
+
+    Raises:
+        HypervisorFailed: there are two, and it was not written down which.
+    """
+    ours = [domain for domain in _ours(vm, listed) if domain.name != vm.name + INCOMING]
+    if len(ours) > 1:
+        raise HypervisorFailed(
+            f"there are two copies of {vm.name} here, {' and '.join(map(str, ours))}, and nothing says which one "
+            f"was to leave: look which runs (xl list), and destroy or rename the other by its id"
+        )
+    if not ours:
+        return None
+    domain = ours[0]
+    if domain.suspended:
+        return _Copy(domain, CopyState.SUSPENDED)
+    return _Copy(domain, CopyState.PAUSED if domain.paused and not domain.shutdown else CopyState.RUNNING)
+
+
+def _ours(vm: Vm, listed: Sequence[XlDomain]) -> list[XlDomain]:
+    """Domains that are this machine: of its UUID, and the pinned one, else under one of its three names.
+
+    A pinned one that an operator has renamed is there none the less: to call it gone is to let another one run.
+    """
+    domains = [domain for domain in listed if domain.domid and not domain.dying and vm.uuid in ("", domain.uuid)]
+    if not vm.copy:
+        names = {vm.name, vm.name + INCOMING, vm.name + AWAY}
+        return [domain for domain in domains if domain.name in names]
+    domid, boot = _pinned(vm)
+    if boot != _boot_id():
+        return []  # what has that id today was made after the host came up again
+    return [domain for domain in domains if str(domain.domid) == domid]
+
+
+def _refuse_twin(domain: XlDomain, listed: Sequence[XlDomain]) -> None:
+    """Whatever anybody says, no copy is made to run beside one that does, or that has run on.
+
+    Raises:
+        HypervisorFailed: there is one.
+    """
+    for other in listed:
+        still = other.paused or other.suspended or other.dying
+        if other.uuid == domain.uuid and other.domid != domain.domid and not still:
+            raise HypervisorFailed(
+                f"{other} is the same machine, and runs: {domain} is not made to run beside it. Look at both "
+                f"(xl list, xl console), and destroy the older one by its id"
+            )
 
 
 def _pinned(vm: Vm) -> tuple[str, str]:
