@@ -23,7 +23,7 @@ from typing import Any
 from korora.demo.serial import Continuity, continuity
 from tests.e2e.xen.agent import Done
 from tests.e2e.xen.host import POLL_SECONDS, Guest, XenHost
-from tests.e2e.xen.rig import CHECKOUT, IDENTITY, RELAY_PORT, Pair, XenRig, pair, ready, saved_host
+from tests.e2e.xen.rig import CHECKOUT, IDENTITY, RELAY_PORT, Pair, XenRig, locked, pair, ready, saved_host
 
 STATE = "/var/lib/korora"
 CONFIGURATION = "/root/korora.toml"
@@ -85,7 +85,9 @@ async def served_host(rig: XenRig, guest: Guest | None, identity: Path, env: Map
     """A file with a host whose daemon runs, made once per run: to start one takes seconds in an emulated machine."""
     key = hashlib.sha256(repr((guest, identity, env)).encode()).hexdigest()[:8]
     path = rig.folder / f"served-{key}"
-    if not path.exists():
+    async with locked(rig.folder / f"{key}.lock"):
+        if path.exists():
+            return path
         with tempfile.TemporaryDirectory(prefix="korora-xen-") as name:
             async with AsyncExitStack() as stack:
                 base = await saved_host(rig, guest, Path(name))

@@ -102,14 +102,21 @@ class Pair:
 
 
 def build_rig(folder: Path) -> XenRig:
-    """Find the image and pack what the hosts need. Raises RigAbsent."""
+    """Find the image and pack what the hosts need, once per folder. Raises RigAbsent."""
     script = CHECKOUT / "deploy" / "rig" / "fetch-xen"
     found = subprocess.run([script, "--where"], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     image = Path(found.stdout.strip() or "/absent")
     if not (image / "disk").is_file():
         raise RigAbsent(f"there is no image of a Xen host at {image}: `make system` builds one and says why it cannot")
-    identities = issue_identities(folder)
-    return XenRig(image, pack_code(image, folder), (identities.source, identities.destination), folder)
+    made = folder / "made"
+    with (folder / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # processes of one run share what is made, and the hosts saved with it
+        if not made.exists():
+            identities = issue_identities(folder)
+            (folder / "code.tar.gz").write_bytes(pack_code(image, folder))
+            made.write_text(f"{identities.source}\n{identities.destination}\n", encoding="utf-8")
+    source, destination = map(Path, made.read_text(encoding="utf-8").split())
+    return XenRig(image, (folder / "code.tar.gz").read_bytes(), (source, destination), folder)
 
 
 def pack_code(image: Path, folder: Path) -> bytes:
