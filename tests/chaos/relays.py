@@ -7,6 +7,7 @@ async with standing(hosts, plan=only(Kind.LANE, Plan(forward=Faults(reset_at=MIB
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,6 +28,7 @@ is small, so that what a relay holds shows what it should not."""
 VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to say how it went
 LEVEL_SECONDS_MAX: Final = 10.0  # for descriptors and threads to come back to where they were
 LEVEL_POLL_SECONDS: Final = 0.05
+POOL_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # asyncio.to_thread's, made one by one as they are needed
 DOCUMENTED_CODES: Final = frozenset({0, 3, 4, 5, 6, 7, 130, 143})
 """What a session may end with; 2 would be a fault of the test, 70 one of the relay."""
 
@@ -107,16 +109,17 @@ class Watched(Relay):
         return self.codes
 
     async def level(self, before: Usage, *, descriptors: int = 0, threads: int = 0) -> None:
-        """Until it holds no more than before, but for so many.
+        """Until it holds no more than before, but for so many; the loop's pool of threads may have filled meanwhile.
 
         Raises:
             AssertionError: it still does after a while.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + LEVEL_SECONDS_MAX
+        enough = max(before.threads, 1 + POOL_THREADS) + threads
         while True:
             now = self.usage
-            if now.descriptors <= before.descriptors + descriptors and now.threads <= before.threads + threads:
+            if now.descriptors <= before.descriptors + descriptors and now.threads <= enough:
                 return
             assert loop.time() < end, f"{self._arguments[0]} holds {now}, before it held {before}"
             await asyncio.sleep(LEVEL_POLL_SECONDS)
