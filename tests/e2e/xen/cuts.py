@@ -171,9 +171,9 @@ async def carrier_killed(it: Migration) -> None:
 
 
 @asynccontextmanager
-async def pair_for_cuts(rig: XenRig) -> AsyncIterator[Pair]:
+async def pair_for_cuts(rig: XenRig, limits: str = LIMITS) -> AsyncIterator[Pair]:
     """Two hosts with daemons, and no guest yet."""
-    async with served(rig, None, xl=OPAQUE, limits=LIMITS, env=PRELOADED) as two:
+    async with served(rig, None, xl=OPAQUE, limits=limits, env=PRELOADED) as two:
         yield two
 
 

@@ -20,11 +20,13 @@ from tests.e2e.xen.rig import Pair
 STAGGER_SECONDS = 1.0  # from one `xl migrate` to the next
 LATE = (0.8, 1.0)  # of a wave's time: the hand-overs; before them Python starts, and memory goes over
 EARLY = (0.2, 0.8)
+RESUME_SECONDS = 6  # of sessions: three that begin at once keep an emulated processor from opening lanes for seconds
+CUT_SECONDS = 8.0  # longer than that
 LATE_ONES = 0.7  # of the cuts
 
 
-async def run_waves(two: Pair, *, waves: int, guests: int, cut_seconds: float, seed: int) -> None:
-    """Cut the link once in each wave, for `cut_seconds`; every guest is then held to what cuts.py says of one.
+async def run_waves(two: Pair, *, waves: int, guests: int, seed: int) -> None:
+    """Cut the link once in each wave, for CUT_SECONDS; every guest is then held to what cuts.py says of one.
 
     How long a wave takes is measured by one without a cut: a number of seconds would be another moment on each machine.
     """
@@ -33,14 +35,15 @@ async def run_waves(two: Pair, *, waves: int, guests: int, cut_seconds: float, s
     began = time.monotonic()
     its = await all_started(two, names)
     took = time.monotonic() - began
-    assert await check_ends(two, its) == ["b"] * guests
+    places = await check_ends(two, its)
+    assert places == ["b"] * guests, places
     met: Counter[str] = Counter()
     stay: list[str] = []
     for number in range(waves):
         after = took * dice.uniform(*(LATE if dice.random() < LATE_ONES else EARLY))
         names = stay + await created(two, f"w{number}", guests - len(stay))
         try:
-            stay = await wave(two, names, after, cut_seconds, met)
+            stay = await wave(two, names, after, met)
         except Exception as error:
             raise AssertionError(f"wave {number} of seed {seed}, cut after {after:.2f} s: {error!r}") from error
         print(f"wave {number}: cut after {after:.1f} s of {took:.1f}: {dict(met)}; {len(stay)} stayed", flush=True)
@@ -66,9 +69,9 @@ async def all_started(two: Pair, names: list[str]) -> list[Migration]:
     return its
 
 
-async def wave(two: Pair, names: list[str], cut_after: float, cut_seconds: float, met: Counter[str]) -> list[str]:
+async def wave(two: Pair, names: list[str], cut_after: float, met: Counter[str]) -> list[str]:
     """Migrate these with a cut; those that have stayed."""
-    cutting = asyncio.create_task(cut_at(two, time.monotonic() + cut_after, cut_seconds))
+    cutting = asyncio.create_task(cut_at(two, time.monotonic() + cut_after, CUT_SECONDS))
     try:
         its = await all_started(two, names)
         met.update(standing(await cutting, its))
