@@ -6,7 +6,6 @@ must be so afterwards, whichever it was.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,15 +20,14 @@ from korora.demo.relays import KORORA, Relay, free_port
 from korora.demo.serial import continuity
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
-from proxy.hypervisors.monitor import QmpError
 from proxy.shell.journal import Journal
 from tests.chaos.proxy import ChaosProxy
 from tests.e2e.rig import FAST, MIB, SPEC, STEP_SECONDS, Rig, private_folder
+from tests.e2e.watching import never_two
 
 RESUME_SECONDS = 2
 GUEST_SECONDS = 60.0  # an emulated guest on a busy machine checks all of its memory
 SETTLED_SECONDS = 60.0  # recovery looks every 15 s, and whoever was told to wait for QEMU has its time-outs
-LOOK_SECONDS = 0.02
 JOURNAL_SECONDS = 0.002  # between two looks at a journal: a step lasts a few milliseconds
 Which = Literal["source", "destination"]
 
@@ -46,8 +44,6 @@ class Guarded:
     wire: str
     relays: dict[Which, Relay] = field(default_factory=dict)
     lives: int = 0
-    looks: int = 0
-    doubles: list[str] = field(default_factory=list)
 
     # ---- what happens
 
@@ -151,19 +147,6 @@ class Guarded:
         await self.stayed()
         return "source"
 
-    async def watch(self) -> None:
-        """Ask both, again and again: there must be no moment in which both run."""
-        while True:
-            running = []
-            for vm in (self.source, self.destination):
-                if vm.running and not vm.qmp.gone:
-                    with contextlib.suppress(QmpError):  # it ended between the question and the answer, or is frozen
-                        running += [vm.name] if (await vm.qmp.execute("query-status"))["running"] else []
-            self.looks += 1
-            if len(running) > 1:
-                self.doubles.append(" and ".join(running))
-            await asyncio.sleep(LOOK_SECONDS)
-
     def logs(self) -> str:
         """What every process said, for the reader of a failure."""
         paths = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.err")])
@@ -229,14 +212,8 @@ async def guarded(
                 if incoming:
                     await destination.qmp.execute("migrate-incoming", uri=arrival)
                 await asyncio.gather(made.begin("destination"), made.begin("source"))
-                watching = asyncio.create_task(made.watch())
-                try:
+                async with never_two(lambda: (made.source, made.destination)):
                     yield made
-                finally:
-                    watching.cancel()
-                    await asyncio.gather(watching, return_exceptions=True)
-                assert made.looks > 0
-                assert made.doubles == []
             except BaseException:
                 print(made.logs())
                 raise

@@ -12,8 +12,9 @@ from proxy.handover.record import Record
 from proxy.handover.table import Side
 from proxy.shell.journal import Journal
 from tests.chaos.proxy import ChaosProxy
-from tests.e2e.guarded import LOOK_SECONDS, RESUME_SECONDS, STEP_SECONDS, Guarded, Which
+from tests.e2e.guarded import RESUME_SECONDS, STEP_SECONDS, Guarded, Which
 from tests.e2e.rig import FAST, Rig, private_folder
+from tests.e2e.watching import LOOK_SECONDS, never_two
 from tests.korora.daemon.support import Host, Site
 
 BOTH: tuple[Which, Which] = ("source", "destination")
@@ -91,14 +92,8 @@ async def served(rig: Rig) -> AsyncIterator[Served]:
         try:
             await source.wait_beat(lambda beat: True, BOOT_SECONDS)
             await asyncio.gather(*(made.start_daemon(which) for which in BOTH))
-            watching = asyncio.create_task(made.watch())
-            try:
+            async with never_two(lambda: (made.source, made.destination)):
                 yield made
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
-            assert made.looks > 0
-            assert made.doubles == []
         except BaseException:
             print(made.logs())
             raise

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from proxy.handover.table import Side, State
-from tests.e2e.guarded import LOOK_SECONDS, STEP_SECONDS, Which
+from tests.e2e.guarded import STEP_SECONDS, Which
 from tests.e2e.rig import FAST, MIDDLE_BYTES, SLOW, Rig
 from tests.e2e.served import BOTH, Served, served, waiting
+from tests.e2e.watching import LOOK_SECONDS
 from tests.korora.daemon.support import Host
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

@@ -5,12 +5,11 @@ no case do both copies run, and after each turn the guest counts on where it sho
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pytest
@@ -20,9 +19,9 @@ from korora.demo.serial import continuity
 from proxy.errors import HypervisorFailed
 from proxy.hypervisors import monitor
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.hypervisors.monitor import QmpError
 from proxy.hypervisors.qmp import QemuMonitor
 from tests.e2e.rig import FAST, SLOW, SPEC, STEP_SECONDS, Rig, private_folder
+from tests.e2e.watching import never_two
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
 
@@ -46,8 +45,6 @@ class Both:
     leaving: QemuMonitor
     coming: QemuMonitor
     wire: str
-    looks: int = 0
-    doubles: list[str] = field(default_factory=list)
 
     async def begin(self, bandwidth: int = FAST) -> None:
         """Migrate, under guard at both ends."""
@@ -99,19 +96,6 @@ class Both:
         assert counted.unbroken, counted
         assert self.source.serial.last is here
 
-    async def watch(self) -> None:
-        """Ask both, again and again: there must be no moment in which both run."""
-        while True:
-            running = []
-            for vm in (self.source, self.destination):
-                if vm.running and not vm.qmp.gone:
-                    with contextlib.suppress(QmpError):  # it ended between the question and the answer
-                        running += [vm.name] if (await vm.qmp.execute("query-status"))["running"] else []
-            self.looks += 1
-            if len(running) > 1:
-                self.doubles.append(" and ".join(running))
-            await asyncio.sleep(0.02)
-
 
 @asynccontextmanager
 async def both(rig: Rig, *options: str) -> AsyncIterator[Both]:
@@ -131,16 +115,12 @@ async def both(rig: Rig, *options: str) -> AsyncIterator[Both]:
         ):
             made = Both(source, destination, leaving, coming, wire)
             await source.wait_beat(lambda beat: True, BOOT_SECONDS)
-            watching = asyncio.create_task(made.watch())
             try:
-                yield made
+                async with never_two(lambda: (source, destination)):
+                    yield made
             finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
                 await leaving.close()
                 await coming.close()
-        assert made.looks > 0
-        assert made.doubles == []
 
 
 @pytest.mark.parametrize("options", [(), ("-S",)], ids=["plain", "-S"])
