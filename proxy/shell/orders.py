@@ -225,7 +225,11 @@ class Ear:
             taken = await asyncio.to_thread(take, self._journal, head.session, handover.side)
             if taken is not None:
                 self._party.log.warning("an operator's order", order=taken.event.value)
-                await asyncio.to_thread(taken.answer, await self._obey(taken.event))
+                answer = Answer("the relay could not do it: its log says why")
+                try:
+                    answer = await self._obey(taken.event)
+                finally:  # whoever waits is told, also of an error that nobody expected
+                    await asyncio.to_thread(taken.answer, answer)
             self._at_work = False
 
     async def _obey(self, event: Event) -> Answer:

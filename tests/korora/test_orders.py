@@ -197,6 +197,31 @@ def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
     run(story(), 30.0)
 
 
+def test_an_error_that_nobody_expected_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator would else wait for two minutes, and hear that nothing is known."""
+
+    async def breaks(*_: object) -> Answer:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(orders.Ear, "_obey", breaks)
+
+    async def story() -> None:
+        left = Left(tmp_path, State.COMMITTED)
+
+        class Nowhere:
+            async def meet(self, *_: object) -> None:
+                await asyncio.Event().wait()
+
+        waiting = asyncio.create_task(left.handovers.recover_one(left.record, Nowhere(), seconds=60.0))  # type: ignore[arg-type]
+        await until(lambda: left.own.journal.held("1" * 32, Side.SOURCE))
+        with pytest.raises(HypervisorFailed, match="its log says why"):
+            await decide(left.own, left.record, run_here=True)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    run(story(), 30.0)
+
+
 def test_a_process_that_does_not_listen_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
