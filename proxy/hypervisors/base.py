@@ -22,13 +22,13 @@ class Vm:
     copy: str = ""
     """What this host's hypervisor calls its copy, once ``Hypervisor.pin`` has said; never told to the peer."""
 
+    paused: bool = False
+    """Whether its operator had paused it before it left: it is to arrive, and not to run."""
+
     @property
     def pinned(self) -> str:
         """``copy`` without what else is noted of it: the same for whoever means the same one."""
         return self.copy.partition("+")[0]
-
-    paused: bool = False
-    """Whether its operator had paused it before it left: it is to arrive, and not to run."""
 
 
 @unique
@@ -46,9 +46,7 @@ class CopyState(Enum):
 class Fate(Enum):
     """What became of a source's copy that is ABSENT."""
 
-    AGAIN = (
-        "again"  # the machine was started anew on this host, and runs: its guest has rebooted, or an operator did it
-    )
+    AGAIN = "again"  # started anew on this host, and it runs: its guest has rebooted, or an operator did it
     ENDED = "ended"  # it has shut down by itself, or somebody has destroyed it
     LOST = "lost"  # with its host, which has come up again since
 

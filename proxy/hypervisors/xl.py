@@ -393,8 +393,8 @@ def _refuse_twin(domain: XlDomain, listed: Sequence[XlDomain]) -> None:
 
 def _pinned(vm: Vm) -> tuple[str, str]:
     """The id of the domain that ``pin`` has found, and the boot that it belongs to; both empty if none was pinned."""
-    domid, _, boot = vm.copy.partition("@")
-    return domid, boot.removesuffix(_ALONE)
+    domid, _, boot = vm.pinned.partition("@")
+    return domid, boot
 
 
 def _check_name(name: str) -> None:
