@@ -88,6 +88,7 @@ CONNECT_SECONDS_MAX: Final = 10.0  # TCP connect, to the peer or to a local hype
 FIRST_BYTE_SECONDS_MAX: Final = 5.0  # a connection that says nothing is dropped
 HANDSHAKE_SECONDS_MAX: Final = 10.0  # TLS, offer and answer
 LANE_HELLO_SECONDS_MAX: Final = 5.0  # lane hello to LANE_OK
+FIRST_LANE_SECONDS_MAX: Final = 30.0  # from ACCEPT to a session's first lane: every attempt at one may take its time
 CONTROL_SECONDS_MAX: Final = 10.0  # one control message, from its first byte to its last, and one answer
 RESUME_ATTEMPT_SECONDS_MAX: Final = 15.0  # connect, TLS, RESUME and its answer
 RESUME_PAUSE_SECONDS_MIN: Final = 0.05  # before the second attempt; doubled for each further one

@@ -35,6 +35,7 @@ from proxy.guest import GuestView
 from proxy.limits import (
     CHANNELS_MAX,
     CONTROL_SECONDS_MAX,
+    FIRST_LANE_SECONDS_MAX,
     LANE_ATTEMPTS_MAX,
     LANE_HELLO_SECONDS_MAX,
     LANES_MAX,
@@ -224,7 +225,7 @@ class DestinationRunner(Runner):
 
     async def _conduct(self) -> None:
         self.attach(self._meeting)
-        if not await self.until(lambda: bool(self.bundle.lanes), LANE_HELLO_SECONDS_MAX * (LANE_ATTEMPTS_MAX + 1)):
+        if not await self.until(lambda: bool(self.bundle.lanes), FIRST_LANE_SECONDS_MAX):
             raise PeerLost("the source opened no lane")
         self.serve(self.bundle.acknowledge(), "acknowledge")
         self.serve(self.bundle.resend(), "resend")

@@ -14,7 +14,7 @@ import structlog
 from crypto.tls import PeerInfo
 from proxy.control import Heartbeat, LaneLost, LaneProgress, Message, Word
 from proxy.errors import PeerLost, ProtocolViolation
-from proxy.limits import HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
+from proxy.limits import FIRST_LANE_SECONDS_MAX, HEARTBEAT_SECONDS, HEARTBEATS_MISSED_MAX
 from proxy.session import Session
 from proxy.shell.guarded import Guarded
 from proxy.shell.lane import LaneKeys
@@ -96,7 +96,8 @@ class Linked(Guarded):
         self._listening = self.serve(self._with(link, self.listen), "listen")
         self._beating = self.serve(self._with(link, self.beat), "heartbeat")
         if self.session.resume_seconds:
-            self._set_deadline(PeerLost("it opened no lane"))
+            # A first lane is no return: how long losses are waited out says nothing about it.
+            self._set_deadline(PeerLost("it opened no lane"), FIRST_LANE_SECONDS_MAX)
         self.changed.wake()
         self.progress.wake()
 
@@ -126,17 +127,24 @@ class Linked(Guarded):
         self._set_deadline(error)
         self.changed.wake()
 
-    def _set_deadline(self, error: PeerLost | None) -> None:
-        """From now on, ``resume_seconds`` to have a control connection and a lane again; None where both are there."""
-        if error is not None and self._deadline is not None:
-            return
+    def _set_deadline(self, error: PeerLost, seconds: float = 0) -> None:
+        """From now on, ``resume_seconds`` to have control connection and lane again, or ``seconds`` if that is more.
+
+        A deadline that is sooner stays.
+        """
+        seconds = max(seconds, self.session.resume_seconds)
+        if self._deadline is not None:
+            if self._deadline.when() <= self._loop.time() + seconds:
+                return
+            self._deadline.cancel()
+        final = PeerLost(f"the peer was away for over {seconds:.0f} s: {error}")
+        self._deadline = self._loop.call_later(seconds, self.fail, final)
+
+    def _lift_deadline(self) -> None:
+        """Control connection and lane are both there."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if error is not None:
-            seconds = self.session.resume_seconds
-            final = PeerLost(f"the peer was away for over {seconds} s: {error}")
-            self._deadline = self._loop.call_later(seconds, self.fail, final)
 
     async def say(self, message: Message) -> None:
         """Send a control message that the session's state follows; if the peer is away, RESUME will make up for it."""

@@ -165,7 +165,7 @@ class Runner(Linked):
         finally:
             self._main = None
             self.over = True
-            self._set_deadline(None)
+            self._lift_deadline()
             self._close_lines()  # before anything waits: whoever is cancelled once more must not leave threads behind
             await self._end_services()
         if self._failure is not None:
@@ -344,7 +344,7 @@ class Runner(Linked):
             lane.drop()
             return
         self.bundle.add(lane)
-        self._set_deadline(None)
+        self._lift_deadline()
         self.report.lanes = self.bundle.most
         self.serve(self.bundle.receive(lane), f"lane {lane.id}")
         self.progress.wake()

@@ -165,6 +165,8 @@ class Middle:
         self.target = 0
         self.silent = False
         self.refuses = False
+        self.lanes_wait = 0.0
+        """Seconds before a lane's first bytes go on."""
         self.links: list[tuple[socket.socket, socket.socket]] = []
         self.began: list[bytes] = []
         """The first bytes of each connection: of a lane, or of control."""
@@ -195,6 +197,7 @@ class Middle:
             while data := await loop.sock_recv(origin, 65_536):
                 if origin is self.links[which][0] and not self.began[which]:
                     self.began[which] = data[:4]
+                    await asyncio.sleep(self.lanes_wait if data[:4] == b"KRL1" else 0)
                 if not self.silent:
                     await loop.sock_sendall(target, data)
             target.shutdown(socket.SHUT_WR)

@@ -35,7 +35,7 @@ SETTLED_SECONDS = 90.0
 NOBODY_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 BEATS = 5  # heard after it all, before the guest is believed
-RESUME_SECONDS = 3  # of sessions: how long a cut may last before it ends them, and a lane take to open
+RESUME_SECONDS = 3  # of sessions: how long a cut may last before it ends them
 OPAQUE = 'encode = "opaque"\n'  # eight MiB need no encoding
 LIMITS = f"resume_timeout = {RESUME_SECONDS}\n"
 WORKER = r"korora\.daemon\.worker"
@@ -171,9 +171,9 @@ async def carrier_killed(it: Migration) -> None:
 
 
 @asynccontextmanager
-async def pair_for_cuts(rig: XenRig, limits: str = LIMITS) -> AsyncIterator[Pair]:
+async def pair_for_cuts(rig: XenRig) -> AsyncIterator[Pair]:
     """Two hosts with daemons, and no guest yet."""
-    async with served(rig, None, xl=OPAQUE, limits=limits, env=PRELOADED) as two:
+    async with served(rig, None, xl=OPAQUE, limits=LIMITS, env=PRELOADED) as two:
         yield two
 
 

@@ -21,7 +21,7 @@ from tests.e2e.xen.cuts import (
     xl_killed,
 )
 from tests.e2e.xen.rig import XenRig
-from tests.e2e.xen.waves import RESUME_SECONDS, run_waves
+from tests.e2e.xen.waves import run_waves
 
 CASE_SECONDS = 240.0  # 12 s with two processors to itself
 pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.timeout(3000)]
@@ -135,5 +135,5 @@ async def test_at_every_step(xen: XenRig, cases: list[Case]) -> None:
 @pytest.mark.slow
 async def test_links_cut_at_random(xen: XenRig) -> None:
     """Three guests migrate at once, and a cut meets each at another moment: ten times."""
-    async with pair_for_cuts(xen, f"resume_timeout = {RESUME_SECONDS}\n") as two:
+    async with pair_for_cuts(xen) as two:
         await run_waves(two, waves=10, guests=3, seed=5)

@@ -20,8 +20,7 @@ from tests.e2e.xen.rig import Pair
 STAGGER_SECONDS = 1.0  # from one `xl migrate` to the next
 LATE = (0.8, 1.0)  # of a wave's time: the hand-overs; before them Python starts, and memory goes over
 EARLY = (0.2, 0.8)
-RESUME_SECONDS = 15  # of sessions, and for their first lanes: three that begin at once starve an emulated processor
-CUT_SECONDS = 17.0  # longer than that
+CUT_SECONDS = 5.0  # longer than losses are waited out
 LATE_ONES = 0.7  # of the cuts
 
 

@@ -239,6 +239,53 @@ def test_a_peer_that_stays_away_is_given_up_and_the_hypervisors_are_told(
     tell(client_tls, server_tls, script, resume_seconds=1, lanes=lanes)
 
 
+def test_a_first_lane_may_take_longer_than_a_loss(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """A host that is busy opens its lanes late; how long losses are waited out says nothing about that."""
+
+    async def session() -> None:
+        hypervisors, middle = over_tcp(), Middle()
+        middle.lanes_wait = 2.0
+        try:
+            async with relays(
+                client_tls, server_tls, hypervisors.ingress, hypervisors.egress, peer_port=middle.port, resume_seconds=1
+            ) as pair:
+                middle.start(pair.port)
+                near, far = await pair.channel(hypervisors)
+                await ping(near, far)
+                await finish(pair, near, far)
+        finally:
+            await middle.close()
+            hypervisors.close()
+
+    run(session())
+
+
+def test_a_peer_lost_before_its_first_lane_is_given_the_time_of_a_loss(
+    client_tls: TlsConfig, server_tls: TlsConfig
+) -> None:
+    async def session() -> None:
+        loop = asyncio.get_running_loop()
+        hypervisors, middle = over_tcp(), Middle()
+        middle.lanes_wait = SECONDS_MAX
+        try:
+            async with relays(
+                client_tls, server_tls, hypervisors.ingress, hypervisors.egress, peer_port=middle.port, resume_seconds=1
+            ) as pair:
+                middle.start(pair.port)
+                wire = await hypervisors.connect()
+                await until(lambda: bool(middle.living(lanes=True)))
+                began = loop.time()
+                await everything_cut(middle)
+                assert await wire.broken()
+                assert 0.9 < loop.time() - began < 15.0
+                wire.close()
+        finally:
+            await middle.close()
+            hypervisors.close()
+
+    run(session())
+
+
 def test_without_a_time_out_a_loss_is_final(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
     async def script(pair: Pair, middle: Middle, near: Wire, far: Wire) -> None:
         await everything_cut(middle)
