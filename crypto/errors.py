@@ -36,12 +36,23 @@
     │       ├── CrlMissing
     │       ├── CrlMalformed           not a CRL, or not signed by the CA
     │       └── CrlExpired             not yet or no longer valid
-    └── PkiError                       the CA directory refuses; `remedy` says what to do           exit code 2
-        ├── PkiMissing                 no CA in that directory
-        ├── PkiExists                  something is there that would be overwritten
-        ├── PkiCorrupt                 the CA's files do not agree or cannot be parsed
-        ├── PkiExpired                 the CA's own certificate is no longer valid
-        └── PkiNameInvalid             a host name the CA does not issue, or does not know
+    ├── PkiError                       the CA directory refuses; `remedy` says what to do           exit code 2
+    │   ├── PkiMissing                 no CA in that directory
+    │   ├── PkiExists                  something is there that would be overwritten
+    │   ├── PkiCorrupt                 the CA's files do not agree or cannot be parsed
+    │   ├── PkiExpired                 the CA's own certificate is no longer valid
+    │   └── PkiNameInvalid             a host name the CA does not issue, or does not know
+    └── ReceiptError                   a receipt, or a log of receipts, is not in order             exit code 5
+        ├── ReceiptMalformed           not an envelope, or not a statement, as this program writes them
+        ├── SignatureInvalid           a signature does not verify under the key that it names
+        ├── SignatureMissing           somebody who must have signed has not
+        ├── SignerUntrusted            a signing certificate is not good, or its host has no part in what it signed
+        ├── ProofInvalid               an inclusion or consistency proof does not lead to the head
+        ├── HeadMalformed              a log's head cannot be parsed, or its host has not signed it
+        ├── LogTruncated               a log is shorter than a head of it that was seen
+        ├── LogForked                  a log does not continue a head of it that was seen
+        ├── LogDamaged                 a log on the disk is not what was written to it; the entry is named
+        └── LogUnusable                the disk or its permissions refuse; nothing was logged       exit code 2
 
 The exit codes are the class's, never the text's: korora/ maps a class to a code and prints `str(error)`. No message
 holds key material. To the peer all authentication failures look alike (one alert); the class is for our own log only.
@@ -227,3 +238,51 @@ class PkiExpired(PkiError):
 
 class PkiNameInvalid(PkiError):
     """A name that no host can have, or that this CA does not know."""
+
+
+class ReceiptError(CryptoError):
+    """A receipt, or a log of receipts, is not in order; `remedy` may be empty."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class ReceiptMalformed(ReceiptError):
+    """Not an envelope, or not a statement, as this program writes them; or too large."""
+
+
+class SignatureInvalid(ReceiptError):
+    """A signature does not verify under the key that it names."""
+
+
+class SignatureMissing(ReceiptError):
+    """Somebody who must have signed has not."""
+
+
+class SignerUntrusted(ReceiptError):
+    """A signing certificate is not good at that time, or its host has no part in what it signed."""
+
+
+class ProofInvalid(ReceiptError):
+    """A proof of inclusion or of consistency does not lead to the head (RFC 9162 §2.1.3.2, §2.1.4.2)."""
+
+
+class HeadMalformed(ReceiptError):
+    """A head of a log cannot be parsed, is another host's, or was not signed by its own."""
+
+
+class LogTruncated(ReceiptError):
+    """A log is shorter than a head of it that was seen before."""
+
+
+class LogForked(ReceiptError):
+    """A log does not continue a head of it that was seen before."""
+
+
+class LogDamaged(ReceiptError):
+    """A log on the disk is not what was written to it."""
+
+
+class LogUnusable(ReceiptError):
+    """The disk or its permissions refuse; nothing was logged."""

@@ -23,6 +23,7 @@ REMEDIES: Final = MappingProxyType(
         crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
         crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",
         crypto.SealBroken: "what this host keeps was altered, or its key is another one; see korora store status",
+        crypto.ReceiptError: "keep what was found as evidence, and find out at its host who changed it",
         proxy.PolicyRefused: "try again when the destination can take it, or change what it allows",
         proxy.SessionCancelled: "ask who cancelled it before you migrate again",
         proxy.PeerRefused: "the other relay's log says why",
