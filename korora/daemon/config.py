@@ -1,18 +1,18 @@
 """The daemon's configuration: TOML in, checked structs out. Every error names file, key and what was expected."""
 
 import re
-import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from chunking.limits import CACHE_BYTES_DEFAULT, CACHE_SLOTS_MAX, CHAINS_MAX, STORE_BYTES_DEFAULT
 from chunking.pages import PAGE_BYTES
 from crypto.files import read_bounded
+from korora import tables
+from korora.tables import Table
 from proxy.endpoints.spec import parse_address, parse_egress, parse_ingress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError
 from proxy.limits import KIB, LANES_MAX
@@ -46,25 +46,29 @@ _PREFIXES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 
     "Ti": 2**40,
 }
 
-Name = Annotated[str, Meta(pattern=_NAME)]
-Pin = Annotated[str, Meta(pattern=_PIN)]
-Rate = Annotated[int, Meta(ge=RATE_MIN)] | str | None
+_RATE_EXPECTED: Final = f'an integer of bytes a second, ≥ {RATE_MIN}, or a string like "200 MiB/s"'
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=_NAME,
+        description="a name of 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first",
+    ),
+]
+Pin = Annotated[str, Meta(pattern=_PIN, description="a SHA-256 of 64 hexadecimal digits")]
+Rate = Annotated[Annotated[int, Meta(ge=RATE_MIN)] | str | None, Meta(description=_RATE_EXPECTED)]
 Priority = Literal["low", "normal", "high"]
 Encoding = Literal["auto", "opaque", "pages", "best"]
 
 
-class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A table of the file: keys it does not know are errors."""
-
-
-class Listen(_Table, frozen=True):
+class Listen(Table, frozen=True):
     """`[listen]`: where other relays reach this one."""
 
     address: str = ":8010"
     lanes: Annotated[int, Meta(ge=1, le=LANES_MAX)] = 1
 
 
-class Limits(_Table, frozen=True):
+class Limits(Table, frozen=True):
     """`[limits]`. Rates in bytes a second, times in seconds."""
 
     rate_limit: Rate = None
@@ -73,7 +77,7 @@ class Limits(_Table, frozen=True):
     drain_timeout: Annotated[int, Meta(ge=0, le=SECONDS_MAX)] = 900
 
 
-class Pages(_Table, frozen=True):
+class Pages(Table, frozen=True):
     """`[pages]`: what may be remembered of guests' memory. Sizes in bytes; 0 turns a thing off."""
 
     cache_bytes: Annotated[int, Meta(ge=0, le=CACHE_SLOTS_MAX * PAGE_BYTES)] = CACHE_BYTES_DEFAULT
@@ -81,13 +85,13 @@ class Pages(_Table, frozen=True):
     store_bytes: Annotated[int, Meta(ge=0, le=STORE_BYTES_MAX)] = STORE_BYTES_DEFAULT
 
 
-class Metrics(_Table, frozen=True):
+class Metrics(Table, frozen=True):
     """`[metrics]`: where Prometheus reads; an empty address turns it off."""
 
     address: str = "127.0.0.1:9464"
 
 
-class Xl(_Table, frozen=True):
+class Xl(Table, frozen=True):
     """`[xl]`: where `korora xl` of this host hands xl's migrations over; an empty socket turns it off."""
 
     socket: str = ""
@@ -102,7 +106,7 @@ class Xl(_Table, frozen=True):
     tenant: Name = TENANT_DEFAULT
 
 
-class Peer(_Table, frozen=True):
+class Peer(Table, frozen=True):
     """`[[peer]]`: a host that sessions may come from, and, with an address, go to."""
 
     name: Name
@@ -110,7 +114,7 @@ class Peer(_Table, frozen=True):
     pins: tuple[Pin, ...] = ()
 
 
-class Ingress(_Table, frozen=True, rename={"source": "from"}):
+class Ingress(Table, frozen=True, rename={"source": "from"}):
     """`[[ingress]]`: where a local hypervisor's migrations leave, and to whom they go."""
 
     name: Name
@@ -131,7 +135,7 @@ Departure = Ingress | Xl
 """What sessions leave by: both say where to, how fast and how."""
 
 
-class Egress(_Table, frozen=True):
+class Egress(Table, frozen=True):
     """`[[egress]]`: a name that sources may ask for, and the local hypervisor it stands for."""
 
     name: Name
@@ -142,7 +146,7 @@ class Egress(_Table, frozen=True):
     require_guarded: bool = False
 
 
-class Config(_Table, frozen=True):
+class Config(Table, frozen=True):
     """The whole file."""
 
     identity: str = "/etc/korora/identity"
@@ -206,19 +210,12 @@ def parse(content: bytes, where: str) -> Config:
     Raises:
         ConfigurationError: something in it is wrong; the message names `where` and the key.
     """
-    try:
-        raw = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{where}: no TOML: {error}", "docs/daemon.md has an example") from None
-    return convert(raw, where)
+    return convert(tables.load(content, where, "docs/daemon.md"), where)
 
 
 def convert(raw: dict[str, Any], where: str) -> Config:
     """Check what TOML held. See ``parse``."""
-    try:
-        config = msgspec.convert(raw, Config, strict=True)
-    except msgspec.ValidationError as error:
-        raise _explained(where, str(error), raw) from None
+    config = tables.convert(raw, Config, where)
     _Check(where, config).run()
     return config
 
@@ -246,8 +243,6 @@ def bytes_per_second(rate: Rate) -> float | None:
 
 
 # ---------------------------------------------------------------- what the types cannot say
-
-_RATE_EXPECTED: Final = f'an integer of bytes a second, ≥ {RATE_MIN}, or a string like "200 MiB/s"'
 
 
 class _Check:
@@ -376,90 +371,3 @@ class _Told:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, ConfigurationError):
             raise ConfigurationError(self._prefix + str(error), error.remedy) from None
-
-
-# ---------------------------------------------------------------- msgspec's errors in the words of the file
-
-_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_KEY: Final = re.compile(r"`(?P<key>[^`]*)`")
-
-
-def _explained(where: str, message: str, raw: dict[str, Any]) -> ConfigurationError:
-    match = _AT.match(message)
-    what, path = (match["what"], match["path"] or "") if match is not None else (message, "")
-    steps: list[str | int] = [int(step[1:-1]) if step[0] == "[" else step for step in re.findall(r"\[\d+\]|\w+", path)]
-    key = _KEY.search(what)
-    if key is not None and "unknown field" in what:
-        name = f"{path}.{key['key']}" if path else key["key"]
-        known = ", ".join(sorted(_keys(_type_at(steps))))
-        return ConfigurationError(f"{where}: {name}: no such key; expected one of {known}", "correct the key")
-    if key is not None and "missing required field" in what:
-        steps.append(key["key"])
-        name = f"{path}.{key['key']}" if path else key["key"]
-        return ConfigurationError(f"{where}: {name}: missing; expected {_expected(_type_at(steps))}", "add the key")
-    got = _value_at(raw, steps)
-    return ConfigurationError(
-        f"{where}: {path or 'the file'}: expected {_expected(_type_at(steps))}, got {_shown(got)}", "correct the value"
-    )
-
-
-def _value_at(raw: Any, steps: Sequence[str | int]) -> Any:
-    for step in steps:
-        raw = raw[step]
-    return raw
-
-
-def _type_at(steps: Sequence[str | int]) -> msgspec.inspect.Type:
-    kind = msgspec.inspect.type_info(Config)
-    for step in steps:
-        match kind:
-            case msgspec.inspect.StructType():
-                kind = next(field.type for field in kind.fields if field.encode_name == step)
-            case msgspec.inspect.VarTupleType():
-                kind = kind.item_type
-            case _:
-                raise ValueError(f"{step} of {kind}")
-    return kind
-
-
-def _keys(kind: msgspec.inspect.Type) -> Iterator[str]:
-    if isinstance(kind, msgspec.inspect.StructType):
-        for field in kind.fields:
-            yield field.encode_name
-
-
-def _expected(kind: msgspec.inspect.Type) -> str:
-    inspect = msgspec.inspect
-    match kind:
-        case inspect.UnionType() if any(isinstance(part, inspect.IntType) for part in kind.types):
-            return _RATE_EXPECTED
-        case inspect.UnionType():
-            return next(_expected(part) for part in kind.types if not isinstance(part, inspect.NoneType))
-        case inspect.IntType(ge=low, le=high):
-            bounds = [f"{sign} {bound}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None]
-            return "int" + (" " + " and ".join(bounds) if bounds else "")
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.LiteralType(values=values):
-            return "one of " + ", ".join(f'"{value}"' for value in values)
-        case inspect.StrType(pattern=pattern) if pattern == _NAME:
-            return "a name of 1 to 63 letters, digits, dots, dashes and underscores, a letter or digit first"
-        case inspect.StrType(pattern=pattern) if pattern == _PIN:
-            return "a SHA-256 of 64 hexadecimal digits"
-        case inspect.StrType():
-            return "a string"
-        case inspect.VarTupleType(item_type=inspect.StructType(), max_length=most):
-            return "tables in double brackets" + (f", at most {most}" if most is not None else "")
-        case inspect.VarTupleType():
-            return "a list"
-        case _:
-            return "a table"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
