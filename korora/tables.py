@@ -88,16 +88,30 @@ def _value_at(raw: Any, steps: Sequence[str | int]) -> Any:
 def _type_at(root: type[Struct], steps: Sequence[str | int]) -> msgspec.inspect.Type:
     kind = msgspec.inspect.type_info(root)
     for step in steps:
-        match kind:
-            case msgspec.inspect.StructType():
-                kind = next(field.type for field in kind.fields if field.encode_name == step)
-            case msgspec.inspect.VarTupleType():
-                kind = kind.item_type
-            case msgspec.inspect.Metadata(type=msgspec.inspect.VarTupleType(item_type=item)):
-                kind = item
-            case _:
-                raise ValueError(f"{step} of {kind}")
+        kind = next(inner for each in _alternatives(kind) for inner in _within(each, step))
     return kind
+
+
+def _alternatives(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    """A type without what is said about it; each part of a union."""
+    match kind:
+        case msgspec.inspect.Metadata():
+            yield from _alternatives(kind.type)
+        case msgspec.inspect.UnionType():
+            for part in kind.types:
+                yield from _alternatives(part)
+        case _:
+            yield kind
+
+
+def _within(kind: msgspec.inspect.Type, step: str | int) -> Iterator[msgspec.inspect.Type]:
+    match kind:
+        case msgspec.inspect.StructType():
+            yield from (field.type for field in kind.fields if field.encode_name == step)
+        case msgspec.inspect.VarTupleType():
+            yield kind.item_type
+        case _:
+            return
 
 
 def _keys(kind: msgspec.inspect.Type) -> Iterator[str]:

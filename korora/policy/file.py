@@ -1,0 +1,154 @@
+"""The policy that counts: read from its file, checked, and replaced by a reload only if the new one is right."""
+
+import hashlib
+import pwd
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from crypto.files import read_bounded
+from korora import tables
+from korora.policy.rules import POLICY_BYTES_MAX, Compiler, PolicyTable, Rule, UidOf
+from proxy.errors import ConfigurationError
+
+log = structlog.get_logger("korora.policy")
+
+DIGEST_BYTES: Final = 32
+_WRITABLE_BY_OTHERS: Final = 0o022
+_EXAMPLE: Final = "docs/policy.md"
+
+
+def uid_of(login: str) -> int | None:
+    """A user of this host."""
+    try:
+        return pwd.getpwnam(login).pw_uid
+    except (KeyError, ValueError):  # a NUL in the name
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rules in the order of their file.
+
+    Attributes:
+        rules: each with a name of its own.
+        digest: BLAKE2b-256 of the file, in hexadecimal; empty where there is none.
+        unicode_names: whether machines' names may have more than ASCII in them.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    digest: str = ""
+    unicode_names: bool = False
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a file: without one, whatever an authenticated peer asks is allowed."""
+        return bool(self.digest)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            ConfigurationError: it cannot be read, is too long, others may write it, or something in it is wrong.
+        """
+        try:
+            content, mode = read_bounded(path, POLICY_BYTES_MAX)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "give a file that exists") from None
+        except ValueError as error:
+            raise ConfigurationError(f"{path}: it is {error}", "give a file of TOML") from None
+        if mode & _WRITABLE_BY_OTHERS:
+            raise ConfigurationError(f"{path}: others than its owner may write it", "chmod go-w it")
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str, uid_of: UidOf = uid_of) -> Self:
+        """Check a policy.
+
+        Args:
+            content: TOML, UTF-8.
+            where: what errors call it.
+            uid_of: the users that login names in it mean.
+
+        Raises:
+            ConfigurationError: something in it is wrong; the message names `where`, the key, and the rule's line.
+        """
+        raw = tables.load(content, where, _EXAMPLE)
+        try:
+            table = tables.convert(raw, PolicyTable, where)
+            for name, count in Counter(rule.name for rule in table.rule).items():
+                if count > 1:
+                    raise ConfigurationError(
+                        f"{where}: rule: {count} rules have the name {name!r}", "each needs a name of its own"
+                    )
+            compiler = Compiler(where, uid_of, unicode_names=table.unicode_names)
+            rules = tuple(compiler.rule(number, each) for number, each in enumerate(table.rule))
+        except ConfigurationError as error:
+            raise ConfigurationError(_with_line(str(error), content, where, raw), error.remedy) from None
+        digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
+        return cls(rules, digest, table.unicode_names)
+
+
+NO_POLICY: Final = Policy()
+
+
+class PolicyFile:
+    """Holds the policy that counts for what is asked next.
+
+    Args:
+        path: of the file; None where none is configured, which allows what an authenticated peer asks.
+
+    Raises:
+        ConfigurationError: see ``Policy.read``.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.current = NO_POLICY if path is None else Policy.read(path)
+
+    @property
+    def digest(self) -> str:
+        """Of the policy that counts."""
+        return self.current.digest
+
+    def reload(self) -> Policy:
+        """Read the file again: a good one counts from now on, with a bad one the old one stays.
+
+        Raises:
+            ConfigurationError: it is bad, and why.
+        """
+        if self._path is None:
+            return self.current
+        try:
+            fresh = Policy.read(self._path)
+        except ConfigurationError as error:
+            log.warning("the policy's file is refused: the old policy stays", reason=str(error), policy=self.digest)
+            raise
+        if fresh.digest != self.current.digest:
+            log.info("a new policy counts", policy=fresh.digest, before=self.digest, rules=len(fresh.rules))
+        self.current = fresh
+        return fresh
+
+
+def lines_of_rules(content: bytes) -> list[int]:
+    """The line, from 1, of each ``[[rule]]``; of those in a text of several lines, too."""
+    lines = content.decode(errors="replace").splitlines()
+    return [
+        number for number, line in enumerate(lines, 1) if line.partition("#")[0].replace(" ", "").strip() == "[[rule]]"
+    ]
+
+
+def _with_line(message: str, content: bytes, where: str, raw: dict[str, object]) -> str:
+    """Puts the line of its ``[[rule]]`` behind the rule that an error is about, where that is certain."""
+    rules, lines = raw.get("rule"), lines_of_rules(content)
+    prefix = f"{where}: rule["
+    if not isinstance(rules, list) or len(rules) != len(lines) or not message.startswith(prefix):
+        return message
+    number, bracket, rest = message.removeprefix(prefix).partition("]")
+    if not bracket or not number.isdecimal() or int(number) >= len(lines):
+        return message
+    return f"{where}:{lines[int(number)]}: rule[{number}]{rest}"
