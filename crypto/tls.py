@@ -80,12 +80,16 @@ class PeerRules:
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """Who answered, as verified: name, leaf certificate's SHA-256 (32 bytes), key-exchange group, TLS cipher."""
+    """Who answered, as verified: name, leaf certificate's SHA-256 (32 bytes), key-exchange group, TLS cipher.
+
+    ``spki_sha256`` is what rules may pin: SHA-256 of the leaf's SubjectPublicKeyInfo (32 bytes).
+    """
 
     name: str
     leaf_sha256: bytes = field(repr=False)
     group: str
     cipher: str
+    spki_sha256: bytes = field(default=bytes(32), repr=False)
 
 
 class TlsConfig:
@@ -263,7 +267,13 @@ class TlsPeer:
             raise GroupRefused(f"key exchange by {group}; {GROUP_REQUIRED} is required")
         fingerprint = hashlib.sha256(leaf.public_bytes(Encoding.DER)).digest()
         cipher = self._connection.get_cipher_name() or "unknown"
-        self._peer = PeerInfo(name=self._name, leaf_sha256=fingerprint, group=group, cipher=cipher)
+        self._peer = PeerInfo(
+            name=self._name,
+            leaf_sha256=fingerprint,
+            group=group,
+            cipher=cipher,
+            spki_sha256=hashlib.sha256(_spki(leaf)).digest(),
+        )
 
     def _judge(self, _: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """OpenSSL's verdict on each certificate of the chain, then ours on the leaf's name and key."""
@@ -301,11 +311,15 @@ def _admit(leaf: x509.Certificate, rules: PeerRules) -> str:
     name = peer_name(leaf)
     if rules.names and name not in rules.names:
         raise PeerNameMismatch(f"the peer is {name!r}, expected {' or '.join(sorted(rules.names))}")
-    spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = _spki(leaf)
     for pins in (rules.pins, rules.pins_by_name.get(name)):
         if pins and hashlib.sha256(spki).digest() not in pins:
             raise PeerNameMismatch(f"the key of peer {name!r} is not among the pinned ones")
     return name
+
+
+def _spki(leaf: x509.Certificate) -> bytes:
+    return leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _reason(error: SSL.Error) -> str:

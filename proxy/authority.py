@@ -76,5 +76,5 @@ class Authority(Protocol):
             PolicyRefused: no; the message names the rule.
         """
 
-    def ended(self, session: str) -> None:
-        """That session, which was asked about, is over."""
+    def ended(self, question: Question) -> None:
+        """The session that was last asked about so is over, at this side of it."""

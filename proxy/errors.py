@@ -65,9 +65,13 @@ class ConfigurationError(RelayError):
 
 
 class PolicyRefused(RelayError):
-    """A policy refused the session."""
+    """A policy refused the session; ``rule`` is the name of the rule that did, if it was one."""
 
     exit_code = EXIT_POLICY
+
+    def __init__(self, message: str, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class SessionCancelled(PolicyRefused):

@@ -8,6 +8,18 @@ from proxy.session import Session
 from proxy.tally import PageCounts, PageTally
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What whoever has a say answered at one point of the session (``proxy.authority``)."""
+
+    point: str
+    allowed: bool
+    rule: str
+    """Empty where it was refused for something that is no rule of a policy."""
+    reason: str = ""
+    approvers: list[int] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class SessionReport:
     """Facts of one session; the keys of ``--report`` are these names.
@@ -47,6 +59,9 @@ class SessionReport:
     ended: datetime | None = None
     seconds: float = 0.0
     handshake_seconds: float | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    policy: str | None = None
+    rate_limit: int | None = None
     outcome: str = ""
     error: str | None = None
     exit_code: int = 0

@@ -292,6 +292,7 @@ class Desk:
                 *take_over(fds),
                 let_go=lambda output_only: client.say(LetGo(output_only)),
                 holder=written_down(client.pid),
+                user=client.uid,
             )
         except ConfigurationError as error:
             log.warning(

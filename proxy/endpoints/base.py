@@ -19,6 +19,9 @@ class Connection(Protocol):
     write_fd: int | None
     """Descriptor that becomes writable; None when writing never has to wait."""
 
+    user: int | None
+    """The uid of whoever is behind it, where this host's kernel can tell."""
+
     def read_into(self, buffer: memoryview) -> int | None:
         """Read up to ``len(buffer)`` bytes: their number, 0 at the clean end, None if it would block.
 

@@ -37,6 +37,7 @@ class FileReader:
 
     def __init__(self, path: str, label: str) -> None:
         self.label = label
+        self.user: int | None = os.getuid()
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         mode = os.fstat(self._fd).st_mode
         self._fifo = stat.S_ISFIFO(mode)
@@ -87,6 +88,7 @@ class FileWriter:
 
     read_fd: int | None = None
     write_fd: int | None = None
+    user: int | None = None
 
     def __init__(self, path: str, label: str) -> None:
         self.label = label
@@ -181,6 +183,7 @@ class SpecialWriter:
     """A FIFO or device as the destination, written directly. On failure it just stays short."""
 
     read_fd: int | None = None
+    user: int | None = None
 
     def __init__(self, fd: int, label: str) -> None:
         self.label = label

@@ -70,10 +70,11 @@ class HandedPipes(PipeConnection):
         reader, writer: what to read and to write.
         let_go: called when the hypervisor is to see an end, which it does once the holder's copies are closed, too.
         holder: who holds them, as ``proxy.process`` writes it down.
+        user: the holder's uid; None: this process's.
     """
 
-    def __init__(self, reader: int, writer: int, let_go: LetGo, holder: str = "") -> None:
-        super().__init__(*ends(reader, writer), LABEL)
+    def __init__(self, reader: int, writer: int, let_go: LetGo, holder: str = "", user: int | None = None) -> None:
+        super().__init__(*ends(reader, writer), LABEL, user)
         self._let_go, self.holder = let_go, holder
         self._released = False
         """Whether the holder was told to let go of both."""

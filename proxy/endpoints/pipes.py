@@ -129,8 +129,9 @@ class _WriteEnd:
 class PipeConnection:
     """Two descriptors, one each way: standard input and output, or a command's."""
 
-    def __init__(self, reader: _ReadEnd, writer: _WriteEnd, label: str) -> None:
+    def __init__(self, reader: _ReadEnd, writer: _WriteEnd, label: str, user: int | None = None) -> None:
         self.label = label
+        self.user: int | None = os.getuid() if user is None else user
         self._reader, self._writer = reader, writer
         self.read_fd: int | None = reader.wait_fd
         self.write_fd: int | None = writer.wait_fd

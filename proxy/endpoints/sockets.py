@@ -21,6 +21,7 @@ from proxy.limits import CONNECT_SECONDS_MAX, LISTEN_BACKLOG
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_NORMAL: Final = struct.pack("ii", 0, 0)
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _BACKLOG_POLL_SECONDS: Final = 0.02  # a full backlog can only be asked again
 _ACCEPT_AGAIN_SECONDS: Final = 0.1  # for descriptors or memory to become free; the connection waits in the backlog
 _SHORT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -45,6 +46,14 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
+def _user_behind(sock: socket.socket) -> int | None:
+    """The uid of the process at the other end of a unix socket (``SO_PEERCRED``, unix(7)); None of any other."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    uid: int = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
+    return uid
+
+
 class SocketConnection:
     """A connected stream socket.
 
@@ -61,6 +70,7 @@ class SocketConnection:
         self._sock = sock
         self._tcp = sock.family != socket.AF_UNIX
         self.label = label
+        self.user = _user_behind(sock)
         self.read_fd: int | None = sock.fileno()
         self.write_fd: int | None = sock.fileno()
         self._linger(_LINGER_RESET)

@@ -11,6 +11,7 @@ from chunking.pages import PAGE_BYTES
 from crypto.errors import IntegrityError, LaneReused
 from crypto.keys import LANE_ID_MAX, Direction, LaneId, ResumeSecret, Suite
 from crypto.records import OVERHEAD_BYTES, RecordType
+from proxy.authority import Point
 from proxy.control import (
     Accept,
     ChannelOpen,
@@ -234,6 +235,8 @@ class DestinationRunner(Runner):
         # FINISH came by the control connection and may have overtaken the last acknowledgements on a lane.
         if not await self.until(lambda: self.session.finished, CONTROL_SECONDS_MAX):
             raise ProtocolViolation("FINISH before all channels have ended")
+        if self.guard is None:
+            await self.oversight.ask(Point.HANDOVER)
         await self.settle_channels()
         # Everything has been handed over for good: whether the source still hears so does not change that.
         self.conclude()
@@ -273,10 +276,12 @@ class DestinationRunner(Runner):
             guard = self.guard if number == 0 else None
             if guard is not None:
                 await guard.begin()
+            if number == 0:
+                self.follow_naming()
             connection = await self._egress.connect(self.offer.xl_flags)
             if guard is not None:
                 guard.connected(connection)
-            channel = Channel(number, connection, self, guard)
+            channel = Channel(number, connection, self, guard, self.naming)
             self.session.open(number, announced.credit)
             self.start_delivery(channel)
             await self.say(ChannelOpened(number, credit))

@@ -15,6 +15,7 @@ from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.framing import Framing
 from proxy.shell.lane import FrameOwner
+from proxy.shell.naming import Naming
 from proxy.shell.waiting import Gate
 from proxy.streams.formats import EndWatch
 from proxy.wire import ChannelId
@@ -74,14 +75,22 @@ class Channel:
         connection: its hypervisor.
         carrier: the session.
         guard: sees every byte both ways; None where nothing is guarded.
+        naming: holds the migration until it is known to be one that may pass; None where nobody has a say.
     """
 
-    def __init__(self, number: ChannelId, connection: Connection, carrier: Carrier, guard: Watch | None = None) -> None:
+    def __init__(
+        self,
+        number: ChannelId,
+        connection: Connection,
+        carrier: Carrier,
+        guard: Watch | None = None,
+        naming: Naming | None = None,
+    ) -> None:
         self.number = number
         self.connection = connection
         self.reading, self.writing = Gate(connection.read_fd), Gate(connection.write_fd)
         self.settled = False
-        self._carrier, self._guard = carrier, guard
+        self._carrier, self._guard, self._naming = carrier, guard, naming
         self._inbound: deque[tuple[FrameOwner, memoryview, int] | None] = deque()
         """Checked frames to write onward: what owns the bytes, those left to write, the frame's size. None is END."""
         self._broken = False
@@ -90,6 +99,18 @@ class Channel:
         """Whether the guard waits for more before it lets go what was read."""
         self._blocked = False
         """Whether a delivery is under way that newer frames must not overtake."""
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether the machine leaves by this end, or arrives."""
+        return self._carrier.session.role is Role.SOURCE
+
+    @property
+    def _may_pass(self) -> bool:
+        """Whether what arrives here may be written: anything to a source, whose machine it is not."""
+        if self._naming is None or self._leaves:
+            return True
+        return self._naming.passed if self.number else not self._naming.holds
 
     # ---- from the hypervisor
 
@@ -100,6 +121,8 @@ class Channel:
             HypervisorFailed: it broke, or its stream ended before its end.
         """
         try:
+            if self._naming is not None and self._leaves and self.number:
+                await self._naming.until_passed()  # the first channel tells
             await self._pump()
         finally:
             self.reading.release()  # before anything can close the descriptor
@@ -136,8 +159,7 @@ class Channel:
                 framing.starved(loop.time() - waited)
             elif filled >= room:
                 await self.reading.wait()
-        if self._guard is not None:
-            self._guard.ended()
+        await self._read_all()
         while filled:
             while half.credit_room < filled or (half.in_flight and framing.room < filled):
                 await self.reading.wait()
@@ -150,9 +172,20 @@ class Channel:
     async def _read(self, into: memoryview) -> int | None:
         """Read the hypervisor, under guard if there is one; see ``Connection.read_into``."""
         got = self._local(self.connection.read_into, into)
+        if got and self._naming is not None and self._leaves and not self._naming.passed:
+            self._naming.saw(into[:got])
+            await self._naming.released()
         if got and self._guard is not None:
             self._held = not await self._guard.read(into[:got])
         return got
+
+    async def _read_all(self) -> None:
+        """The local hypervisor says no more; what it has said is not all passed on."""
+        if self._naming is not None and self._leaves and not self.number:
+            self._naming.ended()
+            await self._naming.released()
+        if self._guard is not None:
+            self._guard.ended()
 
     async def _within_rate(self) -> bool:
         """Wait while the session has sent more than its rate allows; whether it had."""
@@ -205,9 +238,11 @@ class Channel:
             HypervisorFailed: the hypervisor's connection broke.
         """
         size = len(body)
+        if self._naming is not None and not self._leaves and not self.number:
+            self._naming.saw(body)
         if self._guard is not None:
             self._guard.arrived(body)
-        if not self._inbound and not self._blocked and (self._guard is None or self._guard.free):
+        if not self._inbound and not self._blocked and self._may_pass and (self._guard is None or self._guard.free):
             body = body[self._local(self.connection.write, body) :]
             if not body:
                 self._carrier.written(self.number, owner, size)
@@ -222,6 +257,8 @@ class Channel:
 
     def take_end(self) -> None:
         """A checked END has arrived."""
+        if self._naming is not None and not self._leaves and not self.number:
+            self._naming.ended()
         self._inbound.append(None)
         self.writing.wake()
 
@@ -242,6 +279,10 @@ class Channel:
             while not self._inbound:
                 await self.writing.wait()
             item = self._inbound.popleft()
+            if not self._may_pass and self._naming is not None:
+                self._blocked = True
+                await (self._naming.until_passed() if self.number else self._naming.released())
+                self._blocked = False
             if item is None:
                 self.writing.release()  # finishing a pipe closes it
                 self._local(connection.finish)

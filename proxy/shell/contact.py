@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,8 +80,12 @@ class Contact:
     tls: TlsConfig
     where: Peer
 
-    async def greet(self, session: Session) -> tuple[Meeting, Accept]:
+    async def greet(self, session: Session, admit: Callable[[PeerInfo], Awaitable[None]]) -> tuple[Meeting, Accept]:
         """Open a session.
+
+        Args:
+            session: it says its id.
+            admit: asked about the peer once that has authenticated, before anything is offered to it.
 
         Raises:
             PeerUnreachable: there is no TCP connection.
@@ -92,6 +96,7 @@ class Contact:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
+                await admit(peer)
                 answer = await self._offer(link, session)
         except TimeoutError:
             link.drop()

@@ -9,6 +9,7 @@ from chunking.encoder import Encoder
 from crypto.errors import IntegrityError
 from crypto.keys import LaneId, ResumeSecret, Suite
 from crypto.records import RecordType
+from proxy.authority import Point
 from proxy.channel import SendHalf
 from proxy.control import (
     Accept,
@@ -161,6 +162,7 @@ class SourceRunner(Runner):
             await self.guard.begin()
         elif self.beside is not None:
             self.serve(self.beside(), "beside")
+        self.follow_naming()
         await self._add(self._first)
         alone = self._ingress.single or self._contact().where.one_channel
         accepting = None if alone else self.serve(self._accept(), "accept")
@@ -171,6 +173,8 @@ class SourceRunner(Runner):
             await asyncio.gather(accepting, return_exceptions=True)
         if self.guard is not None:
             await self.guard.until_decided()
+        else:
+            await self.oversight.ask(Point.HANDOVER)
         await self.settle_channels()
         await self.say(Finish())
         if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
@@ -251,7 +255,7 @@ class SourceRunner(Runner):
     async def _add(self, connection: Connection) -> None:
         """Announce a channel, wait until the destination's end is open, begin to read."""
         number = self.session.next_channel
-        channel = Channel(number, connection, self, self.guard if number == 0 else None)
+        channel = Channel(number, connection, self, self.guard if number == 0 else None, self.naming)
         credit = self.session.reserve(channel.number)
         opened = self._opened[channel.number] = asyncio.get_running_loop().create_future()
         opened.add_done_callback(lambda _: self.progress.wake())

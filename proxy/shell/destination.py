@@ -1,12 +1,11 @@
 """The destination's end: one port for control and lanes, sessions handed to the local hypervisor."""
 
 import asyncio
-import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -15,6 +14,7 @@ import structlog
 from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_alias, segment_name
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
+from proxy.authority import Point, Question
 from proxy.control import (
     PROTOCOL_VERSION,
     Message,
@@ -41,20 +41,20 @@ from proxy.limits import (
     FIRST_BYTE_SECONDS_MAX,
     HANDSHAKE_SECONDS_MAX,
     LANE_HELLO_SECONDS_MAX,
-    SESSIONS_MAX,
     VISITS_MAX,
 )
 from proxy.paging import PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Role, Session
-from proxy.shell.arrival import DestinationRunner, RandomBytes, agreed_cache_bytes
+from proxy.shell.arrival import DestinationRunner, agreed_cache_bytes
 from proxy.shell.greeting import HalfOpen
-from proxy.shell.handovers import Handovers
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.linked import Meeting
+from proxy.shell.oversight import Oversight
 from proxy.shell.posting import guard_arrival, talk
 from proxy.shell.stored import aliased, open_stored
+from proxy.shell.terms import Terms
 from proxy.shell.verdicts import Verdict, Verdicts, as_refusal, refusal_code, verdict_on
 from proxy.wire import (
     LANE_FIRST_BYTE,
@@ -68,36 +68,6 @@ from proxy.wire import (
 __all__ = ["Destination", "DestinationRunner", "Terms"]
 
 log = structlog.get_logger("korora.destination")
-
-Admission = Callable[[PeerInfo, Offer], None]
-
-
-def _anybody(peer: PeerInfo, offer: Offer) -> None:
-    """Whoever has authenticated may use every egress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a destination agrees to."""
-
-    resume_seconds: int = 30
-    lanes: int = 1
-    """How many lanes a session is to have at least; a source may ask for more."""
-    sessions_max: int = SESSIONS_MAX
-    suites: tuple[Suite, ...] = (Suite.AES_256_GCM, Suite.CHACHA20_POLY1305)
-    paging: PagingTerms = field(default_factory=PagingTerms)
-    tenants: Mapping[str, str] = field(default_factory=dict)
-    """Whose stored pages an egress uses; those not named use the terms'."""
-    random: RandomBytes = field(default=os.urandom, repr=False)
-    handovers: Handovers | None = field(default=None, repr=False)
-    """Of this process; None to guard none."""
-    monitors: Mapping[str, str] = field(default_factory=dict)
-    """Where the QEMU behind an egress is asked, by the egress's name."""
-    guarded: frozenset[str] = frozenset()
-    """Egresses that take no session whose hand-over is not guarded."""
-    admit: Admission = field(default=_anybody, repr=False)
-    """Raises PolicyRefused where a peer may not use an egress."""
-
 
 SessionTask = Callable[[DestinationRunner], Awaitable[None]]
 PeerFailure = Callable[[Exception], None]
@@ -320,7 +290,7 @@ class Destination:
                 known.check()
                 answer = Resumed(known.secret.proof(Direction.BACKWARD, exporter), 0, (), (), "closed")
             else:
-                self._judge_again(peer, known)
+                await self._judge_again(peer, known)
                 answer = known.resume(message, exporter)
         except (RelayError, AuthenticationError) as refusal:
             await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
@@ -340,7 +310,7 @@ class Destination:
         known.attach(Meeting(link, peer, self._keys(link, known.session, known.suite, peer)))
         await link.send(answer)
 
-    def _judge_again(self, peer: PeerInfo, runner: DestinationRunner) -> None:
+    async def _judge_again(self, peer: PeerInfo, runner: DestinationRunner) -> None:
         """A session that comes back is judged by the rules of today.
 
         Raises:
@@ -350,6 +320,7 @@ class Destination:
             if runner.offer.egress not in self._egresses:
                 raise PolicyRefused(f"there is no egress {runner.offer.egress!r} here any more")
             self._terms.admit(peer, runner.offer)
+            await runner.oversight.ask(Point.RESUME)
         except PolicyRefused as refusal:
             runner.fail(refusal)
             raise
@@ -398,30 +369,36 @@ class Destination:
     async def _prepare(
         self, link: ControlLink, peer: PeerInfo, offer: Offer, suite: Suite, address: str
     ) -> DestinationRunner:
-        """A session that was let in, with its part of the content store."""
+        """A session that was let in, if those who have a say here allow it.
+
+        Raises:
+            PolicyRefused: they do not, or it cannot be guarded as it has to be.
+        """
         session = Session(Role.DESTINATION, SessionId(offer.session))
         session.received(offer)
         report = SessionReport(role=Role.DESTINATION.value, session_id=offer.session.hex(), started=datetime.now(UTC))
         report.peer, report.peer_address = peer.name, address
         report.group, report.cipher = peer.group, suite.label
         terms, egress = self._terms, self._egresses[offer.egress]  # by other rules the next one is judged
-        exporter = link.tls.export(session.id)
-        paging, segments, stored = await self._paging(offer, exporter)
-        runner = DestinationRunner(
-            session,
-            report,
-            Meeting(link, peer, self._keys(link, session, suite, peer)),
-            min(offer.resume_seconds, terms.resume_seconds),
-            offer=offer,
-            suite=suite,
-            secret=ResumeSecret(exporter, session.id),
-            egress=egress,
-            lanes=max(offer.lanes, terms.lanes),
-            random=terms.random,
-            paging=paging,
-            segments=segments,
-            stored=stored,
+        question = Question(
+            point=Point.OFFER,
+            role=Role.DESTINATION,
+            session=report.session_id,
+            peer=peer.name,
+            pin=peer.spki_sha256.hex(),
+            egress=offer.egress,
+            tenant=offer.tenant,
+            guarded=terms.guards(offer.egress, egress.handover, offer.handover),
         )
+        oversight = Oversight(terms.authority, question, report)
+        try:
+            await oversight.ask(Point.OFFER)
+            meeting = Meeting(link, peer, self._keys(link, session, suite, peer))
+            runner = await self._runner(meeting, session, report, offer=offer, suite=suite, terms=terms, egress=egress)
+        except BaseException:
+            oversight.end()
+            raise
+        runner.oversight = oversight
         try:
             monitor = terms.monitors.get(offer.egress, "")
             required = offer.egress in terms.guarded
@@ -433,6 +410,36 @@ class Destination:
             runner.discard()
             raise PolicyRefused(f"no journal can be kept there: {error}") from None
         return runner
+
+    async def _runner(
+        self,
+        meeting: Meeting,
+        session: Session,
+        report: SessionReport,
+        *,
+        offer: Offer,
+        suite: Suite,
+        terms: Terms,
+        egress: Egress,
+    ) -> DestinationRunner:
+        """The session itself, with its part of the content store."""
+        exporter = meeting.link.tls.export(session.id)
+        paging, segments, stored = await self._paging(offer, exporter)
+        return DestinationRunner(
+            session,
+            report,
+            meeting,
+            min(offer.resume_seconds, terms.resume_seconds),
+            offer=offer,
+            suite=suite,
+            secret=ResumeSecret(exporter, session.id),
+            egress=egress,
+            lanes=max(offer.lanes, terms.lanes),
+            random=terms.random,
+            paging=paging,
+            segments=segments,
+            stored=stored,
+        )
 
     async def _paging(
         self, offer: Offer, exporter: bytes

@@ -27,18 +27,14 @@ from proxy.limits import (
     APPROVAL_SECONDS_MAX,
     REASON_CHARACTERS_MAX,
     RECOVERY_SECONDS,
-    XL_CONFIG_BYTES_MAX,
 )
 from proxy.process import written_down
 from proxy.shell.journal import JournalFile
 from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
-from proxy.streams.parser import StreamParser
 
 Approval = Callable[[Side, Vm], Awaitable[None]]
 """Has a say before a machine changes hosts; raises a RelayError for no."""
-
-_IDENTITY_BYTES_MAX: Final = 4096 + XL_CONFIG_BYTES_MAX  # of a stream, within which it tells the machine's name
 
 _CLOSING: Final = (State.ASKED, State.PREPARED, State.VOTED, State.COMMITTED)
 
@@ -95,8 +91,6 @@ class Guard:
         self._words: dict[Event, Word] = {}
         """What the peer has said and nobody has listened to yet; to say it again says no more."""
         self._listening = False
-        self._parser: StreamParser | None = StreamParser()
-        self._parsed = 0
         self._naming = False
         """Whether the machine's name is on its way into the journal."""
         self._identified = False
@@ -271,26 +265,10 @@ class Guard:
 
     # ---- while the session runs
 
-    def saw(self, piece: memoryview) -> None:
-        """Bytes of the stream are to pass here; once they tell which machine it is, that is written down.
-
-        Raises:
-            HypervisorFailed: its name would break a hypervisor's list of machines, and with it every hand-over here.
-        """
-        if self._parser is None:
-            return
-        self._parser.feed(piece, final=False, urgent=True)
-        self._parsed += len(piece)
-        facts = self._parser.facts
-        if facts.vm_name:
-            self._parser = None
-            vm = Vm(facts.vm_name, facts.vm_uuid or "")
-            self._identified = self._naming = True
-            self._session.serve(self._name(vm), "name the machine")
-        elif facts.vm_told:
-            raise HypervisorFailed("the machine has no name, or one that cannot be printed or is too long: rename it")
-        elif self._parsed > _IDENTITY_BYTES_MAX:
-            self._parser = None
+    def told(self, vm: Vm) -> None:
+        """The stream has told which machine it is: that is written down."""
+        self._identified = self._naming = True
+        self._session.serve(self._name(vm), "name the machine")
 
     def hear(self, word: Word) -> None:
         """The peer has said where it stands, within the session. However often it does, it is kept once."""

@@ -71,11 +71,12 @@ async def guard_departure(
     hypervisor = handovers.toolstack(kind, monitor)
     if kind == "xl":
         file.tool = sender_above(int(holder.partition(" ")[0]) if holder else os.getpid())
+    approvals = (*handovers.approvals, runner.oversight.handover)
     guard: QemuSourceGuard | XlSourceGuard
     if isinstance(hypervisor, QemuMonitor):
-        guard = QemuSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
+        guard = QemuSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
     else:
-        guard = XlSourceGuard(file, hypervisor, runner, handovers.approvals, handovers.errand(contact))
+        guard = XlSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
     guard.connection = first
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
@@ -120,11 +121,12 @@ async def guard_arrival(
     )
     file = await handovers.begin(head)
     hypervisor = handovers.toolstack(kind, monitor)
+    approvals = (*handovers.approvals, runner.oversight.handover)
     guard: QemuDestinationGuard | XlDestinationGuard
     if isinstance(hypervisor, QemuMonitor):
-        guard = QemuDestinationGuard(file, hypervisor, runner, handovers.approvals)
+        guard = QemuDestinationGuard(file, hypervisor, runner, approvals)
     else:
-        guard = XlDestinationGuard(file, hypervisor, runner, handovers.approvals)
+        guard = XlDestinationGuard(file, hypervisor, runner, approvals)
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
 

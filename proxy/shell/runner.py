@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from crypto.keys import LaneId
+from proxy.authority import Point
 from proxy.channel import SendHalf
 from proxy.control import LaneLost, LaneProgress
 from proxy.endpoints.base import Connection
@@ -29,6 +30,7 @@ from proxy.errors import (
 )
 from proxy.flow import Departure
 from proxy.guest import GuestView
+from proxy.hypervisors.base import Vm
 from proxy.limits import (
     ABORT_SECONDS_MAX,
     DRAIN_SECONDS_MAX,
@@ -38,7 +40,7 @@ from proxy.ordering import Outgoing
 from proxy.paging import Stored
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
-from proxy.session import Session
+from proxy.session import Role, Session
 from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel
 from proxy.shell.decoding import DecodingLine
@@ -48,6 +50,8 @@ from proxy.shell.glance import status_of
 from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
 from proxy.shell.link import ControlLink
 from proxy.shell.linked import Linked, Meeting
+from proxy.shell.naming import Naming
+from proxy.shell.oversight import Oversight
 from proxy.shell.threads import ThreadedLane
 from proxy.status import SessionStatus
 from proxy.tally import PageTally
@@ -70,11 +74,16 @@ class Runner(Linked):
     ) -> None:
         super().__init__(session, meeting)
         self.report = report
+        self.oversight = Oversight.none(session.id, report)
+        """Who has a say on it: whoever made it says so before it runs."""
         self.pool = BufferPool()
         session.agree(resume_seconds, self._release)
         self.bundle = Bundle(self)
         self.channels: dict[ChannelId, Channel] = {}
         self.bucket = TokenBucket()
+        self._rate: float | None = None
+        self._rate_max: float | None = None
+        """Of a policy's rule."""
         self.lanes_wanted = lanes
         self.heard = False
         """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
@@ -88,6 +97,8 @@ class Runner(Linked):
         self.stored: Stored | None = None
         """Its part of the content store."""
         self.decoding: DecodingLine | None = None
+        self.naming: Naming | None = None
+        """Holds the migration until its machine is known and may pass; None where nobody wants to know."""
         self.guest: GuestView | None = None
         """What its streams tell of the guest; None where nobody follows them."""
 
@@ -104,7 +115,17 @@ class Runner(Linked):
 
     def set_rate(self, rate: float | None) -> None:
         """Send no more than ``rate`` stream bytes a second from now on; None lifts the limit."""
-        self.bucket.change(rate, self._loop.time())
+        self._rate = rate
+        self._change_rate()
+
+    def limit_rate(self, rate: float) -> None:
+        """Never send more than ``rate``, whatever ``set_rate`` allows."""
+        self._rate_max = min(rate, self._rate_max or rate)
+        self._change_rate()
+
+    def _change_rate(self) -> None:
+        rates = [rate for rate in (self._rate, self._rate_max) if rate is not None]
+        self.bucket.change(min(rates, default=None), self._loop.time())
         self._wake_pumps()
 
     def stop(self, reason: RelayError) -> None:
@@ -140,6 +161,7 @@ class Runner(Linked):
             if self._stopping is not None:
                 self._stopping.cancel()
             self.end_handover(self.report)
+            self.oversight.end()
 
     async def _run(self) -> None:
         """Carry the session to its end.
@@ -183,6 +205,7 @@ class Runner(Linked):
         self._failure = self._failure or PeerLost("it never began")
         self._close_lines()
         self.end_handover(self.report)
+        self.oversight.end()
 
     def _close_lines(self) -> None:
         """Let go of threads and of the content store."""
@@ -285,6 +308,21 @@ class Runner(Linked):
             self.bundle.progress(told)
 
     # ---- channels
+
+    def follow_naming(self) -> None:
+        """From here on the first channel is followed until it tells which machine comes, if anybody wants to know."""
+        guard = self.guard
+        told = guard.told if guard is not None and guard.kind == "xl" else None
+        if told is None and self.oversight.authority is None:
+            return
+        self.naming = Naming(self.serve, told=told, ask=None if self.oversight.authority is None else self._may_pass)
+        if guard is not None and guard.kind == "qmp":
+            self.naming.know(guard.party.vm)  # its monitor has told, and its stream never does
+
+    async def _may_pass(self, vm: Vm | None) -> None:
+        await self.oversight.ask(Point.IDENTITY, vm)
+        if self.report.rate_limit is not None and self.session.role is Role.SOURCE:
+            self.limit_rate(self.report.rate_limit)
 
     def start_delivery(self, channel: Channel) -> None:
         """Begin to write what arrives for a channel whose receiving half is reserved.

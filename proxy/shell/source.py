@@ -1,7 +1,7 @@
 """The source's end: takes the local hypervisor's connections and makes sessions of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,8 @@ from pathlib import Path
 import structlog
 
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
-from crypto.tls import TlsConfig
+from crypto.tls import PeerInfo, TlsConfig
+from proxy.authority import Authority, Point, Question
 from proxy.control import Accept
 from proxy.endpoints.base import Connection, Ingress
 from proxy.errors import PolicyRefused, exit_code_of
@@ -20,6 +21,7 @@ from proxy.session import Role, Session
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.departure import SourceRunner
 from proxy.shell.handovers import Handovers
+from proxy.shell.oversight import Oversight
 from proxy.shell.posting import guard_departure
 from proxy.shell.qemu_keeper import QemuKeeper
 from proxy.shell.stored import open_stored
@@ -41,6 +43,7 @@ class Source:
         handovers: of this process; None to guard none.
         monitor: where the QEMU that migrates is asked; empty for none. It is prepared while nothing migrates.
         holder: the process that holds xl's pipes, if it is not this one.
+        authority: who has a say; None: nobody.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class Source:
         handovers: Handovers | None = None,
         monitor: str = "",
         holder: str = "",
+        authority: Authority | None = None,
     ) -> None:
         self._ingress, self._begun = ingress, begun
-        self._handovers, self._holder = handovers, holder
+        self._handovers, self._holder, self._authority = handovers, holder, authority
         self.current: SourceRunner | None = None
         self._watch(monitor)
         self._contact = self._contact_with(tls, where)
@@ -126,10 +130,47 @@ class Source:
         return report
 
     async def _greet(self, first: Connection, report: SessionReport) -> SourceRunner:
-        """TCP, TLS, OFFER and its answer."""
-        began = asyncio.get_running_loop().time()
+        """TCP, TLS, OFFER and its answer, as far as those who have a say here allow it."""
         session = Session(Role.SOURCE, SessionId(bytes.fromhex(report.session_id)))
-        meeting, accept = await self._contact.greet(session)
+        where = self._contact.where
+        oversight = Oversight(
+            self._authority,
+            Question(
+                point=Point.OFFER,
+                role=Role.SOURCE,
+                session=report.session_id,
+                peer="",
+                pin="",
+                egress=where.egress,
+                tenant=where.paging.tenant,
+                user=first.user,
+                guarded=bool(where.handover),
+            ),
+            report,
+        )
+
+        async def admit(peer: PeerInfo) -> None:
+            report.peer = peer.name
+            oversight.question = replace(oversight.question, peer=peer.name, pin=peer.spki_sha256.hex())
+            await oversight.ask(Point.OFFER)
+
+        try:
+            return await self._open(first, session, report, oversight, admit)
+        except BaseException:
+            oversight.end()
+            raise
+
+    async def _open(
+        self,
+        first: Connection,
+        session: Session,
+        report: SessionReport,
+        oversight: Oversight,
+        admit: Callable[[PeerInfo], Awaitable[None]],
+    ) -> SourceRunner:
+        """The session, agreed on and guarded."""
+        began = asyncio.get_running_loop().time()
+        meeting, accept = await self._contact.greet(session, admit)
         report.peer, report.group = meeting.peer.name, meeting.peer.group
         report.cipher = Suite(accept.suite).label
         report.handshake_seconds = asyncio.get_running_loop().time() - began
@@ -153,6 +194,8 @@ class Source:
             first=first,
             stored=stored,
         )
+        oversight.question = replace(oversight.question, guarded=bool(accept.handover))
+        runner.oversight = oversight
         try:
             await self._guard(runner, accept, first)
         except BaseException as error:

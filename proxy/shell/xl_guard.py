@@ -127,7 +127,6 @@ class XlSourceGuard(Guard):
         if len(self._head) < len(XL_MAGIC):
             self._head = (self._head + bytes(piece[: len(XL_MAGIC)]))[: len(XL_MAGIC)]
         self._tail = (self._tail + bytes(piece[-len(XEN_END_RECORD) :]))[-len(XEN_END_RECORD) :]
-        self.saw(piece)
 
     def ended(self) -> None:
         """See ``Guard.ended``: what comes after GO is for the destination to say, and needs no xl here."""
@@ -269,7 +268,6 @@ class XlDestinationGuard(Guard):
         """See ``Guard.arrived``."""
         if self.party.state is State.PREPARED:
             self._permission.feed(body)
-        self.saw(body)
 
     @property
     def free(self) -> bool:

@@ -15,6 +15,7 @@ import uvloop
 
 from crypto.keys import Suite
 from crypto.tls import TlsConfig
+from proxy.authority import Authority
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress, listen_tcp
 from proxy.paging import Encode, PagingTerms
@@ -322,10 +323,12 @@ async def relays(
     resume_seconds: int = 0,
     lanes: int = 1,
     paging: tuple[PagingTerms, PagingTerms] = (OPAQUE, OPAQUE),
+    authorities: tuple[Authority | None, Authority | None] = (None, None),
 ) -> AsyncIterator[Pair]:
     """A source and a destination for one session; `peer_port` puts something else between them.
 
-    Bytes go as they are unless `paging` (the source's, the destination's) says otherwise. A loss is final unless
+    Bytes go as they are unless `paging` (the source's, the destination's) says otherwise, and whoever has authenticated
+    may do everything unless `authorities` do. A loss is final unless
     `resume_seconds` says otherwise: most tests of failures are about what then becomes of it.
     """
     loop = asyncio.get_running_loop()
@@ -359,7 +362,7 @@ async def relays(
         server,
         {"default": egress},
         listener,
-        terms=Terms(resume_seconds=resume_seconds, lanes=lanes, paging=paging[1]),
+        terms=Terms(resume_seconds=resume_seconds, lanes=lanes, paging=paging[1], authority=authorities[1]),
         begin=begin,
         failed=refused,
     )
@@ -374,7 +377,13 @@ async def relays(
     )
     await ingress.open()
     serving = loop.create_task(destination.serve())
-    pair = Pair(Source(client, where, ingress), destination, port, loop.create_future(), destination_ended)
+    pair = Pair(
+        Source(client, where, ingress, authority=authorities[0]),
+        destination,
+        port,
+        loop.create_future(),
+        destination_ended,
+    )
     departing = loop.create_task(depart())
     pair.source_ended = departing
     try:

@@ -172,6 +172,7 @@ class MortalConnection:
         self._inner, self._life = inner, life
         life.connections.append(inner)
         self.label, self.read_fd, self.write_fd = inner.label, inner.read_fd, inner.write_fd
+        self.user = inner.user
 
     def read_into(self, buffer: memoryview) -> int | None:
         self._living()
