@@ -24,7 +24,7 @@ ours: 70.
 from typing import ClassVar, Final
 
 from chunking.errors import StoreUnusable
-from crypto.errors import AuthenticationError, IdentityError, IntegrityError, PkiError
+from crypto.errors import AuthenticationError, IdentityError, IntegrityError, LogUnusable, PkiError, ReceiptError
 
 EXIT_DONE: Final = 0
 EXIT_CONFIGURATION: Final = 2
@@ -163,6 +163,8 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_AUTHENTICATION
     if isinstance(error, IntegrityError):
         return EXIT_INTEGRITY
-    if isinstance(error, IdentityError | PkiError | StoreUnusable):
+    if isinstance(error, IdentityError | PkiError | StoreUnusable | LogUnusable):
         return EXIT_CONFIGURATION
+    if isinstance(error, ReceiptError):
+        return EXIT_INTEGRITY
     return EXIT_BUG

@@ -39,6 +39,8 @@ CRYPTO_CODES = {
     crypto_errors.IntegrityError: 5,
     crypto_errors.IdentityError: 2,
     crypto_errors.PkiError: 2,
+    crypto_errors.ReceiptError: 5,
+    crypto_errors.LogUnusable: 2,
 }
 
 
