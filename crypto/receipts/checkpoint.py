@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +57,12 @@ def origin_of(name: str) -> str:
     return ORIGIN_PREFIX + check_name(name)
 
 
+def name_of(head: Checkpoint) -> str:
+    """The host whose log it is of, as the head says; empty if it is none of ours."""
+    name = head.origin.removeprefix(ORIGIN_PREFIX)
+    return "" if name == head.origin else name
+
+
 def sign(head: Checkpoint, key: SigningKey) -> str:
     """A head's text, signed by its host."""
     text = f"{head.origin}\n{head.size}\n{base64.b64encode(head.root).decode()}\n"
@@ -90,6 +97,21 @@ def verify(text: str, origin: str, key: VerifyKey) -> Checkpoint:
                 raise HeadMalformed(f"the signature of {origin}'s head does not verify: it was altered") from None
             return head
     raise HeadMalformed(f"{origin}'s head is not signed by its host's key")
+
+
+def verify_any(text: str, origin: str, keys: Iterable[VerifyKey]) -> Checkpoint:
+    """What a head says, if it is signed by one of the keys that its host has or had.
+
+    Raises:
+        HeadMalformed: as ``verify``; or no key is known.
+    """
+    trouble = HeadMalformed(f"no key of {origin.removeprefix(ORIGIN_PREFIX)[:80]!r} is known")
+    for key in keys:
+        try:
+            return verify(text, origin, key)
+        except HeadMalformed as error:
+            trouble = error
+    raise trouble
 
 
 def key_hash(name: str, key: VerifyKey) -> bytes:

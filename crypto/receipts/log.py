@@ -36,7 +36,7 @@ ENTRIES: Final = "entries"
 INDEX: Final = "index"
 HEAD: Final = "head"
 _FILE_MODE: Final = 0o600
-_END: Final = struct.Struct(">Q")
+END: Final = struct.Struct(">Q")
 _HOLE: Final = bytes(8)  # a record that was never written reads as zeros; no whole one holds eight in a row
 _KEEP: Final = "keep {folder} as evidence, move it away, and a new log begins: its peers will say that it does"
 _ROOM: Final = "make room on its disk, see to its owner and mode, and migrate again"
@@ -189,10 +189,10 @@ class ReceiptLog:
             make_private_directory(self.folder)
         elif not (self.folder / ENTRIES).exists():
             return _Files(self.folder, -1, -1)
-        entries = _open_file(self.folder / ENTRIES, write=write)
+        entries = open_file(self.folder / ENTRIES, write=write)
         try:
             fcntl.flock(entries, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
-            index = _open_file(self.folder / INDEX, write=True) if write else _open_reading(self.folder / INDEX)
+            index = open_file(self.folder / INDEX, write=True) if write else _open_reading(self.folder / INDEX)
             if write and os.fstat(entries).st_size == 0:
                 fsync_directory(self.folder)
         except BaseException:
@@ -251,11 +251,11 @@ class _Files:
     def count(self) -> None:
         """See how many whole records the index has, leaving out those at its end that a crash left as holes."""
         length = os.fstat(self._index).st_size if self._index >= 0 else 0
-        low, high = 0, min(length // (_END.size + HASH_BYTES), TREE_SIZE_MAX)
+        low, high = 0, min(length // (END.size + HASH_BYTES), TREE_SIZE_MAX)
         while low < high:  # records grow with the tree, so their number follows from the file's length
             middle = (low + high + 1) // 2
             low, high = (middle, high) if _start(middle) <= length else (low, middle - 1)
-        while low and _HOLE in self._record(low - 1):
+        while low and self._is_torn(low - 1):
             low -= 1
         self._sized(low)
 
@@ -265,7 +265,7 @@ class _Files:
         while low < high - 1:
             middle = (low + high) // 2
             low, high = (middle, high) if stored(middle) <= place else (low, middle)
-        content = os.pread(self._index, HASH_BYTES, HASH_BYTES * place + _END.size * (low + 1))
+        content = os.pread(self._index, HASH_BYTES, HASH_BYTES * place + END.size * (low + 1))
         if len(content) != HASH_BYTES:
             raise LogDamaged(f"{self._folder / INDEX} ends early", "remove it: it is made anew from the entries")
         return content
@@ -281,7 +281,7 @@ class _Files:
         """Where an entry ends."""
         if index < 0:
             return 0
-        end: int = _END.unpack(self._record(index)[: _END.size])[0]
+        end: int = END.unpack(self._record(index)[: END.size])[0]
         return end
 
     # ---- the entries
@@ -289,7 +289,7 @@ class _Files:
     def entry(self, index: int) -> Envelope:
         """One entry, which must be what its hash in the index says."""
         content = self._line(index)
-        if leaf_hash(content) != self._record(index)[_END.size :][:HASH_BYTES]:
+        if leaf_hash(content) != self._record(index)[END.size :][:HASH_BYTES]:
             raise self._damaged(index, "is altered: it is not what its hash in the index says")
         try:
             return decode(content)
@@ -297,7 +297,11 @@ class _Files:
             raise self._damaged(index, f"is no receipt: {error}") from None
 
     def is_settled(self) -> bool:
-        """Whether both files end with the same entry; raises where the last entry of the index is not in its place."""
+        """Whether both files end with the same entry.
+
+        Raises:
+            LogDamaged: the last entry that the index knows is not what is there.
+        """
         if self._entries < 0:
             return True
         if self.size:
@@ -310,7 +314,7 @@ class _Files:
         os.ftruncate(self._index, _start(self.size))
         before = self.size
         while (line := self._next_line()) is not None:
-            self._add(self._made(line))
+            self._add(self._made(line, self.size))
         if self.size > before:
             told(f"{self.size - before} entries were logged and not in the index: it has them now")
         end, length = self._end(self.size - 1), os.fstat(self._entries).st_size
@@ -321,7 +325,7 @@ class _Files:
 
     def append(self, line: bytes) -> int:
         """Write an entry at the end, durably; or leave all as it was."""
-        end, record = self._end(self.size - 1), self._made(line)
+        end, record = self._end(self.size - 1), self._made(line, self.size)
         try:
             _write_at(self._entries, line, end)
             os.fsync(self._entries)
@@ -334,10 +338,22 @@ class _Files:
             raise LogUnusable(f"cannot write the log in {self._folder}: {error.strerror or error}", _ROOM) from None
         return self.size - 1
 
-    def _made(self, line: bytes) -> bytes:
-        """The record of an entry that follows the last."""
-        end = self._end(self.size - 1) + len(line)
-        return _END.pack(end) + b"".join(Tree(self, self.size).append(leaf_hash(line[:-1])))
+    def _made(self, line: bytes, index: int) -> bytes:
+        """The record that an entry has."""
+        end = self._end(index - 1) + len(line)
+        return END.pack(end) + b"".join(Tree(self, index).append(leaf_hash(line[:-1])))
+
+    def _is_torn(self, index: int) -> bool:
+        """Whether a record, of which nothing was said, lacks bytes that a crash kept from the disk: they read as 0."""
+        record = self._record(index)
+        if _HOLE in record:
+            return True
+        line = os.pread(self._entries, RECEIPT_BYTES_MAX + 1, self._end(index - 1)).partition(b"\n")
+        if not line[1]:
+            return False
+        self._sized(index)
+        whole = self._made(line[0] + line[1], index)
+        return record != whole and all(one in (0, other) for one, other in zip(record, whole, strict=True))
 
     def _add(self, record: bytes) -> None:
         _write_at(self._index, record, _start(self.size))
@@ -404,10 +420,10 @@ class _Files:
 
 def _start(index: int) -> int:
     """Where an entry's record begins in the index."""
-    return _END.size * index + HASH_BYTES * stored(index)
+    return END.size * index + HASH_BYTES * stored(index)
 
 
-def _open_file(path: Path, *, write: bool) -> int:
+def open_file(path: Path, *, write: bool) -> int:
     """Open a file that is one: what else has its name is not followed, and not waited for."""
     flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _FILE_MODE)
@@ -419,7 +435,7 @@ def _open_file(path: Path, *, write: bool) -> int:
 
 def _open_reading(path: Path) -> int:
     try:
-        return _open_file(path, write=False)
+        return open_file(path, write=False)
     except FileNotFoundError:
         return -1
 

@@ -4,7 +4,8 @@ A certificate counts at the moment at which its host signed: a receipt of last y
 certificate has expired since. One that was revoked counts for what was signed before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,6 +105,48 @@ def verified_signer(
     return signer
 
 
+class Trust:
+    """Whose keys are believed.
+
+    Args:
+        believed: without asking anybody: given by whoever verifies, or verified when they were kept.
+        carried: by what is verified: believed only under the CA.
+        ca: that CA; None to believe nothing that is carried.
+        crl: of that CA, verified; None where there is none to be had.
+    """
+
+    def __init__(
+        self,
+        believed: Iterable[Signer] = (),
+        carried: Iterable[Signer] = (),
+        ca: x509.Certificate | None = None,
+        crl: x509.CertificateRevocationList | None = None,
+    ) -> None:
+        self._believed = {signer.keyid: signer for signer in believed}
+        self._carried = {signer.keyid: signer for signer in carried}
+        self._ca, self._crl = ca, crl
+
+    def signer(self, key: str, moment: datetime) -> Signer | None:
+        """Whose key that is, by its id; None where nobody is believed to have it.
+
+        Raises:
+            SignerUntrusted: its certificate is not good at that moment.
+        """
+        if key in self._believed:
+            return self._believed[key]
+        if key not in self._carried or self._ca is None:
+            return None
+        return verified_signer(self._carried[key].der, self._ca, self._crl, moment, "")
+
+    def keys(self, name: str) -> tuple[VerifyKey, ...]:
+        """Every key that a host has, or had: heads of logs do not say when they were signed."""
+        found = [signer.key for signer in self._believed.values() if signer.name == name]
+        if self._ca is not None:
+            carried = (signer for signer in self._carried.values() if signer.name == name)
+            found += [signer.key for signer in carried if issued_by(signer.certificate, self._ca)]
+        return tuple(found)
+
+
 class Signers:
     """Certificates of those whose signatures stand in a log, in files named by their keys' ids.
 
@@ -123,15 +166,16 @@ class Signers:
         """
         signer = read_signer(der)
         path = self._path(signer.keyid)
-        try:
-            if path.exists() and read_bounded(path, CERTIFICATE_BYTES_MAX)[0] == der:
+        with suppress(OSError, ValueError):  # not there, or not what it should be: then it is written
+            if read_bounded(path, CERTIFICATE_BYTES_MAX)[0] == der:
                 return signer
+        try:
             make_private_directory(self.folder)
             if sum(1 for _ in self.folder.glob(f"*{_SUFFIX}")) >= SIGNERS_MAX:
                 raise LogUnusable(f"{self.folder} holds {SIGNERS_MAX} certificates", "move those of old hosts away")
             write_private(path, der)
-        except (OSError, ValueError) as error:
-            raise LogUnusable(f"cannot keep {path}: {error}", "make room on its disk, or repair it") from None
+        except OSError as error:
+            raise LogUnusable(f"cannot keep {path}: {error.strerror}", "make room on its disk, or repair it") from None
         return signer
 
     def get(self, key: str) -> Signer | None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from crypto.receipts.dsse import Envelope, countersign, sign
+from crypto.receipts.dsse import Envelope, countersign, keyid, sign
 from crypto.receipts.log import ReceiptLog
+from crypto.receipts.signers import Signer, Trust
 from crypto.receipts.statement import Machine, Party, Predicate, Stage, build
 
 ALPHA, BETA, STRANGER = (SigningKey(bytes([number]) * 32) for number in (1, 2, 3))
@@ -40,3 +41,15 @@ def filled(folder: Path, entries: int) -> ReceiptLog:
     for number in range(entries):
         assert log.append(receipt(number)) == number
     return log
+
+
+class Known(Trust):
+    """Believes the keys above to be alpha's and beta's."""
+
+    def __init__(self) -> None:
+        """Without certificates, which nothing here asks for."""
+        names = {"alpha": ALPHA, "beta": BETA}
+        super().__init__(
+            Signer(name, key.verify_key, keyid(key.verify_key), None)  # type: ignore[arg-type]
+            for name, key in names.items()
+        )

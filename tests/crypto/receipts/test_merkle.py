@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymerkle import InmemoryTree
+from pymerkle import verify_consistency as their_consistency
 
 from crypto.errors import ProofInvalid
 from crypto.receipts.limits import PROOF_HASHES_MAX, TREE_SIZE_MAX
@@ -200,3 +202,49 @@ def test_what_is_asked_of_a_tree_must_be_in_it() -> None:
     for old, new in ((9, 8), (-1, 4), (5, 4), (0, 9)):
         with pytest.raises(ValueError, match="entries"):
             tree.consistency(old, new)
+
+
+# ---- another implementation
+
+
+def test_pymerkle_has_the_same_roots_and_paths() -> None:
+    hashes: list[bytes] = []
+    tree, theirs = Tree(hashes, 0), InmemoryTree(algorithm="sha256")
+    for number in range(70):
+        entry = entry_of(number)
+        hashes.extend(tree.append(leaf_hash(entry)))
+        theirs.append_entry(entry)
+        size = number + 1
+        assert tree.root() == theirs.get_root(size)
+        for index in range(size):
+            path = theirs.prove_inclusion(index + 1, size).path
+            assert path == [leaf_hash(entry_of(index)), *tree.inclusion(index, size)]
+
+
+def test_pymerkle_accepts_our_roots_and_we_its_for_every_pair_of_sizes() -> None:
+    """Its proofs of consistency are finer than the RFC's, so that the hashes themselves cannot be compared."""
+    theirs = InmemoryTree(algorithm="sha256")
+    for number in range(40):
+        theirs.append_entry(entry_of(number))
+    tree, _ = tree_of([entry_of(number) for number in range(40)])
+    for new in range(1, 41):
+        for old in range(1, new + 1):
+            their_consistency(tree.root(old), tree.root(new), theirs.prove_consistency(old, new))
+            verify_consistency(old, theirs.get_root(old), new, theirs.get_root(new), tree.consistency(old, new))
+            assert tree.consistency(old, new) == tuple(proof_of(old, [entry_of(number) for number in range(new)]))
+
+
+def entry_of(number: int) -> bytes:
+    return hashlib.sha512(b"%d" % number).digest()[: number % 40]
+
+
+def proof_of(old: int, entries: Sequence[bytes], *, whole: bool = True) -> list[bytes]:
+    """RFC 9162 §2.1.4.1, word for word."""
+    if old == len(entries):
+        return [] if whole else [naive(entries)]
+    k = 1
+    while 2 * k < len(entries):
+        k *= 2
+    if old <= k:
+        return [*proof_of(old, entries[:k], whole=whole), naive(entries[k:])]
+    return [*proof_of(old - k, entries[k:], whole=False), naive(entries[:k])]
