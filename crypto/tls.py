@@ -104,6 +104,7 @@ class TlsConfig:
     def __init__(self, identity: Identity, role: TlsRole, rules: PeerRules) -> None:
         self.role = role
         self.rules = rules
+        self.identity = identity
         self.leaf_sha256 = hashlib.sha256(identity.certificate.public_bytes(Encoding.DER)).digest()
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)

@@ -5,8 +5,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +19,14 @@ from chunking.limits import STORE_BYTES_DEFAULT
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
+from korora.authority import APPROVALS, Office
 from korora.errors import complain, line_of
 from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import affordable, give_back
+from korora.policy.board import Board
+from korora.policy.desk import Desk
+from korora.policy.file import PolicyFile
 from korora.progress import Progress
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
@@ -54,6 +58,10 @@ class Common:
     """What is kept between sessions; None: ``state`` in the identity's folder."""
     store_bytes: int = STORE_BYTES_DEFAULT
     """Of the content store; 0 for none."""
+    policy: Path | None = None
+    """Who may migrate what; None: whoever has authenticated, everything."""
+    approvals: str | None = None
+    """Path of the socket by which people approve."""
 
     @property
     def state_folder(self) -> Path:
@@ -139,6 +147,35 @@ def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
     finally:
         if host_store is not None:
             host_store.close()
+
+
+@asynccontextmanager
+async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
+    """Whoever has a say, while a command runs: the policy is read again on SIGHUP, and a bad one changes nothing.
+
+    Raises:
+        ConfigurationError: the policy is bad, or the socket for approvals cannot be listened on.
+    """
+    office = Office(tls.identity.name, PolicyFile(common.policy), common.state_folder)
+
+    def reload() -> None:
+        try:
+            office.reload(PolicyFile(common.policy))
+        except ConfigurationError as error:
+            log.warning("the policy's file is refused: the old policy stays", reason=str(error))
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    desk = None
+    if common.approvals is not None:
+        desk = Desk(common.approvals, Board(common.state_folder / APPROVALS))
+        await desk.start()
+    try:
+        yield office
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        if desk is not None:
+            await desk.close()
 
 
 def _tls(common: Common, role: TlsRole) -> TlsConfig:
@@ -237,8 +274,12 @@ class _Receiver:
             return await self._run(paging)
 
     async def _run(self, paging: PagingTerms) -> int:
+        tls = _tls(self._options.common, TlsRole.SERVER)
+        async with _office(self._options.common, tls) as office:
+            return await self._serve(tls, paging, office)
+
+    async def _serve(self, tls: TlsConfig, paging: PagingTerms, office: Office) -> int:
         options, common = self._options, self._options.common
-        tls = _tls(common, TlsRole.SERVER)
         reports.check_writable(common.report)
         _check_streams(options.egress)
         await options.egress.check()
@@ -255,6 +296,7 @@ class _Receiver:
                 handovers=handovers,
                 monitors={_EGRESS: options.monitor} if options.monitor else {},
                 guarded=frozenset({_EGRESS} if options.guarded else ()),
+                authority=office,
             ),
             begin=self._begin,
             failed=self._refused,
@@ -366,13 +408,19 @@ class _Sender:
             return await self._run(replace(self._options.peer, paging=paging))
 
     async def _run(self, peer: Peer) -> int:
+        tls = _tls(self._options.common, TlsRole.CLIENT)
+        async with _office(self._options.common, tls) as office:
+            return await self._serve(tls, peer, office)
+
+    async def _serve(self, tls: TlsConfig, peer: Peer, office: Office) -> int:
         options, common = self._options, self._options.common
-        tls = _tls(common, TlsRole.CLIENT)
         reports.check_writable(common.report)
         _check_streams(options.ingress)
         await options.ingress.open()
         handovers = self._handovers = open_handovers(common.state_folder)
-        self._source = Source(tls, peer, options.ingress, handovers=handovers, monitor=options.monitor)
+        self._source = Source(
+            tls, peer, options.ingress, handovers=handovers, monitor=options.monitor, authority=office
+        )
         stopper = _Stopper(self._stop)
         recovering: asyncio.Task[None] | None = None
         log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)

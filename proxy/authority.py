@@ -48,6 +48,15 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Act:
+    """What somebody does in a session, now that it was allowed: who, which procedure, on what."""
+
+    subject: str
+    procedure: str
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ruling:
     """Yes, and why.
 
@@ -57,6 +66,7 @@ class Ruling:
         policy: BLAKE2b-256 of the policy's file, in hexadecimal; empty where there is no policy.
         rate_limit: bytes a second the session may send at most; None for no limit of the rule's own.
         approvers: the uids of those who have approved of it, in the order they did.
+        acts: what is done by that.
     """
 
     point: Point
@@ -64,6 +74,7 @@ class Ruling:
     policy: str = ""
     rate_limit: int | None = None
     approvers: tuple[int, ...] = ()
+    acts: tuple[Act, ...] = ()
 
 
 class Authority(Protocol):

@@ -10,6 +10,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from chunking.limits import CHAINS_MAX, SEGMENT_PAGES_MAX
+from crypto.receipts.limits import (
+    CERTIFICATE_BYTES_MAX,
+    CHECKPOINT_BYTES_MAX,
+    HEADS_ASKED_MAX,
+    PROOF_HASHES_MAX,
+    RECEIPT_BYTES_MAX,
+)
 from proxy.errors import ProtocolViolation
 from proxy.limits import (
     CHANNELS_MAX,
@@ -87,12 +94,33 @@ class StoredSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _Segments = Annotated[tuple[StoredSegment, ...], msgspec.Meta(max_length=SEGMENTS_MAX)]
 
 
+_Receipt = Annotated[bytes, msgspec.Meta(max_length=RECEIPT_BYTES_MAX)]
+_Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Path = Annotated[tuple[_Hash, ...], msgspec.Meta(max_length=PROOF_HASHES_MAX)]
+
+
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The offer as its sender has signed it, the certificate of its key, and of which sizes of the log it has heard."""
+
+    receipt: _Receipt
+    signer: Annotated[bytes, msgspec.Meta(max_length=CERTIFICATE_BYTES_MAX)]
+    asked: Annotated[tuple[_U63, ...], msgspec.Meta(max_length=HEADS_ASKED_MAX)]
+
+
+class LogHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The signed head of the sender's log, and the proofs that it continues those that were asked for."""
+
+    text: Annotated[str, msgspec.Meta(max_length=CHECKPOINT_BYTES_MAX)]
+    proofs: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=HEADS_ASKED_MAX)]
+
+
 class Offer(_Message, frozen=True, tag="offer"):
     """Source to destination, first: what it would like to send.
 
     ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
     ``tenant`` whose stored pages may be referred to, empty for nobody's, and ``segments`` what of them is here.
-    ``handover`` is the kind of hypervisor whose hand-over it can guard, empty for none.
+    ``handover`` is the kind of hypervisor whose hand-over it can guard, empty for none. ``evidence`` is there where its
+    host signs receipts.
     """
 
     version: _U16
@@ -108,6 +136,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     tenant: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\Z")] = ""
     segments: _Segments = ()
     handover: _Guardable = ""
+    evidence: Evidence | None = None
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -115,7 +144,8 @@ class Accept(_Message, frozen=True, tag="accept"):
 
     With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments``, which the source offered
     and the destination has too, may be referred to, in the order given. ``handover`` is what was offered, if both can
-    guard it; else the hypervisors hand over unguarded.
+    guard it; else the hypervisors hand over unguarded. ``evidence`` is the offer's with the destination's signature,
+    and ``head`` is of its log, if both sign receipts.
     """
 
     suite: _U16
@@ -127,6 +157,8 @@ class Accept(_Message, frozen=True, tag="accept"):
     chains: _Chains = 1
     segments: _Segments = ()
     handover: _Guardable = ""
+    evidence: Evidence | None = None
+    head: LogHead | None = None
 
 
 class Resume(_Message, frozen=True, tag="resume"):
@@ -212,12 +244,46 @@ class PagesGiven(_Message, frozen=True, tag="pages_given"):
     pages: Annotated[bytes, msgspec.Meta(max_length=PAGES_GIVEN_MAX * 4096)]
 
 
+class Shown(_Message, frozen=True, tag="shown"):
+    """Source to destination, after ACCEPT and again whenever it comes back: the head of its log."""
+
+    head: LogHead
+
+
+class Facts(_Message, frozen=True, tag="facts"):
+    """Destination to source, when all has arrived: what it has to say, and wants to be stated."""
+
+    facts: _Receipt
+
+
+class Statement(_Message, frozen=True, tag="statement"):
+    """The answer: the statement of both, with the source's signature."""
+
+    receipt: _Receipt
+
+
+class Countersigned(_Message, frozen=True, tag="countersigned"):
+    """The answer to that: with the destination's signature, too. It has been logged."""
+
+    receipt: _Receipt
+
+
 class Finish(_Message, frozen=True, tag="finish"):
-    """Source to destination: all channels have ended both ways and everything is acknowledged."""
+    """Source to destination: all channels have ended both ways and everything is acknowledged.
+
+    ``receipt`` is the outcome with the source's signature, where receipts are signed.
+    """
+
+    receipt: _Receipt = b""
 
 
 class Finished(_Message, frozen=True, tag="finished"):
-    """The answer: the local ends have taken it for good (file renamed, command's status 0)."""
+    """The answer: the local ends have taken it for good (file renamed, command's status 0).
+
+    ``receipt`` is the outcome with the destination's signature, too.
+    """
+
+    receipt: _Receipt = b""
 
 
 class Word(_Message, frozen=True, tag="word", omit_defaults=True):
@@ -267,6 +333,10 @@ Message = (
     | Heartbeat
     | PagesWanted
     | PagesGiven
+    | Shown
+    | Facts
+    | Statement
+    | Countersigned
     | Finish
     | Finished
     | Word

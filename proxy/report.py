@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
+from proxy.authority import Act
 from proxy.guest import GuestView
 from proxy.session import Session
 from proxy.tally import PageCounts, PageTally
@@ -12,7 +14,7 @@ from proxy.tally import PageCounts, PageTally
 class Decision:
     """What whoever has a say answered at one point of the session (``proxy.authority``)."""
 
-    point: str
+    point: Literal["offer", "identity", "handover", "resume"]
     allowed: bool
     rule: str
     """Empty where it was refused for something that is no rule of a policy."""
@@ -34,6 +36,7 @@ class SessionReport:
     peer: str | None = None
     peer_address: str | None = None
     vm: str | None = None
+    vm_uuid: str | None = None
     bytes_in: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_out: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     bytes_wire: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
@@ -60,6 +63,7 @@ class SessionReport:
     seconds: float = 0.0
     handshake_seconds: float | None = None
     decisions: list[Decision] = field(default_factory=list)
+    procedures: list[Act] = field(default_factory=list)
     policy: str | None = None
     rate_limit: int | None = None
     outcome: str = ""
@@ -109,5 +113,5 @@ def tally(
         report.codec_seconds = round(pages.seconds, 6)
         report.pages_missing = pages.missing
     if guest is not None:
-        report.vm = guest.name
+        report.vm = guest.name or report.vm
         report.rounds, report.dirty_pages = guest.rounds, guest.dirty_pages

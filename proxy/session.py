@@ -16,6 +16,8 @@ from proxy.control import (
     ChannelOpen,
     ChannelOpened,
     ChannelState,
+    Countersigned,
+    Facts,
     Finish,
     Finished,
     Heartbeat,
@@ -28,6 +30,8 @@ from proxy.control import (
     PagesGiven,
     PagesWanted,
     Refuse,
+    Shown,
+    Statement,
     Word,
 )
 from proxy.errors import PeerLost, ProtocolViolation
@@ -64,15 +68,19 @@ class State(Enum):
 ACCEPTED: Final = MappingProxyType(
     {
         (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
-        (Role.SOURCE, State.OPEN): frozenset({ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted, Word}),
-        (Role.SOURCE, State.FINISHING): frozenset({Finished, LaneGranted, LaneLost, Heartbeat, Word}),
+        (Role.SOURCE, State.OPEN): frozenset(
+            {ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted, Word, Facts, Countersigned}
+        ),
+        (Role.SOURCE, State.FINISHING): frozenset(
+            {Finished, LaneGranted, LaneLost, Heartbeat, Word, Facts, Countersigned}
+        ),
         (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat, Word}),
         (Role.DESTINATION, State.GREETING): frozenset({Offer}),
         (Role.DESTINATION, State.OPEN): frozenset(
-            {ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish, Word}
+            {ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish, Word, Shown, Statement}
         ),
-        (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat, Word}),
-        (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat, Word}),
+        (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat, Word, Shown, Statement}),
+        (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat, Word, Shown}),
     }
 )
 

@@ -100,6 +100,24 @@ PageCache = Annotated[
         help="Memory for pages of a session, the smaller of both sides counts; 0: no pages, only opaque bytes.",
     ),
 ]
+Policy = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="Who may migrate what (korora policy); read again on SIGHUP [default: whoever authenticates, everything].",
+        show_default=False,
+    ),
+]
+Approvals = Annotated[
+    str | None,
+    typer.Option(
+        "--approvals",
+        metavar="PATH",
+        help="The socket by which people approve of migrations (korora approve), where the policy wants them to.",
+        show_default=False,
+    ),
+]
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="What is kept between sessions [default: IDENTITY/state]."),

@@ -61,6 +61,8 @@ def receive(
     lanes: opt.Lanes = 1,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
     state: opt.State = None,
+    policy: opt.Policy = None,
+    approvals: opt.Approvals = None,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
@@ -85,6 +87,7 @@ def receive(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
         state=state,
+        office=(policy, approvals),
         store_bytes=store_bytes,
     )
     from proxy.paging import PagingTerms
@@ -116,6 +119,8 @@ def send(
     encode: opt.Encode = opt.Encoding.AUTO,
     page_cache: opt.PageCache = opt.PAGE_CACHE_BYTES,
     state: opt.State = None,
+    policy: opt.Policy = None,
+    approvals: opt.Approvals = None,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     rate_limit: opt.RateLimit = None,
@@ -144,6 +149,7 @@ def send(
         resume_seconds=resume_timeout,
         allow_classical=allow_classical,
         state=state,
+        office=(policy, approvals),
         store_bytes=store_bytes,
     )
     from proxy.paging import Encode, PagingTerms
@@ -176,6 +182,8 @@ def xl(
     name: opt.Names = None,
     report: opt.Report = None,
     state: opt.State = None,
+    policy: opt.Policy = None,
+    approvals: opt.Approvals = None,
     recover_for: Annotated[
         int,
         typer.Option(
@@ -228,6 +236,7 @@ def xl(
         resume_seconds=RESUME_SECONDS,
         allow_classical=False,
         state=state,
+        office=(policy, approvals),
     )
     from proxy.paging import PagingTerms
 
@@ -269,6 +278,7 @@ def _common(
     allow_classical: bool,
     state: Path | None = None,
     store_bytes: int | None = None,
+    office: tuple[Path | None, str | None] = (None, None),
 ) -> "Common":
     from chunking.limits import STORE_BYTES_DEFAULT
     from crypto.tls import PeerRules
@@ -281,6 +291,8 @@ def _common(
         report=report,
         resume_seconds=resume_seconds,
         state=state,
+        policy=office[0],
+        approvals=office[1],
         store_bytes=STORE_BYTES_DEFAULT if store_bytes is None else store_bytes,
     )
 

@@ -12,6 +12,7 @@ from korora.daemon.config import XL, Config, Departure, Ingress, Xl, bytes_per_s
 from korora.daemon.config import Egress as EgressEntry
 from korora.daemon.rates import least
 from korora.memory import affordable
+from korora.policy.file import PolicyFile
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError, PolicyRefused
@@ -163,6 +164,15 @@ def monitors(config: Config) -> dict[str, str]:
 def guarded(config: Config) -> frozenset[str]:
     """The egresses that take no session whose hand-over is not guarded."""
     return frozenset(egress.name for egress in config.egress if egress.require_guarded)
+
+
+def policy_of(config: Config) -> PolicyFile:
+    """The policy that answers; of a configuration without one, the one that allows all.
+
+    Raises:
+        ConfigurationError: it cannot be read, or something in it is wrong.
+    """
+    return PolicyFile(Path(config.policy) if config.policy else None)
 
 
 def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:

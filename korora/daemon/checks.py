@@ -8,12 +8,13 @@ from typing import Final
 import msgspec
 
 from crypto.files import make_private_directory
+from korora.authority import APPROVALS
 from korora.daemon import build
 from korora.daemon.config import Config
 from proxy.errors import ConfigurationError
 
 # What a reload cannot change; the rest of a new file counts.
-_FIXED: Final = ("workers", "state", "control", "metrics")
+_FIXED: Final = ("workers", "state", "control", "approvals", "metrics")
 
 
 async def check(wanted: Config) -> str:
@@ -23,6 +24,7 @@ async def check(wanted: Config) -> str:
         CryptoError, ConfigurationError: something is not as it must be.
     """
     credentials = await asyncio.to_thread(build.Credentials.load, wanted)
+    await asyncio.to_thread(build.policy_of, wanted)
     for ingress in wanted.ingress:
         build.destination_of(wanted, ingress)
     for egress in build.egresses(wanted).values():
@@ -37,7 +39,7 @@ def make_state(path: Path) -> None:
         ConfigurationError: it cannot be made or written.
     """
     try:
-        for folder in (path, path / build.REPORTS, path / build.LOCKS):
+        for folder in (path, path / build.REPORTS, path / build.LOCKS, path / APPROVALS):
             make_private_directory(folder)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(13, "it may not be written")

@@ -152,6 +152,8 @@ class Config(Table, frozen=True):
     identity: str = "/etc/korora/identity"
     state: str = "/var/lib/korora"
     control: str = "/run/korora/control.sock"
+    policy: str = ""
+    approvals: str = "/run/korora/approve.sock"
     workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     sessions_max: Annotated[int, Meta(ge=1, le=SESSIONS_MAX)] = SESSIONS_DEFAULT
     allow_classical: bool = False

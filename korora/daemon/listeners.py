@@ -10,6 +10,8 @@ from korora.daemon.control import Answer, ControlServer, Request
 from korora.daemon.door import Door, Route
 from korora.daemon.metering import Metering
 from korora.daemon.ways import Listening
+from korora.policy.board import Board
+from korora.policy.desk import Desk
 from korora.xl import door as xl
 from proxy.endpoints.sockets import GivenIngress, UnixIngress, listen_tcp
 from proxy.endpoints.spec import parse_address
@@ -27,6 +29,7 @@ class Listeners:
         self._door: Door | None = None
         self._xl_door: xl.XlDoor | None = None
         self._control: ControlServer | None = None
+        self._desk: Desk | None = None
         self._sockets: list[Listening] = []
         self.metering: Metering | None = None
         """What all processes count into; None where nothing is counted."""
@@ -77,6 +80,12 @@ class Listeners:
             listener = await self._unix(notify.XL, path, socket.SOCK_SEQPACKET)
             self._xl_door = xl.XlDoor(listener, route, greeted)
 
+    async def open_approvals(self, path: str, folder: Path) -> None:
+        """Where people approve of migrations, if a socket for that is wanted."""
+        if path and self._desk is None:
+            self._desk = Desk(path, Board(folder))
+            await self._desk.start()
+
     async def _unix(self, name: str, path: str, kind: socket.SocketKind) -> socket.socket:
         given = self._inherited.pop(name, None)
         label = f"unix:{path}"
@@ -105,6 +114,8 @@ class Listeners:
         """Close what is left; all workers have ended."""
         if self._control is not None:
             await self._control.close()
+        if self._desk is not None:
+            await self._desk.close()
         for listening in self._sockets:
             await listening.close()
         if self.metering is not None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 
 from crypto.errors import CryptoError
+from korora.authority import APPROVALS
 from korora.daemon import config, control, notify
 from korora.daemon.checks import check, make_state, unchanged
 from korora.daemon.config import XL, Config
@@ -150,10 +151,15 @@ class Supervisor:
         self._members = [Member(index, self, *self._log_options, counted) for index in range(self._workers)]
         self._ways.add(await self._ways.open(wanted.ingress))
         await self._listeners.open_control(wanted.control, self._answer)
+        await self._open_approvals(wanted)
         await self._listeners.open_xl(wanted.xl.socket, self._greet, self._greeted)
         left = ", ".join(self._inherited)
         if left:
             raise ConfigurationError(f"nothing here uses the inherited socket {left}", "correct the .socket unit")
+
+    async def _open_approvals(self, wanted: Config) -> None:
+        if wanted.policy:
+            await self._listeners.open_approvals(wanted.approvals, Path(wanted.state) / APPROVALS)
 
     async def _status(self) -> object:
         return self.status()
@@ -413,6 +419,7 @@ class Supervisor:
         wanted = config.read(self._path)
         wanted, needed = unchanged(self._config, wanted, listening=self._listeners.address is not None)
         name = await check(wanted)
+        await self._open_approvals(wanted)
         kept = {way.name: way.source for way in self._ways if not way.leaving}
         fresh = [ingress for ingress in wanted.ingress if kept.get(ingress.name) != ingress.source]
         for ingress in fresh:

@@ -21,6 +21,7 @@ import uvloop
 
 from crypto.errors import CryptoError
 from korora import report as reports
+from korora.authority import Office
 from korora.daemon import build
 from korora.daemon.admission import Admission
 from korora.daemon.config import XL, Config
@@ -111,6 +112,7 @@ class Worker:
         self._config: Config | None = None
         self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
+        self._office: Office | None = None
         self._host_store: HostStore | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
@@ -212,6 +214,7 @@ class Worker:
         try:
             credentials = await asyncio.to_thread(build.Credentials.load, config)
             egresses = build.egresses(config)
+            policy = await asyncio.to_thread(build.policy_of, config)
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
@@ -219,6 +222,10 @@ class Worker:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
         if self._handing.configure(config) and self._index == 0:  # one of us is enough
             self._services.append(asyncio.create_task(self._handing.recover()))
+        if self._office is None:
+            self._office = Office(credentials.identity.name, policy, Path(config.state))
+        else:
+            self._office.reload(policy)
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -233,6 +240,7 @@ class Worker:
             guarded=build.guarded(config),
             random=self._random,
             admit=self._admission.admit,
+            authority=self._office,
         )
         self._config, self._credentials, self._xl_max = config, credentials, message.xl_max
         self._observer.identity(credentials.identity)
@@ -270,6 +278,7 @@ class Worker:
             begun=lambda runner: self._opened(runner, name),
             handovers=self._handing.handovers,
             monitor=build.monitor_of(ingress),
+            authority=self._office,
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
@@ -293,6 +302,7 @@ class Worker:
             begun=opened,
             handovers=self._handing.handovers,
             holder=pipes.holder,
+            authority=self._office,
         )
         errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
         log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)

@@ -11,23 +11,26 @@ from chunking.pages import PAGE_BYTES
 from crypto.errors import IntegrityError, LaneReused
 from crypto.keys import LANE_ID_MAX, Direction, LaneId, ResumeSecret, Suite
 from crypto.records import OVERHEAD_BYTES, RecordType
-from proxy.authority import Point
 from proxy.control import (
     Accept,
     ChannelOpen,
     ChannelOpened,
     ChannelState,
+    Evidence,
     Finish,
     Finished,
     LaneGrant,
     LaneGranted,
     LaneRequest,
+    LogHead,
     Message,
     Offer,
     PagesGiven,
     PagesWanted,
     Resume,
     Resumed,
+    Shown,
+    Statement,
     StoredSegment,
 )
 from proxy.endpoints.base import Egress
@@ -94,11 +97,16 @@ class DestinationRunner(Runner):
         self._meeting = meeting
         self.offer, self.secret, self.suite = offer, secret, suite
         self._egress, self._random = egress, random
+        self.evidence: Evidence | None = None
+        """The source's offer, signed by both, where receipts are signed."""
+        self.head: LogHead | None = None
+        """Of our log, for the source to see."""
         self._tokens: dict[bytes, LaneId] = {}
         self._next_lane = 0
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
         self._announced_count = 0
         self._finish_asked = False
+        self._finish_receipt = b""
         self._segments, self.stored = segments, stored
         self._agree_on_pages(paging or PagingTerms())
 
@@ -137,6 +145,8 @@ class DestinationRunner(Runner):
             chains=self._chains,
             segments=self._segments,
             handover="" if self.guard is None else self.guard.kind,
+            evidence=self.evidence,
+            head=self.head,
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:
@@ -231,16 +241,18 @@ class DestinationRunner(Runner):
         self.serve(self.bundle.acknowledge(), "acknowledge")
         self.serve(self.bundle.resend(), "resend")
         self.serve(self._open_channels(), "open channels")
+        if self.guard is None:
+            await self.until(lambda: self.session.finished or self._finish_asked)
+            await self.testimony.agree()
         await self.until(lambda: self._finish_asked)
         # FINISH came by the control connection and may have overtaken the last acknowledgements on a lane.
         if not await self.until(lambda: self.session.finished, CONTROL_SECONDS_MAX):
             raise ProtocolViolation("FINISH before all channels have ended")
-        if self.guard is None:
-            await self.oversight.ask(Point.HANDOVER)
         await self.settle_channels()
+        receipt = await self._outcome()
         # Everything has been handed over for good: whether the source still hears so does not change that.
         self.conclude()
-        await self.say(Finished())
+        await self.say(Finished(receipt))
 
     async def _hear(self, message: Message) -> None:
         match message:
@@ -257,11 +269,21 @@ class DestinationRunner(Runner):
                 if len(given) != len(ordinals):
                     raise ProtocolViolation("a stored page twice in one message")
                 self.decoding.given(order, given)
-            case Finish():
-                self._finish_asked = True
+            case Finish(receipt):
+                self._finish_asked, self._finish_receipt = True, receipt
                 self.progress.wake()
+            case Shown() | Statement():
+                self.testimony.hear(message)
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
+
+    async def _outcome(self) -> bytes:
+        """The outcome that the source has signed, with our signature; nothing where nobody signs."""
+        witness = self.testimony.witness
+        if witness is None:
+            return b""
+        self._account()
+        return await asyncio.to_thread(witness.concluded, self._finish_receipt)
 
     async def _open_channels(self) -> None:
         """Connect to the hypervisor when the source announces a channel: in order, never before, never as a probe."""
@@ -271,6 +293,7 @@ class DestinationRunner(Runner):
                 raise PeerLost(f"channel {announced.channel}: the lane it was to use has gone")
             if self._egress.single and announced.channel > 0:
                 raise HypervisorFailed(f"{self._egress.label} takes one channel, the source has opened another")
+            await self.testimony.until_met()
             number = ChannelId(announced.channel)
             credit = self.session.reserve(number)
             guard = self.guard if number == 0 else None

@@ -2,19 +2,20 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from chunking.pages import PAGE_BYTES
-from crypto.errors import AuthenticationError, PeerNameMismatch
+from crypto.errors import AuthenticationError, PeerNameMismatch, ReceiptError
 from crypto.keys import Direction, ResumeSecret, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
 from proxy.control import (
     PROTOCOL_VERSION,
     Accept,
+    Evidence,
     Message,
     Offer,
     Refuse,
@@ -33,6 +34,7 @@ from proxy.errors import (
     PeerVanished,
     PolicyRefused,
     ProtocolViolation,
+    exit_code_of,
 )
 from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX
 from proxy.paging import PagingTerms
@@ -73,6 +75,24 @@ class Peer:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Introduction(Protocol):
+    """What the two sides show one another beside their certificates."""
+
+    async def admit(self, peer: PeerInfo) -> Evidence | None:
+        """The peer has authenticated, and nothing was offered to it yet: what is shown to it.
+
+        Raises:
+            PolicyRefused: nothing is to be offered to it.
+        """
+
+    async def accepted(self, answer: Accept) -> None:
+        """It has accepted.
+
+        Raises:
+            PeerRefused, CryptoError: what it shows is not enough.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Contact:
     """How a source reaches its peer: identity and rules, and where. A reload makes a new one."""
@@ -80,12 +100,12 @@ class Contact:
     tls: TlsConfig
     where: Peer
 
-    async def greet(self, session: Session, admit: Callable[[PeerInfo], Awaitable[None]]) -> tuple[Meeting, Accept]:
+    async def greet(self, session: Session, introduction: Introduction) -> tuple[Meeting, Accept]:
         """Open a session.
 
         Args:
             session: it says its id.
-            admit: asked about the peer once that has authenticated, before anything is offered to it.
+            introduction: hears who the peer is and what it answers, and may object.
 
         Raises:
             PeerUnreachable: there is no TCP connection.
@@ -96,13 +116,15 @@ class Contact:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
-                await admit(peer)
-                answer = await self._offer(link, session)
+                evidence = await introduction.admit(peer)
+                answer = await self._offer(link, session, evidence)
+                await introduction.accepted(answer)
+                link.mark_open()
         except TimeoutError:
             link.drop()
             raise PeerRefused(f"the peer at {where.address} did not answer in {HANDSHAKE_SECONDS_MAX:.0f} s") from None
-        except (AuthenticationError, PeerRefused, PolicyRefused):
-            await link.close()
+        except (AuthenticationError, ReceiptError, PeerRefused, PolicyRefused) as error:
+            await _part(link, error)
             raise
         except ProtocolViolation as error:
             link.drop()
@@ -192,7 +214,7 @@ class Contact:
             destination_leaf=peer.leaf_sha256,
         )
 
-    async def _offer(self, link: ControlLink, session: Session) -> Accept:
+    async def _offer(self, link: ControlLink, session: Session, evidence: Evidence | None) -> Accept:
         where, paging = self.where, self.where.paging
         codecs = (int(Codec.OPAQUE), int(Codec.PAGES)) if paging.wanted else (int(Codec.OPAQUE),)
         segments: tuple[StoredSegment, ...] = ()
@@ -213,6 +235,7 @@ class Contact:
             tenant=paging.tenant,
             segments=aliased(segments, Direction.FORWARD, exporter),
             handover=where.handover,
+            evidence=evidence,
         )
         await link.send(offer)
         try:
@@ -232,7 +255,6 @@ class Contact:
                 if answer.handover not in ("", offer.handover):
                     raise ProtocolViolation("ACCEPT guards a hand-over that was not offered")
                 agreed = _agreed(segments, answer.segments, exporter)
-                link.mark_open()
                 return msgspec.structs.replace(answer, segments=agreed)
         raise ProtocolViolation("ACCEPT names a suite or codec that was not offered")
 
@@ -247,6 +269,13 @@ class Contact:
             case Refuse(code, reason):
                 raise PeerAborted(code, printable(reason))
         raise ProtocolViolation(f"{type(answer).__name__} instead of an answer to RESUME")
+
+
+async def _part(link: ControlLink, error: Exception) -> None:
+    """End a connection before the session is open; a destination that has accepted is told why there is none."""
+    if isinstance(error, ReceiptError):
+        await link.abort(exit_code_of(error), str(error))
+    await link.close()
 
 
 def _agreed(

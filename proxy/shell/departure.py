@@ -9,12 +9,13 @@ from chunking.encoder import Encoder
 from crypto.errors import IntegrityError
 from crypto.keys import LaneId, ResumeSecret, Suite
 from crypto.records import RecordType
-from proxy.authority import Point
 from proxy.channel import SendHalf
 from proxy.control import (
     Accept,
     ChannelOpen,
     ChannelOpened,
+    Countersigned,
+    Facts,
     Finish,
     Finished,
     LaneGrant,
@@ -98,6 +99,7 @@ class SourceRunner(Runner):
         self._granted: asyncio.Queue[LaneGrant] = asyncio.Queue(1)
         self._opened: dict[ChannelId, asyncio.Future[int]] = {}
         self._finished = False
+        self._finish = Finish()
         self.beside: Callable[[], Coroutine[Any, Any, None]] | None = None
         """What is to be done while the hypervisor migrates unguarded."""
         self._giving: list[asyncio.Task[None]] = []
@@ -174,11 +176,20 @@ class SourceRunner(Runner):
         if self.guard is not None:
             await self.guard.until_decided()
         else:
-            await self.oversight.ask(Point.HANDOVER)
+            await self.testimony.agree()
         await self.settle_channels()
-        await self.say(Finish())
+        self._finish = await self._outcome()
+        await self.say(self._finish)
         if not await self.until(lambda: self._finished, HANDOVER_SECONDS_MAX + CONTROL_SECONDS_MAX):
             raise PeerLost("the destination never said that its end is final")
+
+    async def _outcome(self) -> Finish:
+        """All is done: so it is said, and signed where that is wanted."""
+        witness = self.testimony.witness
+        if witness is None:
+            return Finish()
+        self._account()
+        return Finish(await asyncio.to_thread(witness.conclude))
 
     async def _all_ended(self) -> None:
         """Wait until every channel has ended both ways.
@@ -204,8 +215,12 @@ class SourceRunner(Runner):
                 self._granted.put_nowait(grant)
             case PagesWanted(order, ordinals) if self.encoding is not None:
                 self._give(order, ordinals, self.encoding.borrowed(order))
-            case Finished():
+            case Finished(receipt):
+                if self.testimony.witness is not None:
+                    await asyncio.to_thread(self.testimony.witness.over, receipt)
                 self._done()
+            case Facts() | Countersigned():
+                self.testimony.hear(message)
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
 
@@ -403,7 +418,7 @@ class SourceRunner(Runner):
             if number >= len(answer.channels):
                 await self.say(ChannelOpen(number, half.credit))
         if answer.phase == "open" and self.session.state is State.FINISHING:
-            await self.say(Finish())
+            await self.say(self._finish)
 
 
 def _drop_lane(opening: asyncio.Task[Lane]) -> None:

@@ -11,12 +11,14 @@ from functools import partial
 
 import structlog
 
-from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch
+from crypto.errors import AuthenticationError, CryptoError, PeerNameMismatch, ReceiptError
 from crypto.keys import Direction, ResumeSecret, SessionId, Suite, segment_alias, segment_name
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
 from proxy.authority import Point, Question
 from proxy.control import (
     PROTOCOL_VERSION,
+    Evidence,
+    LogHead,
     Message,
     Offer,
     Recover,
@@ -36,6 +38,7 @@ from proxy.errors import (
     PeerRefused,
     PolicyRefused,
     RelayError,
+    StreamCorrupt,
 )
 from proxy.limits import (
     FIRST_BYTE_SECONDS_MAX,
@@ -64,6 +67,7 @@ from proxy.wire import (
     TLS_FIRST_BYTE,
     Codec,
 )
+from proxy.witness import Witness
 
 __all__ = ["Destination", "DestinationRunner", "Terms"]
 
@@ -347,12 +351,12 @@ class Destination:
         except (PolicyRefused, PeerRefused) as refusal:
             await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
             raise
-        session = SessionId(offer.session)
+        terms, session = self._terms, SessionId(offer.session)
         self._reserved[session] = offer.egress
         try:
             runner = await self._prepare(link, peer, offer, suite, address)
             self._sessions[session] = runner
-        except PolicyRefused as refusal:
+        except (PolicyRefused, PeerRefused, ReceiptError, StreamCorrupt) as refusal:
             await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
             raise
         finally:
@@ -360,9 +364,10 @@ class Destination:
         try:
             link.mark_open()
             await runner.say(runner.acceptance())
-        except BaseException:
+        except BaseException as error:
             self._sessions.pop(session, None)
             runner.discard()
+            await self._never_was(terms, runner.report, error)
             raise
         return runner
 
@@ -391,25 +396,46 @@ class Destination:
             guarded=terms.guards(offer.egress, egress.handover, offer.handover),
         )
         oversight = Oversight(terms.authority, question, report)
+        witness = None if terms.notary is None else terms.notary.begin(question, report)
+        runner: DestinationRunner | None = None
         try:
             await oversight.ask(Point.OFFER)
+            signed = await self._sign(witness, offer)
             meeting = Meeting(link, peer, self._keys(link, session, suite, peer))
             runner = await self._runner(meeting, session, report, offer=offer, suite=suite, terms=terms, egress=egress)
-        except BaseException:
-            oversight.end()
-            raise
-        runner.oversight = oversight
-        try:
+            runner.testify(oversight, witness)
+            runner.evidence, runner.head = signed
             monitor = terms.monitors.get(offer.egress, "")
             required = offer.egress in terms.guarded
             await guard_arrival(runner, terms.handovers, egress, monitor, required=required)
-        except PolicyRefused:
-            runner.discard()
+        except BaseException as error:
+            if runner is not None:
+                runner.discard()
+            else:
+                oversight.end()
+            await self._never_was(terms, report, error)
+            if isinstance(error, JournalError):
+                raise PolicyRefused(f"no journal can be kept there: {error}") from None
             raise
-        except JournalError as error:
-            runner.discard()
-            raise PolicyRefused(f"no journal can be kept there: {error}") from None
         return runner
+
+    async def _sign(self, witness: Witness | None, offer: Offer) -> tuple[Evidence | None, LogHead | None]:
+        """The source's offer, with our signature, and the head of our log; nothing where nobody signs.
+
+        Raises:
+            PolicyRefused: the source signs nothing.
+            CryptoError, RelayError: what it has signed is not what it offers.
+        """
+        if witness is None:
+            return None, None
+        if offer.evidence is None:
+            raise PolicyRefused("the source signs no receipts, and here that is wanted: update its relay")
+        return await asyncio.to_thread(witness.accept, offer.evidence)
+
+    async def _never_was(self, terms: Terms, report: SessionReport, error: BaseException) -> None:
+        """A session was refused: that, too, leaves a receipt."""
+        if terms.notary is not None:
+            await asyncio.to_thread(terms.notary.refused, report, str(error) or type(error).__name__)
 
     async def _runner(
         self,

@@ -1,13 +1,22 @@
 """What a session asks of whoever has a say, in its own name, and what it was answered."""
 
 from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from proxy.authority import Authority, Point, Question
+from proxy.control import printable
 from proxy.errors import PolicyRefused
-from proxy.handover.table import Side
 from proxy.hypervisors.base import Vm
+from proxy.limits import VM_NAME_CHARACTERS_MAX
 from proxy.report import Decision, SessionReport
 from proxy.session import Role
+
+_POINTS: Final[dict[Point, Literal["offer", "identity", "handover", "resume"]]] = {
+    Point.OFFER: "offer",
+    Point.IDENTITY: "identity",
+    Point.HANDOVER: "handover",
+    Point.RESUME: "resume",
+}
 
 
 @dataclass(slots=True)
@@ -40,23 +49,21 @@ class Oversight:
         Raises:
             PolicyRefused: no.
         """
+        self.question = replace(self.question, point=point, vm=vm or self.question.vm)
+        if vm is not None:
+            self.report.vm, self.report.vm_uuid = printable(vm.name)[:VM_NAME_CHARACTERS_MAX] or None, vm.uuid or None
         if self.authority is None:
             return
-        self.question = replace(self.question, point=point, vm=vm or self.question.vm)
         try:
             ruling = await self.authority.ask(self.question)
         except PolicyRefused as refusal:
-            self._write(Decision(point.value, allowed=False, rule=refusal.rule, reason=str(refusal)))
+            self._write(Decision(_POINTS[point], allowed=False, rule=refusal.rule, reason=str(refusal)))
             raise
-        self._write(Decision(point.value, allowed=True, rule=ruling.rule, approvers=list(ruling.approvers)))
+        self._write(Decision(_POINTS[point], allowed=True, rule=ruling.rule, approvers=list(ruling.approvers)))
         self.report.policy = ruling.policy or None
+        self.report.procedures += ruling.acts
         if ruling.rate_limit is not None:
             self.report.rate_limit = ruling.rate_limit
-
-    async def handover(self, side: Side, vm: Vm) -> None:
-        """See ``guard.Approval``."""
-        del side
-        await self.ask(Point.HANDOVER, vm if vm.name or vm.uuid else None)
 
     def end(self) -> None:
         """The session is over."""

@@ -71,7 +71,7 @@ async def guard_departure(
     hypervisor = handovers.toolstack(kind, monitor)
     if kind == "xl":
         file.tool = sender_above(int(holder.partition(" ")[0]) if holder else os.getpid())
-    approvals = (*handovers.approvals, runner.oversight.handover)
+    approvals = (*handovers.approvals, runner.testimony.approve)
     guard: QemuSourceGuard | XlSourceGuard
     if isinstance(hypervisor, QemuMonitor):
         guard = QemuSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
@@ -121,7 +121,7 @@ async def guard_arrival(
     )
     file = await handovers.begin(head)
     hypervisor = handovers.toolstack(kind, monitor)
-    approvals = (*handovers.approvals, runner.oversight.handover)
+    approvals = (*handovers.approvals, runner.testimony.approve)
     guard: QemuDestinationGuard | XlDestinationGuard
     if isinstance(hypervisor, QemuMonitor):
         guard = QemuDestinationGuard(file, hypervisor, runner, approvals)

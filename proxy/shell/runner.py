@@ -52,10 +52,12 @@ from proxy.shell.link import ControlLink
 from proxy.shell.linked import Linked, Meeting
 from proxy.shell.naming import Naming
 from proxy.shell.oversight import Oversight
+from proxy.shell.testimony import Testimony
 from proxy.shell.threads import ThreadedLane
 from proxy.status import SessionStatus
 from proxy.tally import PageTally
 from proxy.wire import ChannelId, FrameHeader, FrameKind
+from proxy.witness import Witness
 
 
 class Runner(Linked):
@@ -75,7 +77,8 @@ class Runner(Linked):
         super().__init__(session, meeting)
         self.report = report
         self.oversight = Oversight.none(session.id, report)
-        """Who has a say on it: whoever made it says so before it runs."""
+        """Who has a say on it: whoever made it says so before it runs (``testify``)."""
+        self.testimony = Testimony(self, session.role, self.oversight, None)
         self.pool = BufferPool()
         session.agree(resume_seconds, self._release)
         self.bundle = Bundle(self)
@@ -290,6 +293,7 @@ class Runner(Linked):
 
     def _came(self) -> None:
         """See ``Linked._came``."""
+        self.testimony.repeat()
         if self.decoding is not None:
             self.decoding.ask_again()
 
@@ -307,7 +311,23 @@ class Runner(Linked):
         for told in lanes:
             self.bundle.progress(told)
 
-    # ---- channels
+    # ---- who has a say, and who signs
+
+    def testify(self, oversight: Oversight, witness: Witness | None) -> None:
+        """Who has a say on this session, and who signs what it does; said before it runs."""
+        self.oversight = oversight
+        self.testimony = Testimony(self, self.session.role, oversight, witness)
+
+    def account(self) -> None:
+        """See ``testimony.Session``."""
+        self._account()
+
+    @property
+    def digested(self) -> tuple[str, ...]:
+        """See ``testimony.Session``; QEMU hands over before it has sent everything: nobody knows how much that was."""
+        if self.guard is not None and self.guard.kind == "qmp":
+            return ()
+        return tuple(f"channel/{number}/forward" for number in self.session.senders)
 
     def follow_naming(self) -> None:
         """From here on the first channel is followed until it tells which machine comes, if anybody wants to know."""

@@ -1,7 +1,7 @@
 """The source's end: takes the local hypervisor's connections and makes sessions of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +11,9 @@ import structlog
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
 from crypto.tls import PeerInfo, TlsConfig
 from proxy.authority import Authority, Point, Question
-from proxy.control import Accept
+from proxy.control import Accept, Evidence, LogHead
 from proxy.endpoints.base import Connection, Ingress
-from proxy.errors import PolicyRefused, exit_code_of
+from proxy.errors import PeerRefused, PolicyRefused, exit_code_of
 from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import QMP_KEEP_SECONDS
 from proxy.report import SessionReport
@@ -26,6 +26,7 @@ from proxy.shell.posting import guard_departure
 from proxy.shell.qemu_keeper import QemuKeeper
 from proxy.shell.stored import open_stored
 from proxy.wire import Codec
+from proxy.witness import Notary, Witness
 
 __all__ = ["Peer", "Source", "SourceRunner"]
 
@@ -44,6 +45,7 @@ class Source:
         monitor: where the QEMU that migrates is asked; empty for none. It is prepared while nothing migrates.
         holder: the process that holds xl's pipes, if it is not this one.
         authority: who has a say; None: nobody.
+        notary: who signs receipts; None: nobody.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class Source:
         monitor: str = "",
         holder: str = "",
         authority: Authority | None = None,
+        notary: Notary | None = None,
     ) -> None:
         self._ingress, self._begun = ingress, begun
-        self._handovers, self._holder, self._authority = handovers, holder, authority
+        self._handovers, self._holder = handovers, holder
+        self._authority, self._notary = authority, notary
         self.current: SourceRunner | None = None
         self._watch(monitor)
         self._contact = self._contact_with(tls, where)
@@ -149,13 +153,8 @@ class Source:
             report,
         )
 
-        async def admit(peer: PeerInfo) -> None:
-            report.peer = peer.name
-            oversight.question = replace(oversight.question, peer=peer.name, pin=peer.spki_sha256.hex())
-            await oversight.ask(Point.OFFER)
-
         try:
-            return await self._open(first, session, report, oversight, admit)
+            return await self._open(first, session, report, _Introduction(oversight, self._notary))
         except BaseException:
             oversight.end()
             raise
@@ -165,12 +164,11 @@ class Source:
         first: Connection,
         session: Session,
         report: SessionReport,
-        oversight: Oversight,
-        admit: Callable[[PeerInfo], Awaitable[None]],
+        introduction: "_Introduction",
     ) -> SourceRunner:
         """The session, agreed on and guarded."""
         began = asyncio.get_running_loop().time()
-        meeting, accept = await self._contact.greet(session, admit)
+        meeting, accept = await self._contact.greet(session, introduction)
         report.peer, report.group = meeting.peer.name, meeting.peer.group
         report.cipher = Suite(accept.suite).label
         report.handshake_seconds = asyncio.get_running_loop().time() - began
@@ -194,8 +192,11 @@ class Source:
             first=first,
             stored=stored,
         )
+        oversight = introduction.oversight
         oversight.question = replace(oversight.question, guarded=bool(accept.handover))
-        runner.oversight = oversight
+        runner.testify(oversight, introduction.witness)
+        if introduction.head is not None:
+            runner.testimony.show(introduction.head)
         try:
             await self._guard(runner, accept, first)
         except BaseException as error:
@@ -233,3 +234,36 @@ class Source:
         log.info("handover: unguarded", session=runner.report.session_id[:8], peer=runner.peer.name)
         if self._keeper is not None:
             runner.beside = self._keeper.let_through
+
+
+class _Introduction:
+    """See ``contact.Introduction``: who has a say agrees, and the offer is signed.
+
+    Args:
+        oversight: of the session, whose peer is not known yet.
+        notary: who signs; None: nobody.
+    """
+
+    def __init__(self, oversight: Oversight, notary: Notary | None) -> None:
+        self.oversight, self._notary = oversight, notary
+        self.witness: Witness | None = None
+        self.head: LogHead | None = None
+        """Of our log, for the destination to see."""
+
+    async def admit(self, peer: PeerInfo) -> Evidence | None:
+        """See ``contact.Introduction``."""
+        oversight = self.oversight
+        oversight.report.peer = peer.name
+        oversight.question = replace(oversight.question, peer=peer.name, pin=peer.spki_sha256.hex())
+        if self._notary is not None:
+            self.witness = self._notary.begin(oversight.question, oversight.report)
+        await oversight.ask(Point.OFFER)
+        return None if self.witness is None else await asyncio.to_thread(self.witness.offer)
+
+    async def accepted(self, answer: Accept) -> None:
+        """See ``contact.Introduction``."""
+        if self.witness is None:
+            return
+        if answer.evidence is None or answer.head is None:
+            raise PeerRefused("the destination signs no receipts, and here that is wanted: update its relay")
+        self.head = await asyncio.to_thread(self.witness.accepted, answer.evidence, answer.head)

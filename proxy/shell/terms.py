@@ -12,6 +12,7 @@ from proxy.limits import SESSIONS_MAX
 from proxy.paging import PagingTerms
 from proxy.shell.arrival import RandomBytes
 from proxy.shell.handovers import Handovers
+from proxy.witness import Notary
 
 Admission = Callable[[PeerInfo, Offer], None]
 
@@ -43,6 +44,8 @@ class Terms:
     """Raises PolicyRefused where a peer may not use an egress."""
     authority: Authority | None = field(default=None, repr=False)
     """Who has a say on sessions beyond that; None: nobody."""
+    notary: Notary | None = field(default=None, repr=False)
+    """Who signs receipts; None: nobody."""
 
     def guards(self, egress: str, kind: str, offered: str) -> bool:
         """Whether the hand-over of a session to an egress would be guarded.

@@ -22,6 +22,7 @@ from proxy.paging import Encode, PagingTerms
 from proxy.report import SessionReport
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.source import Peer, Source, SourceRunner
+from proxy.witness import Notary
 
 T = TypeVar("T")
 
@@ -324,6 +325,7 @@ async def relays(
     lanes: int = 1,
     paging: tuple[PagingTerms, PagingTerms] = (OPAQUE, OPAQUE),
     authorities: tuple[Authority | None, Authority | None] = (None, None),
+    notaries: tuple[Notary | None, Notary | None] = (None, None),
 ) -> AsyncIterator[Pair]:
     """A source and a destination for one session; `peer_port` puts something else between them.
 
@@ -362,7 +364,9 @@ async def relays(
         server,
         {"default": egress},
         listener,
-        terms=Terms(resume_seconds=resume_seconds, lanes=lanes, paging=paging[1], authority=authorities[1]),
+        terms=Terms(
+            resume_seconds=resume_seconds, lanes=lanes, paging=paging[1], authority=authorities[1], notary=notaries[1]
+        ),
         begin=begin,
         failed=refused,
     )
@@ -378,7 +382,7 @@ async def relays(
     await ingress.open()
     serving = loop.create_task(destination.serve())
     pair = Pair(
-        Source(client, where, ingress, authority=authorities[0]),
+        Source(client, where, ingress, authority=authorities[0], notary=notaries[0]),
         destination,
         port,
         loop.create_future(),

@@ -1,0 +1,354 @@
+"""Signs what this host's sessions did, holds its peers to what they have signed, and logs both (``proxy.witness``)."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from crypto.errors import CryptoError, ReceiptMalformed
+from crypto.identity import Identity
+from crypto.receipts import dsse, statement
+from crypto.receipts.dsse import Envelope
+from crypto.receipts.limits import DECISIONS_MAX, PROCEDURES_MAX, TEXT_CHARACTERS_MAX
+from crypto.receipts.log import ReceiptLog
+from crypto.receipts.peers import PeerHeads, Seen
+from crypto.receipts.signers import Signer, Signers, read_signer, verified_signer
+from crypto.receipts.statement import (
+    Decision,
+    Heads,
+    Machine,
+    Octets,
+    Party,
+    Policies,
+    Predicate,
+    Procedure,
+    Stage,
+    Statement,
+)
+from proxy.authority import Question
+from proxy.control import Evidence, LogHead
+from proxy.errors import PeerRefused, StreamCorrupt
+from proxy.report import SessionReport
+from proxy.session import Role
+
+log = structlog.get_logger("korora.receipts")
+
+RECEIPTS: Final = "receipts"
+"""Folder in the state directory, where the log is."""
+
+FACTS_BYTES_MAX: Final = 16 * 1024  # of the destination: the same tables as in a statement, of one side
+
+Outcome = Literal["", "done", "refused", "failed", "aborted", "doubt"]
+Side = Literal["source", "destination"]
+
+_OUTCOMES: Final[Mapping[str, Outcome]] = {"done": "done", "refused": "refused", "interrupted": "aborted"}
+
+
+class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a destination has to say: its half of the statement."""
+
+    policy: str
+    decisions: tuple[Decision, ...]
+    procedures: tuple[Procedure, ...]
+
+
+_FACTS: Final = msgspec.json.Decoder(_Facts)
+
+
+class Notary:
+    """Of a process.
+
+    Args:
+        identity: signs.
+        folder: the state directory.
+    """
+
+    def __init__(self, identity: Identity, folder: Path) -> None:
+        self.identity = identity
+        self.signer = _own(identity)
+        self.log = ReceiptLog(folder / RECEIPTS, lambda words: log.warning("the log of receipts", what=words))
+        self.peers = PeerHeads(folder / RECEIPTS)
+        self.signers = Signers(folder / RECEIPTS)
+        self._ours: dict[str, Deed] = {}
+        """Of sessions that are not over, by session and role."""
+
+    def reload(self, identity: Identity) -> None:
+        """Sessions that begin from now on are signed for by this identity."""
+        self.identity, self.signer = identity, _own(identity)
+
+    def begin(self, question: Question, report: SessionReport) -> "Deed":
+        """See ``witness.Notary.begin``."""
+        deed = self._ours[_key(report)] = Deed(self, question, report)
+        return deed
+
+    def refused(self, report: SessionReport, reason: str) -> None:
+        """See ``witness.Notary.refused``."""
+        report.ended, report.outcome, report.error = datetime.now(UTC), "refused", reason
+        self.ended(report)
+
+    def ended(self, report: SessionReport) -> None:
+        """A session is over, and its report is whole: an outcome that both have not signed is signed by us alone.
+
+        It reads and writes the disk. A log that does not take it is told of, and changes nothing: all is over.
+        """
+        deed = self._ours.pop(_key(report), None)
+        if deed is None or deed.concluded_by_both:
+            return
+        try:
+            deed.end()
+        except CryptoError as error:
+            log.error("a session's outcome cannot be logged", session=report.session_id, reason=str(error))  # noqa: TRY400
+
+
+class Deed:
+    """One session's receipts at one side; see ``witness.Witness``.
+
+    Args:
+        notary: of this process.
+        question: which session it is, and who began it.
+        report: filled in while it runs.
+    """
+
+    def __init__(self, notary: Notary, question: Question, report: SessionReport) -> None:
+        self._notary, self._question, self._report = notary, question, report
+        self._identity, self._signer = notary.identity, notary.signer
+        self._source = question.role is Role.SOURCE
+        self._peer: Signer | None = None
+        self._known: tuple[Seen, ...] = ()
+        """Heads that the peer has shown before, and continues in this session."""
+        self._heads = {"source": "", "destination": ""}
+        self._theirs: _Facts | None = None
+        self._initiator: int | None = None
+        self._sent: bytes = b""
+        """The envelope that we have signed, and wait for."""
+        self.concluded_by_both = False
+
+    # ---- the offer
+
+    def offer(self) -> Evidence:
+        """See ``witness.Witness``."""
+        self._known = self._notary.peers.known(self._question.peer)
+        self._sent = self._signed(self._predicate(Stage.OFFER))
+        return Evidence(self._sent, self._signer.der, tuple(seen.head.size for seen in self._known))
+
+    def accept(self, evidence: Evidence) -> tuple[Evidence, LogHead]:
+        """See ``witness.Witness``."""
+        peer = self._meet(evidence.signer)
+        envelope, made = self._verified(evidence.receipt, Stage.OFFER, {peer.keyid})
+        self._initiator = made.predicate.source.user  # the source's word; it has to stand by it
+        self._agrees(made)
+        receipt = self._countersigned(envelope)
+        self._known = self._notary.peers.known(self._question.peer)
+        head = self._head(evidence.asked)
+        self._heads["destination"] = head.text
+        asked = tuple(seen.head.size for seen in self._known)
+        return Evidence(receipt, self._signer.der, asked), head
+
+    def accepted(self, evidence: Evidence, head: LogHead) -> LogHead:
+        """See ``witness.Witness``."""
+        peer = self._meet(evidence.signer)
+        self._ours_again(evidence.receipt, Stage.OFFER)
+        self._notary.peers.check(self._question.peer, peer.key, head.text, self._known, head.proofs)
+        self._heads["destination"] = head.text
+        shown = self._head(evidence.asked)
+        self._heads["source"] = shown.text
+        return shown
+
+    def met(self, head: LogHead) -> None:
+        """See ``witness.Witness``."""
+        self._notary.peers.check(self._question.peer, self._other.key, head.text, self._known, head.proofs)
+        self._heads["source"] = head.text
+
+    # ---- what was transferred
+
+    def facts(self) -> bytes:
+        """See ``witness.Witness``."""
+        return msgspec.json.encode(_Facts(self._report.policy or "", self._decisions(), self._procedures()))
+
+    def state(self, facts: bytes, digests: Sequence[str]) -> bytes:
+        """See ``witness.Witness``."""
+        if len(facts) > FACTS_BYTES_MAX:
+            raise ReceiptMalformed(f"facts of {len(facts)} bytes, {FACTS_BYTES_MAX} allowed")
+        try:
+            self._theirs = _FACTS.decode(facts)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ReceiptMalformed(f"the destination's facts are none: {error}") from None
+        if any(decision.side != "destination" for decision in self._theirs.decisions):
+            raise ReceiptMalformed("the destination tells of decisions that are not its own")
+        mine = _digests(self._report)
+        self._sent = self._signed(self._predicate(Stage.TRANSFER), {name: mine[name] for name in digests})
+        return self._sent
+
+    def countersign(self, receipt: bytes) -> bytes:
+        """See ``witness.Witness``."""
+        envelope, made = self._verified(receipt, Stage.TRANSFER, {self._other.keyid})
+        self._agrees(made)
+        return self._countersigned(envelope)
+
+    def countersigned(self, receipt: bytes) -> None:
+        """See ``witness.Witness``."""
+        self._ours_again(receipt, Stage.TRANSFER)
+
+    # ---- how it ended
+
+    def conclude(self) -> bytes:
+        """See ``witness.Witness``."""
+        self._sent = self._signed(self._predicate(Stage.OUTCOME, "done"), _digests(self._report))
+        return self._sent
+
+    def concluded(self, receipt: bytes) -> bytes:
+        """See ``witness.Witness``."""
+        envelope, made = self._verified(receipt, Stage.OUTCOME, {self._other.keyid})
+        self._agrees(made)
+        if made.predicate.outcome != "done":
+            raise StreamCorrupt(f"the source states {made.predicate.outcome!r} of a session that is done")
+        signed = self._countersigned(envelope)
+        self.concluded_by_both = True
+        return signed
+
+    def over(self, receipt: bytes) -> None:
+        """See ``witness.Witness``."""
+        self._ours_again(receipt, Stage.OUTCOME)
+        self.concluded_by_both = True
+
+    def end(self) -> None:
+        """Sign how it ended alone, and log it."""
+        report = self._report
+        outcome = _OUTCOMES.get(report.outcome, "failed")
+        if report.handover == "aborted":
+            outcome = "aborted"
+        elif report.handover == "doubt":
+            outcome = "doubt"
+        content = self._signed(self._predicate(Stage.OUTCOME, outcome), _digests(report))
+        self._notary.log.append(dsse.decode(content))
+
+    # ---- parts
+
+    @property
+    def _other(self) -> Signer:
+        if self._peer is None:
+            raise PeerRefused("the peer has signed nothing yet")
+        return self._peer
+
+    def _meet(self, certificate: bytes) -> Signer:
+        """The peer's signing key: of the host that TLS has met, under the same CA."""
+        identity = self._identity
+        self._peer = verified_signer(certificate, identity.ca, identity.crl, datetime.now(UTC), self._question.peer)
+        self._notary.signers.keep(certificate)
+        return self._peer
+
+    def _head(self, asked: Sequence[int]) -> LogHead:
+        text, proofs = self._notary.log.prove(tuple(asked), self._identity.name, self._identity.signing_key)
+        return LogHead(text, proofs)
+
+    def _signed(self, predicate: Predicate, digests: Mapping[str, Mapping[str, str]] | None = None) -> bytes:
+        content = statement.build(predicate, digests or {})
+        self._notary.signers.keep(self._signer.der)
+        return dsse.encode(dsse.sign(content, self._identity.signing_key))
+
+    def _countersigned(self, envelope: Envelope) -> bytes:
+        both = dsse.countersign(envelope, self._identity.signing_key)
+        self._notary.log.append(both)
+        return dsse.encode(both)
+
+    def _ours_again(self, receipt: bytes, stage: Stage) -> None:
+        """What we have signed and sent has come back with the peer's signature, and nothing else: it is logged."""
+        envelope, _ = self._verified(receipt, stage, {self._other.keyid, self._signer.keyid})
+        if envelope.payload != dsse.decode(self._sent).payload:
+            raise StreamCorrupt(f"the destination has signed another {stage.value} than this host's")
+        self._notary.log.append(envelope)
+
+    def _verified(self, receipt: bytes, stage: Stage, required: set[str]) -> tuple[Envelope, Statement]:
+        keys = {self._other.keyid: self._other.key, self._signer.keyid: self._signer.key}
+        envelope = dsse.decode(receipt)
+        dsse.verify(envelope, keys, required=required)
+        made = statement.parse(envelope.payload)
+        if made.predicate.stage is not stage:
+            raise ReceiptMalformed(f"a receipt of the {made.predicate.stage.value}, expected the {stage.value}")
+        return envelope, made
+
+    def _agrees(self, made: Statement) -> None:
+        """A statement of the source's is about this session, these hosts, this machine and these bytes.
+
+        Raises:
+            StreamCorrupt: it is not.
+        """
+        told = made.predicate
+        own = self._predicate(told.stage)
+        wrong = [name for name in ("session", "source", "destination") if getattr(told, name) != getattr(own, name)]
+        if told.stage is not Stage.OFFER:
+            own_decisions = [one for one in told.decisions if one.side == "destination"]
+            checks = {
+                "machine": told.vm == own.vm,
+                "policy": told.policies.destination == own.policies.destination,
+                "decisions of this host": own_decisions == list(self._decisions()),
+            }
+            wrong += [name for name, holds in checks.items() if not holds]
+        mine = _digests(self._report)
+        wrong += [
+            subject.name
+            for subject in made.subject
+            if subject.name != statement.SESSION_SUBJECT and mine.get(subject.name) != subject.digest
+        ]
+        if wrong:
+            raise StreamCorrupt(f"what the source states is not what was seen here: {', '.join(wrong)}")
+
+    def _predicate(self, stage: Stage, outcome: Outcome = "") -> Predicate:
+        report, question, theirs = self._report, self._question, self._theirs
+        here = Party(self._identity.name, self._identity.spki_sha256.hex(), question.user)
+        there = Party(question.peer, question.pin, self._initiator)
+        source, destination = (here, there) if self._source else (there, here)
+        own, other = report.policy or "", "" if theirs is None else theirs.policy
+        decisions, procedures = self._decisions(), self._procedures()
+        if theirs is not None:
+            decisions, procedures = decisions + theirs.decisions, procedures + theirs.procedures
+        later = stage is not Stage.OFFER
+        return Predicate(
+            stage=stage,
+            session=report.session_id,
+            source=source,
+            destination=destination,
+            vm=Machine(report.vm or "", report.vm_uuid or "") if later and (report.vm or report.vm_uuid) else None,
+            started=report.started.isoformat(),
+            ended=None if report.ended is None else report.ended.isoformat(),
+            policies=Policies(*((own, other) if self._source else (other, own))),
+            decisions=decisions,
+            procedures=procedures[:PROCEDURES_MAX],
+            pages=dict(report.pages) if later else {},
+            bytes=Octets(report.bytes_in["forward"], report.bytes_in["backward"]) if later else Octets(),
+            outcome=outcome,
+            error=(report.error or "")[:TEXT_CHARACTERS_MAX],
+            heads=Heads(**self._heads),
+        )
+
+    def _decisions(self) -> tuple[Decision, ...]:
+        side: Side = "source" if self._source else "destination"
+        return tuple(
+            Decision(side, one.point, one.rule, one.allowed, one.reason[:TEXT_CHARACTERS_MAX], tuple(one.approvers))
+            for one in self._report.decisions[-(DECISIONS_MAX // 2) :]
+        )
+
+    def _procedures(self) -> tuple[Procedure, ...]:
+        return tuple(Procedure(act.subject, act.procedure, act.items) for act in self._report.procedures)[
+            : PROCEDURES_MAX // 2
+        ]
+
+
+def _own(identity: Identity) -> Signer:
+    return read_signer(identity.signing_certificate.public_bytes(Encoding.DER))
+
+
+def _digests(report: SessionReport) -> dict[str, dict[str, str]]:
+    return {
+        f"channel/{channel}/{direction}": {"blake3": digest}
+        for channel, digests in report.digest_blake3.items()
+        for direction, digest in digests.items()
+    }
+
+
+def _key(report: SessionReport) -> str:
+    return f"{report.session_id}-{report.role}"

@@ -1,0 +1,156 @@
+"""What a host answers: its policy, people, and what is certified, in that order."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from korora.authority import APPROVALS, Office
+from korora.policy.board import Board
+from korora.policy.file import NO_POLICY, PolicyFile
+from proxy.authority import Act, Point, Question
+from proxy.errors import PolicyRefused
+from proxy.hypervisors.base import Vm
+from proxy.session import Role
+
+VM = Vm("web1", "11111111-2222-3333-4444-555555555555")
+SESSION = "ab" * 16
+OFFER = Question(Point.OFFER, Role.SOURCE, SESSION, peer="beta", pin="0" * 64, egress="default", tenant="", user=1000)
+ARRIVES = replace(OFFER, role=Role.DESTINATION, peer="alpha", user=None)
+NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def office(folder: Path, policy: str = "") -> Office:
+    path = None
+    if policy:
+        path = folder / "policy.toml"
+        path.write_text(policy)
+        path.chmod(0o600)
+    return Office("alpha", PolicyFile(path), folder, lambda: NOW)
+
+
+def at(question: Question, point: Point, vm: Vm | None = VM) -> Question:
+    return replace(question, point=point, vm=vm)
+
+
+@pytest.mark.parametrize("question", [OFFER, ARRIVES, replace(OFFER, user=None)])
+async def test_without_a_policy_an_honest_session_passes_and_tells_who_did_what(
+    tmp_path: Path, question: Question
+) -> None:
+    here = office(tmp_path)
+    rulings = [await here.ask(question)]
+    rulings += [await here.ask(at(question, point)) for point in (Point.IDENTITY, Point.HANDOVER)]
+    assert {ruling.rule for ruling in rulings} == {"no policy"}
+    acts = [(act.subject, act.procedure) for ruling in rulings for act in ruling.acts]
+    initiator = "host:alpha" if question is ARRIVES else "uid:1000" if question is OFFER else "relay"
+    passes = "host:alpha" if question is ARRIVES else "relay"
+    assert acts == [
+        (initiator, "offer"),
+        ("relay", "accept"),
+        ("relay", "identify"),
+        (passes, "transfer"),
+        ("relay", "verify"),
+        ("relay", "commit"),
+    ]
+    here.ended(question)
+
+
+async def test_one_session_at_both_ends_of_one_host(tmp_path: Path) -> None:
+    here = office(tmp_path)
+    for point in (Point.OFFER, Point.IDENTITY, Point.HANDOVER):
+        for question in (OFFER, ARRIVES):
+            await here.ask(at(question, point, None if point is Point.OFFER else VM))
+    for question in (OFFER, ARRIVES):
+        here.ended(question)
+
+
+async def test_a_no_names_the_rule_and_the_host(tmp_path: Path) -> None:
+    here = office(
+        tmp_path,
+        '[[rule]]\nname = "never-web"\neffect = "deny"\nvm = ["web*"]\n[[rule]]\nname = "all"\neffect = "allow"\n',
+    )
+    assert (await here.ask(OFFER)).rule == "all"
+    with pytest.raises(PolicyRefused, match=r"policy of alpha.*never-web") as refused:
+        await here.ask(at(OFFER, Point.IDENTITY))
+    assert refused.value.rule == "never-web"
+
+
+async def test_what_comes_out_of_turn_or_again_is_refused_by_the_certification(tmp_path: Path) -> None:
+    here = office(tmp_path)
+    await here.ask(OFFER)
+    with pytest.raises(PolicyRefused, match="begun already") as refused:
+        await here.ask(OFFER)
+    assert refused.value.rule == "clark-wilson"
+    with pytest.raises(PolicyRefused, match="out of order"):
+        await here.ask(at(OFFER, Point.HANDOVER))
+    here.ended(OFFER)
+    with pytest.raises(PolicyRefused, match="not begun"):
+        await here.ask(at(OFFER, Point.IDENTITY))
+
+
+async def test_a_reload_counts_for_what_is_asked_next(tmp_path: Path) -> None:
+    text = '[[rule]]\nname = "all"\neffect = "allow"\n'
+    here = office(tmp_path, text)
+    await here.ask(OFFER)
+    await here.ask(at(OFFER, Point.IDENTITY))
+    (tmp_path / "policy.toml").write_text(text.replace("allow", "deny"))
+    here.reload(PolicyFile(tmp_path / "policy.toml"))
+    with pytest.raises(PolicyRefused, match="all denies"):
+        await here.ask(at(OFFER, Point.HANDOVER))
+
+
+TWO = '[[rule]]\nname = "two"\neffect = "allow"\napprovals = 2\napprovers = [1000, 1001, 1002]\napproval_timeout = 5\n'
+
+
+async def approve(folder: Path, *uids: int) -> None:
+    board = Board(folder / APPROVALS)
+    while not (waiting := await asyncio.to_thread(board.waiting)):  # noqa: ASYNC110 - files tell nobody
+        await asyncio.sleep(0.01)
+    for uid in uids:
+        (listed,) = waiting
+        board.answer(listed.request.session, listed.request.facts.side, listed.digest, uid, approved=True)
+
+
+async def test_two_people_approve_before_the_machine_moves_and_not_again_at_the_handover(tmp_path: Path) -> None:
+    here = office(tmp_path, TWO)
+    assert not (await here.ask(OFFER)).approvers
+    asking = asyncio.create_task(here.ask(at(OFFER, Point.IDENTITY)))
+    await approve(tmp_path, 1001, 1002)
+    assert (await asking).approvers == (1001, 1002)
+    ruling = await here.ask(at(OFFER, Point.HANDOVER))
+    assert ruling.approvers == (1001, 1002)
+    machine = ("configuration", "journal", "memory")
+    assert Act("uid:1001", "approve", machine) in ruling.acts
+    assert Act("uid:1002", "approve", machine) in ruling.acts
+    here.ended(OFFER)
+
+
+async def test_who_began_it_cannot_approve_of_it(tmp_path: Path) -> None:
+    here = office(tmp_path, TWO)
+    await here.ask(OFFER)
+    asking = asyncio.create_task(here.ask(at(OFFER, Point.IDENTITY)))
+    with pytest.raises(PolicyRefused, match="began it"):
+        await approve(tmp_path, 1000)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert not Board(tmp_path / APPROVALS).waiting()
+
+
+async def test_a_rule_that_comes_to_want_people_after_the_machine_was_known_waits_at_the_handover(
+    tmp_path: Path,
+) -> None:
+    here = office(tmp_path)
+    await here.ask(OFFER)
+    await here.ask(at(OFFER, Point.IDENTITY))
+    (tmp_path / "later.toml").write_text(TWO)
+    (tmp_path / "later.toml").chmod(0o600)
+    here.reload(PolicyFile(tmp_path / "later.toml"))
+    asking = asyncio.create_task(here.ask(at(OFFER, Point.HANDOVER)))
+    await approve(tmp_path, 1001, 1002)
+    assert (await asking).approvers == (1001, 1002)
+
+
+def test_there_is_no_digest_of_no_policy() -> None:
+    assert not NO_POLICY.digest

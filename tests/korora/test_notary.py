@@ -1,0 +1,329 @@
+"""What both hosts sign of a session, what each keeps, and what becomes of a host that lies."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from crypto.errors import LogForked, LogTruncated, ReceiptError, SignatureInvalid
+from crypto.receipts import dsse, statement
+from crypto.receipts.statement import Stage, Statement
+from crypto.tls import TlsConfig
+from korora.authority import Office
+from korora.notary import RECEIPTS, Deed, Notary
+from korora.policy.file import PolicyFile
+from proxy.errors import EXIT_INTEGRITY, PolicyRefused, StreamCorrupt, exit_code_of
+from tests.proxy.support import Middle, Pair, over_tcp, relays, run, until
+from tests.standins.xen_host import guest_stream
+
+STREAM = guest_stream("vm1")
+
+
+class Both:
+    """Two hosts, whose logs outlive their sessions."""
+
+    def __init__(self, folder: Path, client: TlsConfig, server: TlsConfig) -> None:
+        self.folders = folder / "alpha", folder / "beta"
+        for each in self.folders:
+            each.mkdir(exist_ok=True)
+        self.tls = client, server
+        self.notaries = tuple(Notary(tls.identity, each) for tls, each in zip(self.tls, self.folders, strict=True))
+        self.offices = tuple(
+            Office(tls.identity.name, PolicyFile(None), each) for tls, each in zip(self.tls, self.folders, strict=True)
+        )
+
+    async def migrate(self, middle: Middle | None = None, resume_seconds: int = 0, stream: bytes = STREAM) -> Pair:
+        hypervisors = over_tcp()
+        try:
+            async with relays(
+                *self.tls,
+                hypervisors.ingress,
+                hypervisors.egress,
+                peer_port=None if middle is None else middle.port,
+                resume_seconds=resume_seconds,
+                authorities=(self.offices[0], self.offices[1]),
+                notaries=(self.notaries[0], self.notaries[1]),
+            ) as pair:
+                if middle is not None:
+                    middle.start(pair.port)
+                near, far = await pair.channel(hypervisors)
+                await near.send(stream)
+                near.shut()
+                with suppress(ConnectionError):
+                    await far.to_end()
+                with suppress(OSError):
+                    far.shut()
+                with suppress(ConnectionError):
+                    await near.to_end()
+                await pair.ended()
+                return pair
+        finally:
+            hypervisors.close()
+
+    def entries(self, side: int) -> list[tuple[Statement, int]]:
+        """Statements in one host's log, and how many have signed each."""
+        found = []
+        keys = {notary.signer.keyid: notary.signer.key for notary in self.notaries}
+        for _, envelope in self.notaries[side].log.entries():
+            found.append((statement.parse(envelope.payload), len(dsse.verify(envelope, keys))))
+        return found
+
+
+async def done(both: Both) -> None:
+    """A migration that goes well."""
+    assert [ended.error for ended in await (await both.migrate()).ended()] == [None, None]
+
+
+@pytest.fixture
+def both(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> Both:
+    return Both(tmp_path, client_tls, server_tls)
+
+
+def test_three_receipts_of_both_stand_in_both_logs(both: Both) -> None:
+    run(done(both))
+    logs = both.entries(0), both.entries(1)
+    assert [made.predicate.stage for made, _ in logs[0]] == [Stage.OFFER, Stage.TRANSFER, Stage.OUTCOME]
+    assert logs[0] == logs[1]
+    assert {signed for _, signed in logs[0]} == {2}
+    offer, transfer, outcome = (made.predicate for made, _ in logs[0])
+    assert offer.vm is None
+    for one in (transfer, outcome):
+        assert one.vm is not None
+        assert one.vm.name == "vm1"
+        points = [(decision.side, decision.point, decision.rule) for decision in one.decisions]
+        assert points == [
+            (side, point, "no policy")
+            for side in ("source", "destination")
+            for point in ("offer", "identity", "handover")
+        ]
+        assert [(each.subject, each.procedure) for each in one.procedures][:4] == [
+            ("relay", "offer"),
+            ("relay", "accept"),
+            ("relay", "identify"),
+            ("relay", "transfer"),
+        ]
+        assert one.heads.source.startswith("korora/")
+        assert one.heads.destination.startswith("korora/")
+    assert (transfer.outcome, outcome.outcome) == ("", "done")
+    assert outcome.bytes.forward == len(STREAM)
+    digests = {subject.name for made, _ in logs[0][2:] for subject in made.subject}
+    assert digests == {"session", "channel/0/forward", "channel/0/backward"}
+
+
+def test_the_next_session_proves_that_both_logs_have_only_grown(both: Both) -> None:
+    for _ in range(3):
+        run(done(both))
+    assert len(both.entries(0)) == len(both.entries(1)) == 9
+    for notary, peer in zip(both.notaries, ("beta", "alpha"), strict=True):
+        (seen,) = notary.peers.known(peer)
+        assert seen.head.size in (6, 7)
+
+
+async def attempt(both: Both) -> tuple[BaseException | None, list[BaseException], Pair, bytes]:
+    """A migration that is to fail: the source's error, the destination's, and what its hypervisor was given."""
+    hypervisors = over_tcp()
+    got = b""
+    try:
+        async with relays(
+            *both.tls,
+            hypervisors.ingress,
+            hypervisors.egress,
+            authorities=(both.offices[0], both.offices[1]),
+            notaries=(both.notaries[0], both.notaries[1]),
+        ) as pair:
+            near = await hypervisors.connect()
+            accepting = asyncio.ensure_future(hypervisors.accept())
+            await near.send(STREAM)
+            near.shut()
+            await asyncio.wait({accepting, pair.source_ended}, return_when=asyncio.FIRST_COMPLETED)
+            if accepting.done():
+                far = accepting.result()
+                with suppress(ConnectionError):
+                    got = await far.to_end()
+                with suppress(OSError):
+                    far.shut()
+            accepting.cancel()
+            source = await pair.source_ended
+            errors = list(pair.refused)
+            if not errors:
+                errors = [ended.error for ended in (await pair.ended())[1:] if ended.error is not None]
+            return source.error, errors, pair, got
+    finally:
+        hypervisors.close()
+
+
+def rewritten(folder: Path, keep: int) -> None:
+    """The host's owner cuts its log, and what would betray that at home."""
+    log = folder / RECEIPTS
+    entries = (log / "entries").read_bytes().splitlines(keepends=True)
+    for path in log.iterdir():
+        if path.is_file():
+            path.unlink()
+    if keep:
+        (log / "entries").write_bytes(b"".join(entries[:keep]))
+        (log / "entries").chmod(0o600)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_log_that_was_cut_is_found_by_the_peer_before_anything_is_sent(both: Both, side: int, keep: int) -> None:
+    run(done(both))
+    run(done(both))
+    rewritten(both.folders[side], keep)
+    error, there, _, got = run(attempt(both))
+    found = error if side == 1 else there[0]
+    assert isinstance(found, LogTruncated), found
+    assert not got
+    assert list((both.folders[1 - side] / RECEIPTS / "peers").glob("*.evidence"))
+    assert error is not None
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_log_that_was_forked_is_found_by_the_peer(both: Both, side: int) -> None:
+    run(done(both))
+    run(done(both))
+    before = (both.folders[side] / RECEIPTS / "entries").read_bytes()
+    rewritten(both.folders[side], 0)
+    other = Notary(both.tls[side].identity, both.folders[side])
+    envelope = both.notaries[1 - side].log.entry(2)
+    for _ in range(before.count(b"\n") + 1):
+        other.log.append(envelope)
+    error, there, _, got = run(attempt(both))
+    found = error if side == 1 else there[0]
+    assert isinstance(found, LogForked), found
+    assert not got
+
+
+def lying(method: str, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source states something else than it did, and signs it."""
+    honest = getattr(Deed, method)
+
+    def lie(self: Deed, *args: Any) -> Any:
+        answer = honest(self, *args)
+        receipt = answer.receipt if method == "offer" else answer
+        made = json.loads(dsse.decode(receipt).payload)
+        change(made)
+        content = msgspec.json.Encoder(order="deterministic").encode(msgspec.convert(made, Statement))
+        envelope = dsse.sign(content, self._identity.signing_key)
+        self._sent = dsse.encode(envelope)
+        return msgspec.structs.replace(answer, receipt=self._sent) if method == "offer" else self._sent
+
+    monkeypatch.setattr(Deed, method, lie)
+
+
+LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
+    "another session": ("offer", lambda made: made["predicate"].update(session="ff" * 16)),
+    "another source": ("offer", lambda made: made["predicate"]["source"].update(name="gamma")),
+    "another destination": ("offer", lambda made: made["predicate"]["destination"].update(name="gamma")),
+    "another key": ("offer", lambda made: made["predicate"]["source"].update(pin="0" * 64)),
+    "another stage": ("offer", lambda made: made["predicate"].update(stage="transfer")),
+    "another machine": ("state", lambda made: made["predicate"]["vm"].update(name="vm2")),
+    "other bytes": ("state", lambda made: made["subject"][1]["digest"].update(blake3="00" * 32)),
+    "a channel that never was": ("state", lambda made: made["subject"][1].update(name="channel/7/forward")),
+    "the destination's policy": ("state", lambda made: made["predicate"]["policies"].update(destination="ab" * 32)),
+    "the destination's decision": ("state", lambda made: made["predicate"]["decisions"][3].update(rule="other")),
+    "a decision less": ("state", lambda made: made["predicate"]["decisions"].pop()),
+    "somebody else began it": ("state", lambda made: made["predicate"]["source"].update(user=4242)),
+    "it failed": ("conclude", lambda made: made["predicate"].update(outcome="failed")),
+    "other bytes in the end": ("conclude", lambda made: made["subject"][1]["digest"].update(blake3="00" * 32)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_source_that_states_what_was_not_seen_gets_no_signature(
+    both: Both, lie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lying(*LIES[lie], monkeypatch)
+    error, there, _, got = run(attempt(both))
+    assert error is not None
+    assert there
+    assert exit_code_of(error) != 0
+    assert isinstance(there[0], StreamCorrupt | ReceiptError) or "state" in str(there[0]) or "receipt" in str(there[0])
+    signed_by_both = [made.predicate.stage for made, signed in both.entries(1) if signed == 2]
+    stage = {"offer": Stage.OFFER, "state": Stage.TRANSFER, "conclude": Stage.OUTCOME}[LIES[lie][0]]
+    assert stage not in signed_by_both
+    if stage is Stage.OFFER:
+        assert not got
+
+
+def test_a_destination_that_signs_something_else_is_not_believed(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Deed.countersign
+
+    def other(self: Deed, receipt: bytes) -> bytes:
+        honest(self, receipt)
+        envelope = dsse.decode(receipt)
+        forged = replace(envelope, payload=envelope.payload.replace(b"vm1", b"vm2"))
+        return dsse.encode(dsse.countersign(forged, self._identity.signing_key))
+
+    monkeypatch.setattr(Deed, "countersign", other)
+    error, _, _, _ = run(attempt(both))
+    assert isinstance(error, SignatureInvalid), error
+    assert exit_code_of(error) == EXIT_INTEGRITY
+    assert [made.predicate.stage for made, signed in both.entries(0) if signed == 2] == [Stage.OFFER]
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_peer_that_signs_nothing_is_refused(both: Both, without: int) -> None:
+    async def story() -> None:
+        hypervisors = over_tcp()
+        signs: list[Notary | None] = list(both.notaries)
+        signs[without] = None
+        try:
+            async with relays(
+                *both.tls, hypervisors.ingress, hypervisors.egress, notaries=(signs[0], signs[1])
+            ) as pair:
+                near = await hypervisors.connect()
+                await near.send(STREAM)
+                source = await pair.source_ended
+                assert source.error is not None
+                assert "signs no receipts" in str(source.error)
+        finally:
+            hypervisors.close()
+
+    run(story())
+
+
+def test_a_session_that_was_refused_leaves_a_receipt_at_both_ends(both: Both, tmp_path: Path) -> None:
+    path = tmp_path / "no.toml"
+    path.write_text('[[rule]]\nname = "nobody"\neffect = "deny"\n')
+    path.chmod(0o600)
+    both.offices[1].reload(PolicyFile(path))
+    error, _, _, _ = run(attempt(both))
+    assert isinstance(error, PolicyRefused)
+    ((made, signed),) = both.entries(1)
+    assert signed == 1
+    assert made.predicate.outcome == "refused"
+    assert made.predicate.decisions[-1].rule == "nobody"
+    assert not made.predicate.decisions[-1].allowed
+    assert "nobody" in made.predicate.error
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_connection_lost_at_any_moment_repeats_nothing_in_the_logs(both: Both, seed: int) -> None:
+    async def story() -> list[BaseException | None]:
+        middle = Middle()
+        try:
+            going = asyncio.create_task(both.migrate(middle, 20))
+            await until(lambda: middle.living(lanes=True))
+            for _ in range(3):
+                await asyncio.sleep(0.002 * seed)
+                for number in middle.living(lanes=False):
+                    await middle.cut(number, reset=bool(seed % 2))
+            return [ended.error for ended in await (await going).ended()]
+        finally:
+            await middle.close()
+
+    errors = run(story())
+    for side in (0, 1):
+        counts = Counter((made.predicate.stage, signed) for made, signed in both.entries(side))
+        assert not counts or max(counts.values()) == 1, counts
+        if errors == [None, None]:
+            assert counts[Stage.OFFER, 2] == counts[Stage.TRANSFER, 2] == 1
+            assert counts[Stage.OUTCOME, 2] == 1 or (side == 0 and not counts[Stage.OUTCOME, 2])
