@@ -78,6 +78,15 @@ class ReceiptLog:
         with self._opened() as files:
             return files.size, files.tree.root()
 
+    def root(self, size: int) -> bytes:
+        """The root over the first ``size`` entries.
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        with self._opened() as files:
+            return files.tree.root(size)
+
     def checkpoint(self, name: str, key: SigningKey) -> str:
         """The head as it is now, signed; the last one is kept beside the log, so that a shorter log shows.
 

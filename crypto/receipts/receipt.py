@@ -63,14 +63,14 @@ def examine(envelope: Envelope, trust: Trust) -> Receipt:
         names[signature.keyid], keys[signature.keyid] = signer.name, signer.key
     signed = frozenset(names[one] for one in verify(envelope, keys))
     required = {Stage.OFFER: {predicate.source.name}, Stage.TRANSFER: parties}.get(predicate.stage, set())
-    if not signed or not required <= signed:
-        missing = " and ".join(sorted(required - signed)) or "nobody who is known"
-        raise SignatureMissing(
-            f"a receipt of stage {predicate.stage.value} that "
-            + (f"{missing} has not signed" if required - signed else f"{missing} has signed"),
-            "give their signing certificates by --signer, or the CA's by --ca",
-        )
     unknown = tuple(one.keyid for one in envelope.signatures if one.keyid not in keys)
+    if not signed or not required <= signed:
+        missing = " and ".join(sorted(required - signed)) or "any host that has a part in it"
+        keys_unknown = f"; {len(unknown)} of its signatures are of keys that are not known" if unknown else ""
+        raise SignatureMissing(
+            f"a receipt of stage {predicate.stage.value} without the signature of {missing}{keys_unknown}",
+            "give signing certificates by --signer NAME=FILE" if unknown else "",
+        )
     return Receipt(statement, signed, unknown)
 
 

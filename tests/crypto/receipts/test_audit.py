@@ -152,7 +152,7 @@ def test_a_receipt_that_a_stranger_signed_is_found(tmp_path: Path) -> None:
     log.append(sign(receipt(1).payload, STRANGER))
     found = audit(log.folder, TRUST, "alpha")
     assert kinds(found) == [("receipt", 1)]
-    assert "nobody who is known" in found.findings[0].what
+    assert "without the signature of any host" in found.findings[0].what
 
 
 def test_what_a_crash_left_is_told_and_is_nothing_wrong(tmp_path: Path) -> None:

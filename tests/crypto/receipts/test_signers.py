@@ -129,7 +129,7 @@ def test_who_must_sign_at_which_stage() -> None:
         (sign(statement(stage=Stage.OFFER), BETA), "alpha"),
         (sign(statement(stage=Stage.TRANSFER), ALPHA), "beta"),
         (sign(statement(stage=Stage.TRANSFER), BETA), "alpha"),
-        (sign(statement(), STRANGER), "nobody who is known"),
+        (sign(statement(), STRANGER), "any host"),
     ):
         with pytest.raises(SignatureMissing, match=missing):
             examine(envelope, trust)
