@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from korora import __version__
-from korora.cli import demo, handover, inspect, pki, receipts, relay, serve, store, top
+from korora.cli import approve, demo, handover, inspect, pki, policy, receipts, relay, serve, store, top
 from korora.cli.options import help_without_command
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.add_typer(pki.app, name="pki")
 app.add_typer(store.app, name="store")
 app.add_typer(handover.app, name="handover")
 app.add_typer(receipts.app, name="receipts")
+app.add_typer(policy.app, name="policy")
+app.command(epilog=approve.APPROVE_EPILOG)(approve.approve)
 app.command(short_help="Watch a real virtual machine migrate through two relays.")(demo.demo)
 
 

@@ -24,6 +24,7 @@ from proxy.limits import KIB, MIB
 
 log = structlog.get_logger("korora.policy")
 
+SOCKET_DEFAULT: Final = Path("/run/korora/approve.sock")
 SOCKET_MODE: Final = 0o666  # who is heard is the policy's to say
 LINE_BYTES_MAX: Final = 4 * KIB  # of a request: two digests and some words
 CONNECTIONS_MAX: Final = 64

@@ -2,6 +2,7 @@
 
 import hashlib
 import pwd
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import structlog
 
 from crypto.files import read_bounded
 from korora import tables
+from korora.agents.integrity import certification
+from korora.agents.integrity.certification import Certification
 from korora.policy.rules import POLICY_BYTES_MAX, Compiler, PolicyTable, Rule, UidOf
 from proxy.errors import ConfigurationError
 
@@ -19,6 +22,7 @@ log = structlog.get_logger("korora.policy")
 DIGEST_BYTES: Final = 32
 _WRITABLE_BY_OTHERS: Final = 0o022
 _EXAMPLE: Final = "docs/policy.md"
+_ABOUT: Final = re.compile(r": (?P<table>rule|triple)\[(?P<number>[0-9]{1,4})\]", re.ASCII)
 
 
 def uid_of(login: str) -> int | None:
@@ -29,6 +33,14 @@ def uid_of(login: str) -> int | None:
         return None
 
 
+def login_of(uid: int) -> str:
+    """A uid for people: with its login name, where this host knows it."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Rules in the order of their file.
@@ -37,11 +49,13 @@ class Policy:
         rules: each with a name of its own.
         digest: BLAKE2b-256 of the file, in hexadecimal; empty where there is none.
         unicode_names: whether machines' names may have more than ASCII in them.
+        certification: who may perform which procedure on what; what is built in where the file says nothing of it.
     """
 
     rules: tuple[Rule, ...] = ()
     digest: str = ""
     unicode_names: bool = False
+    certification: Certification = Certification.default()  # noqa: RUF009 - frozen, and the same for all
 
     @property
     def configured(self) -> bool:
@@ -87,10 +101,11 @@ class Policy:
                     )
             compiler = Compiler(where, uid_of, unicode_names=table.unicode_names)
             rules = tuple(compiler.rule(number, each) for number, each in enumerate(table.rule))
+            certified = certification.parse(raw, where)
         except ConfigurationError as error:
             raise ConfigurationError(_with_line(str(error), content, where, raw), error.remedy) from None
         digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
-        return cls(rules, digest, table.unicode_names)
+        return cls(rules, digest, table.unicode_names, certified)
 
 
 NO_POLICY: Final = Policy()
@@ -134,21 +149,20 @@ class PolicyFile:
         return fresh
 
 
-def lines_of_rules(content: bytes) -> list[int]:
-    """The line, from 1, of each ``[[rule]]``; of those in a text of several lines, too."""
+def lines_of(content: bytes, table: str) -> list[int]:
+    """The line, from 1, of each ``[[table]]``; of those within a text of several lines, too."""
     lines = content.decode(errors="replace").splitlines()
-    return [
-        number for number, line in enumerate(lines, 1) if line.partition("#")[0].replace(" ", "").strip() == "[[rule]]"
-    ]
+    bare = (line.partition("#")[0].replace(" ", "").strip() for line in lines)
+    return [number for number, line in enumerate(bare, 1) if line == f"[[{table}]]"]
 
 
 def _with_line(message: str, content: bytes, where: str, raw: dict[str, object]) -> str:
-    """Puts the line of its ``[[rule]]`` behind the rule that an error is about, where that is certain."""
-    rules, lines = raw.get("rule"), lines_of_rules(content)
-    prefix = f"{where}: rule["
-    if not isinstance(rules, list) or len(rules) != len(lines) or not message.startswith(prefix):
+    """Puts its line before the rule, or the triple, that an error is about, where that is certain."""
+    match = _ABOUT.match(message.removeprefix(where))
+    if match is None:
         return message
-    number, bracket, rest = message.removeprefix(prefix).partition("]")
-    if not bracket or not number.isdecimal() or int(number) >= len(lines):
+    lines, entries = lines_of(content, match["table"]), raw.get(match["table"])
+    number = int(match["number"])
+    if not isinstance(entries, list) or len(entries) != len(lines) or number >= len(lines):
         return message
-    return f"{where}:{lines[int(number)]}: rule[{number}]{rest}"
+    return f"{where}:{lines[number]}{message.removeprefix(where)}"

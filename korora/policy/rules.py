@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import partial
-from typing import Annotated, Final, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 from msgspec import Meta
 
@@ -88,6 +88,10 @@ class PolicyTable(Table, frozen=True):
     """The whole file."""
 
     unicode_names: bool = False
+    certification: dict[str, Any] | None = None
+    """Read, as `triple` is, by ``korora.agents.integrity.certification``."""
+
+    triple: list[Any] | None = None
     rule: Annotated[tuple[RuleTable, ...], Meta(max_length=RULES_MAX)] = ()
 
 

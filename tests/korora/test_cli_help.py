@@ -15,9 +15,12 @@ PACKAGES = ("korora", "proxy", "chunking", "crypto")
 PKI = ("init", "issue", "revoke", "crl", "list")
 STORE = ("status", "forget")
 RECEIPTS = ("list", "show", "verify", "prove", "consistency", "export")
+POLICY = ("check", "explain")
 CTL = ("cancel", "limit", "reload", "drain")
 COMMANDS = (
-    *("", "receive", "send", "xl", "serve", "top", "demo", "inspect", "pki", "ctl", "store", "receipts"),
+    *("", "receive", "send", "xl", "serve", "top", "demo", "inspect", "pki", "ctl", "store", "receipts", "policy"),
+    "approve",
+    *(f"policy {name}" for name in POLICY),
     *(f"pki {name}" for name in PKI),
     *(f"ctl {name}" for name in CTL),
     *(f"store {name}" for name in STORE),

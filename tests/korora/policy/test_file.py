@@ -9,12 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from korora.agents.integrity.certification import Certification
 from korora.errors import remedy_of
 from korora.policy import rules
 from korora.policy.file import NO_POLICY, Policy, PolicyFile
 from proxy.errors import ConfigurationError
 from tests.korora.policy.support import WHERE, policy, rule
 
+TRIPLE = """[certification]
+by = "security-office"
+[[triple]]
+subject = "relay"
+procedure = ["commit"]
+items = ["memory"]
+"""
 GOOD = rule("it", "allow", peer=["beta"])
 
 
@@ -22,7 +30,7 @@ GOOD = rule("it", "allow", peer=["beta"])
     ("text", "words"),
     [
         ("rule = 1", ": rule: expected tables in double brackets, at most 1024, got 1"),
-        ("x = 1", ": x: no such key; expected one of rule, unicode_names"),
+        ("x = 1", ": x: no such key; expected one of certification, rule, triple, unicode_names"),
         (
             rule("it", "allow", peers=["x"]),
             ":1: rule[0].peers: no such key; expected one of approval_timeout, approvals,",
@@ -77,6 +85,9 @@ GOOD = rule("it", "allow", peer=["beta"])
         (rule("it", "deny", approvals=1, approvers=["ann"]), ":1: rule[0].approvals: a rule that denies cannot"),
         (rule("it", "deny", max_running=1), ":1: rule[0].max_running: a rule that denies cannot"),
         (rule("it", "deny", requires_scans=["x"]), ":1: rule[0].requires_scans: a rule that denies cannot"),
+        ("certification = 1", ": certification: expected a table, got 1"),
+        ("[certification]\nby = 'x'", ": triple: missing; expected both"),
+        (TRIPLE.replace("relay", "nobody"), ":3: triple[0].subject: expected relay, host:NAME"),
         ("x = [", ": no TOML: "),
         ("x = " + "[" * 5000, ": no TOML: "),
     ],
@@ -163,6 +174,12 @@ def test_an_empty_file_is_a_policy(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.touch(0o600)
     assert PolicyFile(path).current.configured
+
+
+def test_who_certifies_what_is_in_the_same_file() -> None:
+    certified = policy(TRIPLE + GOOD).certification
+    assert (certified.by, [triple.subject for triple in certified.triples]) == ("security-office", ["relay"])
+    assert policy(GOOD).certification == NO_POLICY.certification == Certification.default()
 
 
 def test_not_a_file(tmp_path: Path) -> None:
