@@ -163,7 +163,12 @@ class Wanted:
         Raises:
             PolicyRefused: somebody said no.
         """
-        return self._read()[0]
+        found = _answers(self._folder, self.request, self._digest)
+        refused = [uid for uid, approved in found if not approved]
+        if refused:
+            rule = self.request.facts.rule
+            raise PolicyRefused(f"user {refused[0]} does not approve of it, as the rule {rule} wants", rule)
+        return tuple(uid for uid, _ in found)
 
     async def enough(self) -> tuple[int, ...]:
         """Wait for as many as are wanted; their uids, in the order they approved.
@@ -183,7 +188,8 @@ class Wanted:
         except TimeoutError:
             raise PolicyRefused(
                 f"the rule {request.facts.rule} wants {request.count} to approve,"
-                f" and {len(approvers)} did within {request.seconds} seconds"
+                f" and {len(approvers)} did within {request.seconds} seconds",
+                request.facts.rule,
             ) from None
 
     def close(self) -> None:
@@ -202,15 +208,6 @@ class Wanted:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _read(self) -> tuple[tuple[int, ...], ...]:
-        found = _answers(self._folder, self.request, self._digest)
-        refused = [uid for uid, approved in found if not approved]
-        if refused:
-            raise PolicyRefused(
-                f"user {refused[0]} does not approve of it, as the rule {self.request.facts.rule} wants"
-            )
-        return (tuple(uid for uid, _ in found),)
 
 
 class Board:
@@ -261,9 +258,9 @@ class Board:
             _decoded(content)  # what nobody could read later is not put up
             descriptor = self._put(request.key, content)
         except OSError as error:
-            raise PolicyRefused(f"approvals cannot be asked for: {self.folder}: {error.strerror}") from None
+            raise PolicyRefused(f"approvals cannot be asked for: {self.folder}: {error.strerror}", facts.rule) from None
         except ValueError as error:
-            raise PolicyRefused(f"approvals cannot be asked for: {error}") from None
+            raise PolicyRefused(f"approvals cannot be asked for: {error}", facts.rule) from None
         log.warning(
             "a migration waits for approval",
             session=session,

@@ -66,7 +66,7 @@ class Decision:
         reason: for the logs of both hosts: it tells the rule's name and nothing of its keys.
         rate_limit: bytes a second that the session may send at most; None for no limit of the rule's own.
         approvals: who has to agree, from the identity on; None for nobody.
-        provisional: whether another rule may yet decide, when the machine is known.
+        provisional: whether another rule may yet decide, when more is known: then none of the two above count yet.
     """
 
     allowed: bool
@@ -100,8 +100,10 @@ def decide(policy: Policy, question: Question, now: datetime, usage: Usage) -> D
         if match.hold in {Hold.YES, Hold.LATER}:
             provisional = match.hold is Hold.LATER
             words = f"the rule {rule.name} " + ("may allow it once more is known" if provisional else "allows it")
+            if provisional:
+                return Decision(True, rule.name, words, provisional=True)
             approvals = None if question.point is Point.OFFER else rule.approvals
-            return Decision(True, rule.name, words, rule.rate_limit, approvals, provisional)
+            return Decision(True, rule.name, words, rule.rate_limit, approvals)
         if match.lacking and not lacking:
             lacking = f"; the rule {rule.name} would, but wants {match.lacking}"
     return Decision(False, DEFAULT_RULE, f"no rule allows it{lacking}")

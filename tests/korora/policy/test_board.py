@@ -27,6 +27,7 @@ FACTS = Facts.of(told("web-1"), "two-people", "alpha")
 ANN, BEN, CID = 1001, 1002, 1003
 TWO = Approvals(2, (ANN, BEN, CID), 30)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be several users")
+processes = pytest.mark.timeout(180)  # one for each word, on a machine that may be busy
 
 
 @pytest.fixture
@@ -269,6 +270,7 @@ def word(listed: dict[str, Any], *, approved: bool = True) -> dict[str, Any]:
 
 
 @needs_root
+@processes
 async def test_two_people_approve_from_two_processes(desk: Path, wanted: Wanted) -> None:
     waiting = asyncio.create_task(wanted.enough())
     (shown,) = await as_user(BEN, desk, WAITING)
@@ -288,6 +290,7 @@ async def test_two_people_approve_from_two_processes(desk: Path, wanted: Wanted)
 
 
 @needs_root
+@processes
 async def test_each_is_shown_what_concerns_him(desk: Path, wanted: Wanted) -> None:
     for uid, shown in ((ANN, 1), (BEN, 1), (1004, 0)):
         (answer,) = await as_user(uid, desk, WAITING)
@@ -295,6 +298,7 @@ async def test_each_is_shown_what_concerns_him(desk: Path, wanted: Wanted) -> No
 
 
 @needs_root
+@processes
 async def test_no_uid_in_a_request_is_believed(desk: Path, wanted: Wanted) -> None:
     ((listed,),) = [answer["waiting"] for answer in await as_user(BEN, desk, WAITING)]
     (answer,) = await as_user(1004, desk, word(listed) | {"uid": BEN})

@@ -160,6 +160,7 @@ def test_a_name_on_the_command_line_moves_no_cursor(run: Run, file: Path) -> Non
 SESSION = "5e" * 16
 BEN, CID = 61_002, 61_003
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be several users")
+processes = pytest.mark.timeout(180)  # one for each word, on a machine that may be busy
 
 
 @pytest.fixture
@@ -225,6 +226,7 @@ async def korora(uid: int, *arguments: str | Path) -> Ended:
 
 
 @needs_root
+@processes
 async def test_two_people_approve_from_two_shells(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     waiting = asyncio.create_task(wanted.enough())
@@ -249,6 +251,7 @@ async def test_two_people_approve_from_two_shells(desk: tuple[Path, Board], want
 
 
 @needs_root
+@processes
 async def test_who_began_it_and_who_is_not_named_are_refused(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     own = await korora(61_001, "approve", SESSION, "--socket", socket)
@@ -261,6 +264,7 @@ async def test_who_began_it_and_who_is_not_named_are_refused(desk: tuple[Path, B
 
 
 @needs_root
+@processes
 async def test_one_may_say_no(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     waiting = asyncio.create_task(wanted.enough())
@@ -271,6 +275,7 @@ async def test_one_may_say_no(desk: tuple[Path, Board], wanted: Wanted) -> None:
 
 
 @needs_root
+@processes
 async def test_a_list(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     shown = await korora(BEN, "approve", "--list", "--json", "--socket", socket)
