@@ -74,7 +74,7 @@ def check(file: _File, as_json: _AsJson = False) -> None:
     typer.echo(f"{file}: {len(policy.rules)} {'rule' if len(policy.rules) == 1 else 'rules'}, policy {policy.digest}")
 
 
-@app.command(epilog=EXPLAIN_EPILOG)
+@app.command(epilog=EXPLAIN_EPILOG, short_help="Say which rule decides about a migration.")
 def explain(
     file: _File,
     peer: Annotated[str, typer.Option("--peer", metavar="NAME", help="The other host.", show_default=False)],

@@ -340,7 +340,7 @@ class Board:
             write_private(path, msgspec.json.encode(Answer(approved, digest)))
         except OSError as error:
             raise PolicyRefused(f"the answer cannot be kept: {error.strerror}") from None
-        log.warning("approved" if approved else "not approved", session=session, uid=uid, vm=listed.request.facts.vm)
+        log.warning("an answer about a migration", approved=approved, session=session, uid=uid)
         approvers = tuple(uid for uid, yes in _answers(self.folder, listed.request, digest) if yes)
         return Listed(request=listed.request, digest=digest, approvers=approvers)
 

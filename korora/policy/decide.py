@@ -15,7 +15,7 @@ does not hold, and the next one is asked.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum, unique
 from typing import Final
 
@@ -192,10 +192,11 @@ class _Asked:
             local = self._now.astimezone(rule.window.zone)
             key = "hours" if rule.window.hours else "days"
             yield key, _yes(rule.window.holds(self._now)), f"{local:%a %H:%M} {rule.table.timezone}"
+        words = f"it is {self._now.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         if rule.not_before is not None:
-            yield "not_before", _yes(self._now >= rule.not_before), f"it is {self._now:%Y-%m-%d %H:%M:%S}"
+            yield "not_before", _yes(self._now >= rule.not_before), words
         if rule.not_after is not None:
-            yield "not_after", _yes(self._now < rule.not_after), f"it is {self._now:%Y-%m-%d %H:%M:%S}"
+            yield "not_after", _yes(self._now < rule.not_after), words
 
     def _guarded(self, *, wanted: bool) -> _Key:
         """At the offer the peer has not said yet whether it guards, too."""

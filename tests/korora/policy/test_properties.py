@@ -176,7 +176,7 @@ def _by(stands: tuple[tuple[object, object], ...]) -> tuple[bool, str]:
     return False, DEFAULT_RULE
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(st.lists(st.sampled_from(["allow", "deny"]).flatmap(rules), min_size=2, max_size=3), QUESTIONS, TIMES, USAGES)
 def test_a_rule_that_is_said_never_to_decide_never_does(
     tables: list[Keys], question: Question, now: datetime, usage: Usage
