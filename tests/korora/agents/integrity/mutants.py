@@ -1,0 +1,157 @@
+"""What could be wrong with the rules: each condition missing or turned round, each comparison made of one half only.
+
+`CONDITIONS` is the list by name: a rule that compares something else fails the test until it stands here too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from korora.agents.integrity.levels import Standing
+from korora.agents.integrity.requests import Delete, Rescind
+from korora.agents.integrity.rules import RULES, Comparison, Fact, Rule
+from korora.agents.integrity.state import State
+from korora.agents.integrity.system import ENTITLED
+
+Rules = tuple[Rule[Any], ...]
+Condition = Comparison[Any] | Fact[Any]
+
+FACT: Final = ("missing", "turned round")
+COMPARISON: Final = (*FACT, "levels only", "categories only")
+
+CONDITIONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
+    {
+        "get: in the matrix": ("discretionary", FACT),
+        "get: no read down": ("simple security", COMPARISON),
+        "get: no write up": ("simple security", COMPARISON),
+        "get: taken beside what is modified": ("star", COMPARISON),
+        "get: modified beside what is taken": ("star", COMPARISON),
+        "give: controls it": (ENTITLED, FACT),
+        "give: to a subject": ("well formed", FACT),
+        "rescind: controls it": (ENTITLED, FACT),
+        "create: is new": ("well formed", FACT),
+        "create: writes to its parent": (ENTITLED, FACT),
+        "create: not above its parent": ("compatible", COMPARISON),
+        "delete: controls it": (ENTITLED, FACT),
+        "delete: has nothing below it": ("well formed", FACT),
+        "change object: controls it": (ENTITLED, FACT),
+        "change object: not above its parent": ("compatible", COMPARISON),
+        "change object: not below its children": ("compatible", COMPARISON),
+        "change object: its readers do not read down": ("simple security", COMPARISON),
+        "change object: its writers do not write up": ("simple security", COMPARISON),
+        "change object: taken beside what is modified": ("star", COMPARISON),
+        "change object: modified beside what is taken": ("star", COMPARISON),
+        "change subject: is one": (ENTITLED, FACT),
+        "change subject: downwards only": (ENTITLED, COMPARISON),
+        "change subject: does not write up": ("simple security", COMPARISON),
+    }
+)
+"""Every condition of every rule: the property that it keeps, and in which ways it can be wrong."""
+
+EFFECTS: Final = (
+    "rescind: leaves the access",
+    "delete: leaves the accesses",
+    "delete: leaves the matrix",
+    "delete: leaves the place",
+)
+"""What a rule could forget to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """Rules with one thing wrong.
+
+    Attributes:
+        name: what is wrong.
+        rules: all of them.
+        keeps: the property that what is wrong was there for; empty where several are.
+    """
+
+    name: str
+    rules: Rules
+    keeps: str = ""
+
+
+def conditions(rules: Sequence[Rule[Any]] = RULES) -> Iterator[Condition]:
+    """Of all rules."""
+    for rule in rules:
+        yield from rule.conditions
+
+
+def _changed(name: str, change: Callable[[Condition], Condition | None]) -> Rules:
+    """The rules with that condition changed, or without it."""
+    rules = []
+    for rule in RULES:
+        kept = (change(condition) if condition.name == name else condition for condition in rule.conditions)
+        rules.append(replace(rule, conditions=tuple(condition for condition in kept if condition is not None)))
+    return tuple(rules)
+
+
+def _turned(condition: Condition) -> Condition:
+    if isinstance(condition, Comparison):
+        return replace(condition, order=lambda upper, lower: lower.dominates(upper))
+    holds = condition.holds
+    return replace(condition, holds=lambda request, state: not holds(request, state))
+
+
+def _halved(order: Callable[[Standing, Standing], bool]) -> Callable[[Condition], Condition]:
+    return lambda condition: replace(condition, order=order)
+
+
+_CHANGES: Final[Mapping[str, Callable[[Condition], Condition | None]]] = MappingProxyType(
+    {
+        "missing": lambda condition: None,
+        "turned round": _turned,
+        "levels only": _halved(lambda upper, lower: upper.level >= lower.level),
+        "categories only": _halved(lambda upper, lower: upper.categories >= lower.categories),
+    }
+)
+
+
+def of_conditions() -> Iterator[Mutant]:
+    for name, (keeps, ways) in CONDITIONS.items():
+        for way in ways:
+            yield Mutant(f"{name}: {way}", _changed(name, _CHANGES[way]), keeps)
+
+
+def of_properties() -> Iterator[Mutant]:
+    """Rules that do not care about a property at all."""
+    for property_ in dict.fromkeys(keeps for keeps, _ in CONDITIONS.values()):
+        rules = RULES
+        names = {name for name, (keeps, _) in CONDITIONS.items() if keeps == property_}
+        rules = tuple(
+            replace(rule, conditions=tuple(one for one in rule.conditions if one.name not in names)) for rule in rules
+        )
+        yield Mutant(f"{property_}: disregarded", rules, property_)
+
+
+def _with_effect(name: str, effect: Callable[[Any, State], State]) -> Rules:
+    return tuple(replace(rule, effect=effect) if rule.name == name else rule for rule in RULES)
+
+
+def _rescinded(request: Rescind, state: State) -> State:
+    rule = next(rule for rule in RULES if rule.name == "rescind")
+    return replace(rule.effect(request, state), accesses=state.accesses)
+
+
+def _left(field: str) -> Callable[[Delete, State], State]:
+    rule = next(rule for rule in RULES if rule.name == "delete")
+
+    def effect(request: Delete, state: State) -> State:
+        after: State = rule.effect(request, state)
+        return replace(after, **{field: getattr(state, field)})
+
+    return effect
+
+
+def of_effects() -> Iterator[Mutant]:
+    rescind, accesses, matrix, place = EFFECTS
+    yield Mutant(rescind, _with_effect("rescind", _rescinded), "discretionary")
+    yield Mutant(accesses, _with_effect("delete", _left("accesses")))
+    yield Mutant(matrix, _with_effect("delete", _left("matrix")), "well formed")
+    yield Mutant(place, _with_effect("delete", _left("parents")), "well formed")
+
+
+def all_mutants() -> tuple[Mutant, ...]:
+    return (*of_conditions(), *of_properties(), *of_effects())
