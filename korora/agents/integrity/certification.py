@@ -22,8 +22,8 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from korora.agents.integrity.items import RELAY, Item
-from korora.agents.integrity.levels import Attribute
+from korora.agents.integrity.items import CLAIMED, LEVELS, RELAY, TRUSTED, Item, Kind
+from korora.agents.integrity.levels import MODIFIES, Attribute
 from korora.agents.integrity.procedures import USES, Procedure
 from proxy.errors import ConfigurationError
 
@@ -153,7 +153,7 @@ class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file: keys it does not know are errors."""
 
 
-class _Head(_Table, frozen=True):
+class Head(_Table, frozen=True):
     """`[certification]`."""
 
     by: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")]
@@ -161,7 +161,7 @@ class _Head(_Table, frozen=True):
     approver_commits: bool = False
 
 
-class _Entry(_Table, frozen=True):
+class Entry(_Table, frozen=True):
     """`[[triple]]`."""
 
     subject: str
@@ -184,7 +184,7 @@ def parse(tables: Mapping[str, object], where: str) -> Certification:
     for key in ("certification", "triple"):
         if key not in tables:
             _wrong(where, key, "missing; expected both [certification] and at least one [[triple]]", "add it")
-    head = _converted(tables["certification"], _Head, f"{where}: certification")
+    head = _converted(tables["certification"], Head, f"{where}: certification")
     entries = tables["triple"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= TRIPLES_MAX:
         _wrong(where, "triple", f"expected 1 to {TRIPLES_MAX} tables [[triple]]")
@@ -201,7 +201,7 @@ def parse(tables: Mapping[str, object], where: str) -> Certification:
 
 
 def _read(entry: object, where: str) -> Triple:
-    raw = _converted(entry, _Entry, where)
+    raw = _converted(entry, Entry, where)
     if _PATTERN.fullmatch(raw.subject) is None:
         _wrong(
             where,
@@ -217,7 +217,27 @@ def _read(entry: object, where: str) -> Triple:
     for item in items:
         if not any(item in USES[procedure] for procedure in procedures):
             _wrong(where, "items", f"none of these procedures touches {item}", "leave it away")
-    return Triple(raw.subject, procedures, items)
+    triple = Triple(raw.subject, procedures, items)
+    _high_enough(triple, where)
+    return triple
+
+
+def _high_enough(triple: Triple, where: str) -> None:
+    """What the formal machine would refuse at every time is refused here, where somebody reads it."""
+    level = LEVELS[Kind(triple.subject.partition(":")[0])]
+    for procedure in sorted(triple.procedures):
+        for item, use in USES[procedure].items():
+            trusts = use.raises or use.made_from is not None
+            if item not in triple.items or not (trusts or use.attributes & MODIFIES):
+                continue
+            needed = TRUSTED if trusts else CLAIMED.get(item, TRUSTED)
+            if level < needed.level:
+                _wrong(
+                    where,
+                    "subject",
+                    f"{triple.subject} stands too low for {procedure} on {item}: no write up; expected {RELAY}",
+                    "let the relay do it, which checks first",
+                )
 
 
 def _members(kind: type[E], words: Iterable[str], where: str) -> frozenset[E]:

@@ -20,7 +20,7 @@ from korora.agents.integrity.state import Access, State, Table
 from proxy.errors import PolicyRefused
 
 RULE: Final = "clark-wilson"
-"""What refusals begin with."""
+"""What refusals name as the rule that decided."""
 
 SESSIONS_MAX: Final = 4096  # at once: above all that a daemon lets in, leaves and recovers; each takes some 10 KiB
 PERFORMED_MAX: Final = 4096  # in one session: a peer may come back as often as it likes, and each is kept
@@ -296,4 +296,4 @@ def _told(request: Request) -> str:
 
 
 def _refuse(message: str, remedy: str) -> NoReturn:
-    raise PolicyRefused(f"{RULE}: {message}; {remedy}")
+    raise PolicyRefused(f"{RULE}: {message}; {remedy}", RULE)

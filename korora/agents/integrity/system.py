@@ -49,7 +49,7 @@ class Reached:
     changes: int
 
 
-class Insecure(Exception):  # noqa: N818
+class Insecure(Exception):
     """A state, or a change, that should not be.
 
     Args:

@@ -20,34 +20,34 @@ Condition = Comparison[Any] | Fact[Any]
 FACT: Final = ("missing", "turned round")
 COMPARISON: Final = (*FACT, "levels only", "categories only")
 
-CONDITIONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
+CONDITIONS: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = MappingProxyType(
     {
-        "get: in the matrix": ("discretionary", FACT),
-        "get: no read down": ("simple security", COMPARISON),
-        "get: no write up": ("simple security", COMPARISON),
-        "get: taken beside what is modified": ("star", COMPARISON),
-        "get: modified beside what is taken": ("star", COMPARISON),
-        "give: controls it": (ENTITLED, FACT),
-        "give: to a subject": ("well formed", FACT),
-        "rescind: controls it": (ENTITLED, FACT),
-        "create: is new": ("well formed", FACT),
-        "create: writes to its parent": (ENTITLED, FACT),
-        "create: not above its parent": ("compatible", COMPARISON),
-        "delete: controls it": (ENTITLED, FACT),
-        "delete: has nothing below it": ("well formed", FACT),
-        "change object: controls it": (ENTITLED, FACT),
-        "change object: not above its parent": ("compatible", COMPARISON),
-        "change object: not below its children": ("compatible", COMPARISON),
-        "change object: its readers do not read down": ("simple security", COMPARISON),
-        "change object: its writers do not write up": ("simple security", COMPARISON),
-        "change object: taken beside what is modified": ("star", COMPARISON),
-        "change object: modified beside what is taken": ("star", COMPARISON),
-        "change subject: is one": (ENTITLED, FACT),
-        "change subject: downwards only": (ENTITLED, COMPARISON),
-        "change subject: does not write up": ("simple security", COMPARISON),
+        "get: in the matrix": ("discretionary", "matrix", FACT),
+        "get: no read down": ("simple security", "accesses", COMPARISON),
+        "get: no write up": ("simple security", "accesses", COMPARISON),
+        "get: taken beside what is modified": ("star", "accesses", COMPARISON),
+        "get: modified beside what is taken": ("star", "accesses", COMPARISON),
+        "give: controls it": (ENTITLED, "matrix", FACT),
+        "give: to a subject": ("well formed", "matrix", FACT),
+        "rescind: controls it": (ENTITLED, "matrix", FACT),
+        "create: is new": ("well formed", "hierarchy", FACT),
+        "create: writes to its parent": (ENTITLED, "hierarchy", FACT),
+        "create: not above its parent": ("compatible", "hierarchy", COMPARISON),
+        "delete: controls it": (ENTITLED, "hierarchy", FACT),
+        "delete: has nothing below it": ("well formed", "hierarchy", FACT),
+        "change object: controls it": (ENTITLED, "levels", FACT),
+        "change object: not above its parent": ("compatible", "hierarchy", COMPARISON),
+        "change object: not below its children": ("compatible", "hierarchy", COMPARISON),
+        "change object: its readers do not read down": ("simple security", "levels", COMPARISON),
+        "change object: its writers do not write up": ("simple security", "levels", COMPARISON),
+        "change object: taken beside what is modified": ("star", "levels", COMPARISON),
+        "change object: modified beside what is taken": ("star", "levels", COMPARISON),
+        "change subject: is one": (ENTITLED, "levels", FACT),
+        "change subject: downwards only": (ENTITLED, "levels", COMPARISON),
+        "change subject: does not write up": ("simple security", "levels", COMPARISON),
     }
 )
-"""Every condition of every rule: the property that it keeps, and in which ways it can be wrong."""
+"""Every condition of every rule: the property that it keeps, the world that shows it, the ways it can be wrong."""
 
 EFFECTS: Final = (
     "rescind: leaves the access",
@@ -65,12 +65,14 @@ class Mutant:
     Attributes:
         name: what is wrong.
         rules: all of them.
-        keeps: the property that what is wrong was there for; empty where several are.
+        keeps: the property that what is wrong was there for.
+        world: where it shows.
     """
 
     name: str
     rules: Rules
-    keeps: str = ""
+    keeps: str
+    world: str
 
 
 def conditions(rules: Sequence[Rule[Any]] = RULES) -> Iterator[Condition]:
@@ -110,20 +112,19 @@ _CHANGES: Final[Mapping[str, Callable[[Condition], Condition | None]]] = Mapping
 
 
 def of_conditions() -> Iterator[Mutant]:
-    for name, (keeps, ways) in CONDITIONS.items():
+    for name, (keeps, world, ways) in CONDITIONS.items():
         for way in ways:
-            yield Mutant(f"{name}: {way}", _changed(name, _CHANGES[way]), keeps)
+            yield Mutant(f"{name}: {way}", _changed(name, _CHANGES[way]), keeps, world)
 
 
 def of_properties() -> Iterator[Mutant]:
     """Rules that do not care about a property at all."""
-    for property_ in dict.fromkeys(keeps for keeps, _ in CONDITIONS.values()):
-        rules = RULES
-        names = {name for name, (keeps, _) in CONDITIONS.items() if keeps == property_}
-        rules = tuple(
-            replace(rule, conditions=tuple(one for one in rule.conditions if one.name not in names)) for rule in rules
+    for property_, world in {keeps: world for keeps, world, _ in CONDITIONS.values()}.items():
+        names = {name for name, (keeps, *_) in CONDITIONS.items() if keeps == property_}
+        rules = (
+            replace(rule, conditions=tuple(one for one in rule.conditions if one.name not in names)) for rule in RULES
         )
-        yield Mutant(f"{property_}: disregarded", rules, property_)
+        yield Mutant(f"{property_}: disregarded", tuple(rules), property_, world)
 
 
 def _with_effect(name: str, effect: Callable[[Any, State], State]) -> Rules:
@@ -147,10 +148,10 @@ def _left(field: str) -> Callable[[Delete, State], State]:
 
 def of_effects() -> Iterator[Mutant]:
     rescind, accesses, matrix, place = EFFECTS
-    yield Mutant(rescind, _with_effect("rescind", _rescinded), "discretionary")
-    yield Mutant(accesses, _with_effect("delete", _left("accesses")))
-    yield Mutant(matrix, _with_effect("delete", _left("matrix")), "well formed")
-    yield Mutant(place, _with_effect("delete", _left("parents")), "well formed")
+    yield Mutant(rescind, _with_effect("rescind", _rescinded), "discretionary", "matrix")
+    yield Mutant(accesses, _with_effect("delete", _left("accesses")), "discretionary", "hierarchy")
+    yield Mutant(matrix, _with_effect("delete", _left("matrix")), "well formed", "hierarchy")
+    yield Mutant(place, _with_effect("delete", _left("parents")), "well formed", "hierarchy")
 
 
 def all_mutants() -> tuple[Mutant, ...]:

@@ -61,8 +61,9 @@ def begun(certification: Certification, *steps: Step, initiator: str = PEER) -> 
 def refused(monitor: Monitor, attack: Step, words: str) -> None:
     """It is refused in those words, and nothing has changed."""
     before = monitor.state("s")
-    with pytest.raises(PolicyRefused, match=f"^clark-wilson: .*{words}.*; "):
+    with pytest.raises(PolicyRefused, match=f"^clark-wilson: .*{words}.*; ") as caught:
         perform(monitor, "s", [attack])
+    assert caught.value.rule == "clark-wilson"
     assert monitor.state("s") == before
 
 

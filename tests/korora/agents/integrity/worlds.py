@@ -43,14 +43,14 @@ def access(subject: str, obj: str, attributes: Iterable[Attribute]) -> Iterator[
         yield Release(subject, obj, attribute)
 
 
-def accesses() -> World:
-    """A subject and two objects, of any standing of five levels each; whatever it may have."""
+def accesses(name: str, standings: tuple[Standing, ...]) -> World:
+    """A subject and two objects, of any standing each; whatever it may have."""
     matrix = [Access("user", obj, attribute) for obj in ("one", "two") for attribute in (R, W, A, E)]
     initial = (
-        state({"user": user}, {"one": one, "two": two}, {}, matrix) for user, one, two in product(EVERY_LEVEL, repeat=3)
+        state({"user": user}, {"one": one, "two": two}, {}, matrix) for user, one, two in product(standings, repeat=3)
     )
     requests = (request for obj in ("one", "two") for request in access("user", obj, (R, W, A, E)))
-    return World("accesses", tuple(initial), tuple(requests))
+    return World(name, tuple(initial), tuple(requests))
 
 
 def matrix() -> World:
@@ -176,7 +176,9 @@ def _from_secure_states(*found: World) -> tuple[World, ...]:
 
 def worlds() -> tuple[World, ...]:
     """Those that every run of the tests searches."""
-    return _from_secure_states(accesses(), matrix(), hierarchy(), levels())
+    return _from_secure_states(
+        accesses("accesses", STANDINGS), accesses("every level", EVERY_LEVEL), matrix(), hierarchy(), levels()
+    )
 
 
 def large() -> tuple[World, ...]:
