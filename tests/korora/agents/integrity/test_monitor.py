@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from korora.agents.integrity.monitor import Monitor, Performed, initial_state
 from korora.agents.integrity.order import ORDER, Stage
 from korora.agents.integrity.procedures import USES, Procedure
 from korora.agents.integrity.properties import PROPERTIES, secure
+from korora.agents.integrity.requests import Answer
 from korora.agents.integrity.state import Access
 from proxy.errors import PolicyRefused
 from tests.korora.agents.integrity.support import (
@@ -311,6 +313,68 @@ def test_whatever_is_tried_the_state_stays_secure(
         done = {kept.procedure for kept in performed}
         assert Item.MEMORY not in state.objects or done & {Procedure.VERIFY, Procedure.RECOVER}
     assert monitor.end("s") == tuple(performed)
+
+
+# ---- each defence is what refuses: without it, the attack is performed
+
+
+def no_certification(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Certification, "permits", lambda *_: True)
+    patch.setattr(Certification, "accesses", EVERYBODY.accesses.__func__.__get__(EVERYBODY))  # type: ignore[attr-defined]
+
+
+def no_duties(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Monitor, "_separated", lambda *_: None)
+
+
+def no_order(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "ORDER", {(stage, procedure): stage for stage in Stage for procedure in Procedure})
+
+
+def no_machine(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "respond", lambda rules, request, state: (Answer.YES, state))
+
+
+def no_memory_of_ids(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "ENDED_MAX", 0)
+
+
+Defence = Callable[[pytest.MonkeyPatch], None]
+ATTACKS: dict[str, tuple[Defence, Certification, str, tuple[Step, ...], Step]] = {
+    "no triple": (no_certification, Certification.default(), PEER, (), step(PEER, Procedure.RECORD, Item.JOURNAL)),
+    "initiator approves": (no_duties, EVERYBODY, OPERATOR, DEPARTING[:5], APPROVE),
+    "approver commits": (no_duties, EVERYBODY, PEER, (*ARRIVING[:5], (RELAY, *APPROVE[1:])), COMMIT),
+    "too few approvals": (no_duties, Certification("x", EVERYBODY.triples, approvals=1), PEER, ARRIVING[:5], COMMIT),
+    "out of order": (no_order, EVERYBODY, OPERATOR, DEPARTING[:1], COMMIT),
+    "peer verifies": (no_machine, EVERYBODY, PEER, ARRIVING[:4], (PEER, *VERIFY[1:])),
+    "memory of an unverified stream": (
+        no_machine,
+        EVERYBODY,
+        PEER,
+        ARRIVING[:4],
+        step(RELAY, Procedure.VERIFY, Item.MEMORY),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_defence_is_what_refuses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defence, certification, initiator, before, attack = ATTACKS[name]
+    attacked = begun(certification, *before, initiator=initiator)
+    if defence is no_certification:
+        no_order(monkeypatch)
+    with pytest.raises(PolicyRefused):
+        perform(attacked, "s", [attack])
+    defence(monkeypatch)
+    perform(begun(certification, *before, initiator=initiator), "s", [attack])
+
+
+def test_forgotten_ids_could_be_offered_again(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_memory_of_ids(monkeypatch)
+    for _ in range(2):
+        monitor.begin("s", PEER)
+        perform(monitor, "s", [OFFER])
+        monitor.end("s")
 
 
 # ---- bounds
