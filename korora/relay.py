@@ -24,6 +24,7 @@ from korora.errors import complain, line_of
 from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
 from korora.host_store import open_host_store
 from korora.memory import affordable, give_back
+from korora.notary import Notary
 from korora.policy.board import Board
 from korora.policy.desk import Desk
 from korora.policy.file import PolicyFile
@@ -214,8 +215,10 @@ class _Stopper:
             self._stop(self.reason)
 
 
-async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path: Path | None) -> int:
-    """Run a session to its end, write its report, say in one line how it went; return its exit code."""
+async def _account(
+    work: Coroutine[Any, Any, None], report: SessionReport, path: Path | None, notary: Notary | None = None
+) -> int:
+    """Run a session to its end, write its report, sign how it ended, say so in one line; return its exit code."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     code, words = EXIT_DONE, None
@@ -229,6 +232,8 @@ async def _account(work: Coroutine[Any, Any, None], report: SessionReport, path:
     report.seconds = round(loop.time() - began, 6)
     await asyncio.to_thread(give_back)
     reports.conclude(report, code, words)
+    if notary is not None:
+        await asyncio.to_thread(notary.ended, report)
     if path is not None:
         await asyncio.to_thread(_write_report, path, report)
     facts = {
@@ -268,6 +273,7 @@ class _Receiver:
         self._refusal: Exception | None = None
         self._accepted = False
         self._destination: Destination | None = None
+        self._notary: Notary | None = None
 
     async def run(self) -> int:
         with _host_store(self._options.common, self._options.paging) as paging:
@@ -275,6 +281,7 @@ class _Receiver:
 
     async def _run(self, paging: PagingTerms) -> int:
         tls = _tls(self._options.common, TlsRole.SERVER)
+        self._notary = Notary(tls.identity, self._options.common.state_folder)
         async with _office(self._options.common, tls) as office:
             return await self._serve(tls, paging, office)
 
@@ -297,6 +304,7 @@ class _Receiver:
                 monitors={_EGRESS: options.monitor} if options.monitor else {},
                 guarded=frozenset({_EGRESS} if options.guarded else ()),
                 authority=office,
+                notary=self._notary,
             ),
             begin=self._begin,
             failed=self._refused,
@@ -333,7 +341,7 @@ class _Receiver:
             runner.stop(self._stopping)  # it was let in just before the signal
         try:
             with Progress(lambda: runner):
-                code = await _account(runner.run(), runner.report, common.report)
+                code = await _account(runner.run(), runner.report, common.report, self._notary)
         finally:
             self._running.discard(runner)
             self._ended.set()
@@ -402,6 +410,7 @@ class _Sender:
         self._source: Source | None = None
         self._task: asyncio.Task[int] | None = None
         self._stopped = False
+        self._notary: Notary | None = None
 
     async def run(self) -> int:
         with _host_store(self._options.common, self._options.peer.paging) as paging:
@@ -409,6 +418,7 @@ class _Sender:
 
     async def _run(self, peer: Peer) -> int:
         tls = _tls(self._options.common, TlsRole.CLIENT)
+        self._notary = Notary(tls.identity, self._options.common.state_folder)
         async with _office(self._options.common, tls) as office:
             return await self._serve(tls, peer, office)
 
@@ -419,7 +429,13 @@ class _Sender:
         await options.ingress.open()
         handovers = self._handovers = open_handovers(common.state_folder)
         self._source = Source(
-            tls, peer, options.ingress, handovers=handovers, monitor=options.monitor, authority=office
+            tls,
+            peer,
+            options.ingress,
+            handovers=handovers,
+            monitor=options.monitor,
+            authority=office,
+            notary=self._notary,
         )
         stopper = _Stopper(self._stop)
         recovering: asyncio.Task[None] | None = None
@@ -454,7 +470,7 @@ class _Sender:
             except HypervisorFailed as error:
                 return await _account(_fails(error), report, options.common.report)
             with Progress(lambda: source.current):
-                code = await _account(source.session(first, report), report, options.common.report)
+                code = await _account(source.session(first, report), report, options.common.report, self._notary)
             if options.transport and options.recover_seconds:
                 common = options.common
                 await asyncio.to_thread(

@@ -57,6 +57,7 @@ from korora.errors import complain, line_of
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
 from korora.memory import give_back
+from korora.notary import Notary
 from korora.xl.desk import Desk
 from korora.xl.words import Carry
 from proxy.endpoints.handed import HandedIngress, HandedPipes
@@ -113,6 +114,7 @@ class Worker:
         self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
         self._office: Office | None = None
+        self._notary: Notary | None = None
         self._host_store: HostStore | None = None
         self._destination: Destination | None = None
         self._ways: dict[str, WayIn] = {}
@@ -226,6 +228,10 @@ class Worker:
             self._office = Office(credentials.identity.name, policy, Path(config.state))
         else:
             self._office.reload(policy)
+        if self._notary is None:
+            self._notary = Notary(credentials.identity, Path(config.state))
+        else:
+            self._notary.reload(credentials.identity)
         if self._admission is None:
             self._admission = Admission(Path(config.state) / build.LOCKS, self._loop.time)
         self._admission.reconfigure(config, egresses)
@@ -241,6 +247,7 @@ class Worker:
             random=self._random,
             admit=self._admission.admit,
             authority=self._office,
+            notary=self._notary,
         )
         self._config, self._credentials, self._xl_max = config, credentials, message.xl_max
         self._observer.identity(credentials.identity)
@@ -279,6 +286,7 @@ class Worker:
             handovers=self._handing.handovers,
             monitor=build.monitor_of(ingress),
             authority=self._office,
+            notary=self._notary,
         )
         self._ways[name] = WayIn(name, given, source, self._account, self._left)
 
@@ -303,6 +311,7 @@ class Worker:
             handovers=self._handing.handovers,
             holder=pipes.holder,
             authority=self._office,
+            notary=self._notary,
         )
         errand = XlErrand(source, pipes, lambda work, report, why: self._account(work, report, XL, why))
         log.info("xl migrates", session=errand.session_id[:8], peer=ask.peer, uid=uid)
@@ -394,6 +403,8 @@ class Worker:
             self._observer.session_ended(report, status, failure)
             tell(report, way, words)
             live = failure = None
+            if self._notary is not None:
+                self._task(asyncio.to_thread(self._notary.ended, report))
             if self._config is not None:
                 self._task(keep_or_tell(Path(self._config.state) / build.REPORTS, report))
             self._carried -= 1

@@ -43,7 +43,7 @@ def test_every_key_of_the_report_in_order() -> None:
     reports.conclude(report, 0, None)
     written = reports.as_dict(report)
     assert [row[0].strip("`") for row in table("key", "kind")] == list(written)
-    kinds = {str: "string", int: "number", float: "number", dict: "object", type(None): "null"}
+    kinds = {str: "string", int: "number", float: "number", dict: "object", list: "list", type(None): "null"}
     for name, kind, _ in table("key", "kind"):
         assert kinds[type(written[name.strip("`")])] in kind, name
 

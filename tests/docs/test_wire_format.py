@@ -158,6 +158,8 @@ PARTS = {
     control.LaneGrant: "lane grant",
     control.LaneProgress: "lane progress",
     control.ChannelState: "channel state",
+    control.Evidence: "evidence",
+    control.LogHead: "log head",
 }
 
 
@@ -184,6 +186,8 @@ def _bounds(kind: Any) -> str:
             return "one of " + ", ".join(f"`{value}`" for value in kind.values)
         case msgspec.inspect.StructType():
             return PARTS[kind.cls]
+        case msgspec.inspect.UnionType(types=(of, msgspec.inspect.NoneType())):
+            return f"{_bounds(of)} or nil"
     raise AssertionError(kind)
 
 

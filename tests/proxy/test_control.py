@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunking.limits import SEGMENT_PAGES_MAX
+from crypto.receipts.limits import HEADS_ASKED_MAX
 from proxy.control import (
     Abort,
     Accept,
     ChannelOpen,
     ChannelOpened,
     ChannelState,
+    Countersigned,
+    Evidence,
+    Facts,
     Finish,
     Finished,
     Heartbeat,
@@ -27,6 +31,7 @@ from proxy.control import (
     LaneLost,
     LaneProgress,
     LaneRequest,
+    LogHead,
     Message,
     MessageReader,
     Offer,
@@ -36,7 +41,9 @@ from proxy.control import (
     Refuse,
     Resume,
     Resumed,
+    Shown,
     Standing,
+    Statement,
     StoredSegment,
     Word,
     encode,
@@ -77,8 +84,17 @@ KINDS = st.sampled_from(["", "xl", "qmp"])
 STANDINGS = st.sampled_from(get_args(Standing))
 PHASES = st.sampled_from(["open", "finishing", "closed"])
 
+RECEIPTS = st.binary(max_size=2000)
+EVIDENCE = st.none() | st.builds(
+    Evidence, RECEIPTS, st.binary(max_size=600), st.lists(U63, max_size=HEADS_ASKED_MAX).map(tuple)
+)
+PATHS = st.lists(st.lists(PROOFS, max_size=20).map(tuple), max_size=HEADS_ASKED_MAX).map(tuple)
+HEADS = st.builds(LogHead, st.text(max_size=200), PATHS)
+
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS),
+    st.builds(
+        Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS, EVIDENCE
+    ),
     st.builds(
         Accept,
         U16,
@@ -90,6 +106,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         CHAINS,
         SEGMENTS,
         KINDS,
+        EVIDENCE,
+        st.none() | HEADS,
     ),
     st.builds(PagesWanted, U63, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_WANTED_MAX).map(tuple)),
     st.builds(
@@ -107,8 +125,12 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(ChannelOpen, CHANNELS, U63),
     st.builds(ChannelOpened, CHANNELS, U63),
     st.builds(Heartbeat, U63, st.lists(st.builds(LaneProgress, U16, U63), max_size=LANES_MAX).map(tuple)),
-    st.builds(Finish),
-    st.builds(Finished),
+    st.builds(Shown, HEADS),
+    st.builds(Facts, RECEIPTS),
+    st.builds(Statement, RECEIPTS),
+    st.builds(Countersigned, RECEIPTS),
+    st.builds(Finish, RECEIPTS),
+    st.builds(Finished, RECEIPTS),
     st.builds(Word, STANDINGS, REASONS),
     st.builds(Recover, U16, IDS, STANDINGS, REASONS),
     st.builds(Abort, U16, REASONS),

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from crypto.keys import Direction
 from proxy.errors import ProtocolViolation
-from proxy.limits import ACK_ENTRIES_MAX, CHANNELS_MAX, FRAME_BODY_BYTES_MAX, FRAME_BYTES_MAX
+from proxy.limits import (
+    ACK_ENTRIES_MAX,
+    CHANNELS_MAX,
+    FRAME_BODY_BYTES_MAX,
+    FRAME_BODY_SLACK_BYTES,
+    FRAME_BYTES_MAX,
+)
 from proxy.wire import (
     ACK_ENTRY,
     DIGEST_BYTES,
@@ -156,12 +162,14 @@ def test_acknowledgements_round_trip(acks: list[Ack]) -> None:
 def check_bounds(header: FrameHeader) -> None:
     """What a receiver may rely on after parsing."""
     assert 0 <= header.channel < CHANNELS_MAX
-    assert header.codec is Codec.OPAQUE
     assert 0 <= header.raw_bytes <= FRAME_BYTES_MAX
     if header.kind is FrameKind.END:
         assert (header.raw_bytes, header.body_bytes) == (0, DIGEST_BYTES)
     else:
-        assert 0 < header.raw_bytes == header.body_bytes
+        assert header.raw_bytes > 0
+        most = header.raw_bytes + (FRAME_BODY_SLACK_BYTES if header.codec is Codec.PAGES else 0)
+        assert 0 < header.body_bytes <= most
+        assert header.codec is Codec.PAGES or header.body_bytes == header.raw_bytes
 
 
 @settings(max_examples=200)
