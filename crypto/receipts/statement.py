@@ -69,14 +69,23 @@ class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The virtual machine, as its stream has told; empty where it has not."""
+    """The virtual machine, as its stream has told.
+
+    Args:
+        name: empty where the stream has not told it.
+        uuid: the same.
+    """
 
     name: Annotated[str, msgspec.Meta(max_length=255)]
     uuid: _Word
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Digest of the policy that each side decided by, in hexadecimal; empty where it has none."""
+    """The policies that the two sides decided by.
+
+    Args:
+        source, destination: digest of that side's policy, in hexadecimal; empty where it has none.
+    """
 
     source: _Digest = ""
     destination: _Digest = ""
@@ -103,7 +112,13 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Procedure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A transformation procedure that was performed: who, what, on what."""
+    """A transformation procedure that was performed.
+
+    Args:
+        subject: by whom.
+        procedure: which.
+        items: on what.
+    """
 
     subject: _Text
     procedure: _Word
@@ -127,14 +142,22 @@ class Attestation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Octets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bytes of the hypervisors' streams that were carried in each direction."""
+    """How much was carried.
+
+    Args:
+        forward, backward: bytes of the hypervisors' streams in that direction.
+    """
 
     forward: _Count = 0
     backward: _Count = 0
 
 
 class Heads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The signed head of each host's log as it told the other in this session; empty where it had not."""
+    """What each host showed the other of its log.
+
+    Args:
+        source, destination: text of its log's signed head in this session; empty where it had shown none.
+    """
 
     source: _Head = ""
     destination: _Head = ""
@@ -146,15 +169,17 @@ class Predicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         stage: when this is said.
         session: its id, 32 hexadecimal digits.
-        source, destination: the two hosts.
+        source: the host that the machine leaves.
+        destination: the host where it arrives.
         vm: the machine; null before its stream has told.
-        started, ended: ISO 8601 in UTC, by the clock of who made the statement; null while it runs.
+        started: ISO 8601 in UTC, by the clock of who made the statement.
+        ended: the same; null while it runs.
         policies: each side's.
         decisions: in the order in which they were made.
         procedures: in the order in which they were performed.
         attestations: of both hosts.
         pages: how many memory pages were sent in each way.
-        bytes: of the streams.
+        bytes: of the streams, as they entered the pair of relays.
         outcome: how it ended; empty before.
         error: why, in words for people.
         flags: placeholders for items that could not be accepted.
@@ -181,7 +206,12 @@ class Predicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A thing that the statement is about (in-toto ResourceDescriptor): its name, and digests by their algorithms."""
+    """A thing that the statement is about (in-toto ResourceDescriptor).
+
+    Args:
+        name: ``session``, or of what was carried: ``channel/0/forward`` is channel 0's stream to the destination.
+        digest: by algorithm, in hexadecimal.
+    """
 
     name: _Text
     digest: Annotated[dict[_Word, _Hex], msgspec.Meta(min_length=1, max_length=DIGESTS_MAX)]
@@ -191,9 +221,9 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An in-toto Statement v1.
 
     Args:
-        type: what it is; ``_type`` in JSON.
-        subject: the session, and what it carried: ``channel/0/forward`` is channel 0's stream to the destination.
-        predicateType: of ours.
+        _type: what it is.
+        subject: the session, and what it carried.
+        predicateType: which predicate.
         predicate: what the session did.
     """
 

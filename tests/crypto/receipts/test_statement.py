@@ -5,8 +5,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement as TheirStatement
 
 from crypto.errors import ReceiptMalformed
 from crypto.receipts.limits import STATEMENT_BYTES_MAX, SUBJECTS_MAX
@@ -142,3 +145,18 @@ def test_the_digests_of_as_many_channels_as_there_are_fit() -> None:
         f"channel/{number}/{way}": {"blake3": "f" * 64} for number in range(64) for way in ("forward", "backward")
     }
     assert len(build(predicate(), digests)) < STATEMENT_BYTES_MAX * 2 // 3
+
+
+# ---- another implementation
+
+
+def test_in_toto_s_own_library_reads_and_validates_our_statements() -> None:
+    digests = {"channel/0/forward": {"blake3": "ab" * 32}, "disk/xvda": {"sha256": "cd" * 32}}
+    theirs = TheirStatement.copy_from_pb(json_format.Parse(build(predicate(), digests), statement_pb2.Statement()))
+    theirs.validate()
+    assert theirs.pb.predicate_type == PREDICATE_TYPE
+    assert [one.name for one in theirs.pb.subject] == ["session", *digests]
+    assert json_format.MessageToDict(theirs.pb)["predicate"]["outcome"] == "done"
+    theirs.pb.subject.clear()
+    with pytest.raises(ValueError, match="subject"):
+        theirs.validate()
