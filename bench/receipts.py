@@ -35,7 +35,7 @@ WORDS: Final = {
     "append": "one receipt appended and synced",
     "head": "the head signed and kept",
     "proof": "the head signed again, with a proof of consistency",
-    "check": "that checked and remembered, with its two syncs",
+    "check": "that checked and remembered",
     "fsync": "one write and sync of as many bytes, nothing else",
 }
 

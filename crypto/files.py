@@ -34,13 +34,14 @@ def make_private_directory(path: Path) -> None:
         path.chmod(DIRECTORY_MODE)
 
 
-def write_private(path: Path, content: bytes, *, owner: os.stat_result | None = None) -> None:
+def write_private(path: Path, content: bytes, *, owner: os.stat_result | None = None, durably: bool = True) -> None:
     """Put `content` at `path` with mode 0600, atomically and durably; replaces what stands there.
 
     Args:
         path: where; its directory must exist. A symbolic link there is replaced, not followed.
         content: the whole file.
         owner: whose user and group the file shall have, where that differs from ours and we may give it away.
+        durably: False for what may be older, or an empty file, after the machine has crashed: it waits for no disk.
 
     Raises:
         OSError: nothing has changed then.
@@ -54,12 +55,14 @@ def write_private(path: Path, content: bytes, *, owner: os.stat_result | None = 
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durably:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+    if durably:
+        fsync_directory(path.parent)
 
 
 def fsync_directory(path: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Final
 from nacl.signing import SigningKey
 
 from crypto.errors import HeadMalformed, LogDamaged, LogUnusable, ReceiptMalformed
-from crypto.files import fsync_directory, make_private_directory, read_bounded
+from crypto.files import fsync_directory, make_private_directory, read_bounded, write_private
 from crypto.receipts import checkpoint as heads
 from crypto.receipts.checkpoint import Checkpoint
 from crypto.receipts.dsse import Envelope, decode, encode
@@ -98,7 +98,7 @@ class ReceiptLog:
         with self._opened(write=True) as files:
             text = heads.sign(Checkpoint(origin, files.size, files.tree.root()), key)
             try:
-                self._keep_head(text.encode())
+                write_private(self.folder / HEAD, text.encode(), durably=False)  # an older one is as good
             except OSError as error:
                 raise self._unusable("write", error) from None
         return text
@@ -163,18 +163,6 @@ class ReceiptLog:
             raise self._unusable("read", error) from None
         except ValueError:
             raise HeadMalformed(f"{self.folder / HEAD} is no head", _KEEP.format(folder=self.folder)) from None
-
-    def _keep_head(self, content: bytes) -> None:
-        """Replace the head; not synced: after a crash an older one stands there, which is as good."""
-        temporary = self.folder / f".{HEAD}.new"  # under the lock, so nobody else makes it
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
-        )
-        try:
-            _write_at(descriptor, content, 0)
-        finally:
-            os.close(descriptor)
-        temporary.replace(self.folder / HEAD)
 
     @contextmanager
     def _opened(self, *, write: bool = False) -> "Iterator[_Files]":

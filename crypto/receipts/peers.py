@@ -6,6 +6,9 @@
 A head that is asked for takes a moment to come, and meanwhile another session with the same host may have got a newer
 one. Each is proven against what was known when it was asked for, and both are remembered: the next one has to continue
 both. As a rule there is one.
+
+No disk is waited for: after a crash an older head may stand there, from which the next one is proven as well, and both
+stand in the session's receipts.
 """
 
 import fcntl
@@ -201,6 +204,8 @@ class PeerHeads:
             raise LogUnusable(f"cannot read {path}: {error.strerror}", "run as the user who owns it") from None
         except ValueError as error:
             raise HeadMalformed(f"{path} is {error}", self._remedy(name)) from None
+        if not content:
+            return ()  # a crash left it so
         try:
             known = msgspec.json.decode(content, type=_Known).heads
             for one in known:
@@ -212,7 +217,7 @@ class PeerHeads:
     def _write(self, name: str, seen: tuple[Seen, ...]) -> None:
         path = self.folder / f"{name}.json"
         try:
-            write_private(path, msgspec.json.encode(_Known(seen)))
+            write_private(path, msgspec.json.encode(_Known(seen)), durably=False)
         except OSError as error:
             raise LogUnusable(
                 f"cannot remember {name}'s head in {path}: {error.strerror}", "make room on its disk, or repair it"

@@ -173,7 +173,6 @@ def test_what_is_remembered_is_not_believed_either(tmp_path: Path) -> None:
     content = path.read_bytes()
     told: Any = msgspec.json.decode(content)
     for altered in (
-        b"",
         b"{}",
         content[:-1],
         content.replace(b"\\n3\\n", b"\\n2\\n"),
@@ -187,6 +186,14 @@ def test_what_is_remembered_is_not_believed_either(tmp_path: Path) -> None:
         with pytest.raises(HeadMalformed, match=r"alpha\.json") as caught:
             peers.known("alpha")
         assert "followed anew" in caught.value.remedy
+
+
+def test_an_empty_file_after_a_crash_is_no_head(tmp_path: Path) -> None:
+    peers, log = PeerHeads(tmp_path / "beta"), filled(tmp_path / "alpha", 3)
+    exchange(peers, log)
+    (tmp_path / "beta" / "peers" / "alpha.json").write_bytes(b"")
+    assert peers.known("alpha") == ()
+    assert exchange(peers, log).size == 3
 
 
 def test_a_full_disk_is_said_and_the_verdict_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
