@@ -173,6 +173,8 @@ class SourceRunner(Runner):
             # What connects from here on is the next migration.
             accepting.cancel()
             await asyncio.gather(accepting, return_exceptions=True)
+        self.complete = True
+        self.progress.wake()
         if self.guard is not None:
             await self.guard.until_decided()
         else:

@@ -79,6 +79,8 @@ class Runner(Linked):
         self.oversight = Oversight.none(session.id, report)
         """Who has a say on it: whoever made it says so before it runs (``testify``)."""
         self.testimony = Testimony(self, session.role, self.oversight, None)
+        self.complete = False
+        """Whether all channels have ended, and no further one can come."""
         self.pool = BufferPool()
         session.agree(resume_seconds, self._release)
         self.bundle = Bundle(self)
@@ -321,6 +323,11 @@ class Runner(Linked):
     def account(self) -> None:
         """See ``testimony.Session``."""
         self._account()
+
+    async def until_complete(self) -> None:
+        """See ``testimony.Session``: a guarded session is signed for before its channels end."""
+        if self.guard is None:
+            await self.until(lambda: self.complete)
 
     @property
     def digested(self) -> tuple[str, ...]:

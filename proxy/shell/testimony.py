@@ -43,6 +43,9 @@ class Session(Protocol):
     def account(self) -> None:
         """Write what the session has done so far into its report."""
 
+    async def until_complete(self) -> None:
+        """Wait until no further channel can come, where all has to have ended before it may be signed."""
+
     @property
     def digested(self) -> tuple[str, ...]:
         """Streams whose digests both sides know by now: the names of their subjects."""
@@ -158,6 +161,7 @@ class Testimony:
                 await self._session.say(self._said)
             return
         self._heard = facts
+        await self._session.until_complete()
         await self.ask()
         self._session.account()
         await self._say(Statement(await asyncio.to_thread(witness.state, facts, self._session.digested)))
@@ -171,6 +175,7 @@ class Testimony:
         if not isinstance(self._said, Facts):
             raise ProtocolViolation("a statement that was not asked for")
         self._heard = receipt
+        self._session.account()  # another channel may have come and gone since the facts
         await self._say(Countersigned(await asyncio.to_thread(witness.countersign, receipt)))
         self._signed = True
 
