@@ -49,6 +49,8 @@ class _Session:
     initiator: str
     stage: Stage
     state: State
+    certification: Certification
+    """Which the state's matrix says."""
     approvers: set[str] = field(default_factory=set)
     recovered: bool = False
     """It was taken up from the journal: whoever had to approve has done so before that was written."""
@@ -70,8 +72,6 @@ class Monitor:
     def reload(self, certification: Certification) -> None:
         """Something else is certified now: it counts for whatever is performed next, in running sessions too."""
         self._certification = certification
-        for session in self._sessions.values():
-            session.state = _recertified(session.state, certification)
 
     def begin(self, session: str, initiator: str) -> None:
         """A session starts.
@@ -90,7 +90,7 @@ class Monitor:
             _refuse(f"{SESSIONS_MAX} sessions are under way", "wait until some have ended")
         arriving = _kind(initiator) is Kind.HOST
         stage = Stage.AGAIN if session in self._ended else Stage.BEGUN
-        self._sessions[session] = _Session(initiator, stage, initial_state(arriving=arriving))
+        self._sessions[session] = _Session(initiator, stage, initial_state(arriving=arriving), self._certification)
 
     def perform(self, session: str, subject: str, procedure: Procedure, items: frozenset[Item]) -> Performed:
         """Perform a procedure, or rather: let the caller perform it now.
@@ -105,9 +105,9 @@ class Monitor:
             PolicyRefused: it is not certified, duties are not separated, it is not its turn, or the formal machine does
                 not say yes. Nothing has changed then.
         """
-        found = self._sessions.get(session)
-        if found is None:
+        if session not in self._sessions:
             _refuse(f"session {session} has not begun", "it was ended, or never offered")
+        found = self._found(session)
         what = f"{procedure} on {_listed(items)}"
         self._certified(subject, procedure, items)
         self._separated(found, subject, procedure)
@@ -154,7 +154,15 @@ class Monitor:
         Raises:
             KeyError: it is not.
         """
-        return self._sessions[session].state
+        return self._found(session).state
+
+    def _found(self, session: str) -> _Session:
+        """The session, by what is certified now."""
+        found = self._sessions[session]
+        if found.certification is not self._certification:
+            found.certification = self._certification
+            found.state = _recertified(found.state, self._certification)
+        return found
 
     def _certified(self, subject: str, procedure: Procedure, items: frozenset[Item]) -> None:
         _kind(subject)

@@ -36,6 +36,7 @@ def anybody(before: State, subject: str, after: State) -> bool:
 # ---- the theorem
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_state_that_is_reached_is_secure(name: str) -> None:
     found = reach(WORLDS[name])

@@ -83,7 +83,7 @@ class Walk(RuleBasedStateMachine):
 
 
 TestWalk = Walk.TestCase
-TestWalk.settings = settings(max_examples=60, stateful_step_count=50)
+TestWalk.settings = settings(stateful_step_count=50)
 
 
 def _order(access: Access) -> tuple[str, str, str]:

@@ -142,13 +142,20 @@ def levels() -> World:
     return World("levels", tuple(initial), requests)
 
 
-def together() -> World:
-    """Two users of any standing, a program and a leaf that both use, and a keeper who changes the leaf's standing."""
+def together(name: str, *, wide: bool) -> World:
+    """Two users of any standing, a program and a leaf that both use, and a keeper who changes the leaf's standing.
+
+    Args:
+        name: of the world.
+        wide: whether they also write to the leaf and read the program, and the keeper takes rights away.
+    """
     users = ("first", "second")
+    of_leaf = (R, W, A) if wide else (R, A)
+    of_program = (R, E) if wide else (E,)
     matrix = [
         Access("keeper", "root", W),
-        *(Access(user, "leaf", kind) for user in users for kind in (R, A)),
-        *(Access(user, "program", E) for user in users),
+        *(Access(user, "leaf", kind) for user in users for kind in of_leaf),
+        *(Access(user, "program", kind) for user in users for kind in of_program),
     ]
     initial = (
         state(
@@ -161,13 +168,13 @@ def together() -> World:
     )
     requests = (
         *access("keeper", "root", (W,)),
-        *(request for user in users for request in access(user, "leaf", (R, A))),
-        *(request for user in users for request in access(user, "program", (E,))),
+        *(request for user in users for request in access(user, "leaf", of_leaf)),
+        *(request for user in users for request in access(user, "program", of_program)),
         *(ChangeObject("keeper", "leaf", standing) for standing in STANDINGS),
         *(ChangeSubject(user, LOWEST) for user in users),
-        *(Rescind("keeper", user, "leaf", A) for user in users),
+        *(Rescind("keeper", user, "leaf", A) for user in users if wide),
     )
-    return World("together", tuple(initial), requests)
+    return World(name, tuple(initial), requests)
 
 
 def _from_secure_states(*found: World) -> tuple[World, ...]:
@@ -177,10 +184,15 @@ def _from_secure_states(*found: World) -> tuple[World, ...]:
 def worlds() -> tuple[World, ...]:
     """Those that every run of the tests searches."""
     return _from_secure_states(
-        accesses("accesses", STANDINGS), accesses("every level", EVERY_LEVEL), matrix(), hierarchy(), levels()
+        accesses("accesses", STANDINGS),
+        accesses("every level", EVERY_LEVEL),
+        matrix(),
+        hierarchy(),
+        levels(),
+        together("together", wide=False),
     )
 
 
 def large() -> tuple[World, ...]:
     """A larger one."""
-    return _from_secure_states(together())
+    return _from_secure_states(together("together, wide", wide=True))
