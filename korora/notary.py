@@ -219,10 +219,10 @@ class Deed:
         """Sign how it ended alone, and log it."""
         report = self._report
         outcome = _OUTCOMES.get(report.outcome, "failed")
-        if report.handover == "aborted":
-            outcome = "aborted"
-        elif report.handover == "doubt":
+        if report.handover == "doubt":
             outcome = "doubt"
+        elif report.handover == "aborted" and outcome == "failed":
+            outcome = "aborted"
         content = self._signed(self._predicate(Stage.OUTCOME, outcome), _digests(report))
         self._notary.log.append(dsse.decode(content))
 
@@ -283,7 +283,7 @@ class Deed:
         if told.stage is not Stage.OFFER:
             own_decisions = [one for one in told.decisions if one.side == "destination"]
             checks = {
-                "machine": told.vm == own.vm,
+                "machine": told.vm == own.vm or self._called_otherwise(told.vm, own.vm),
                 "policy": told.policies.destination == own.policies.destination,
                 "decisions of this host": own_decisions == list(self._decisions()),
             }
@@ -296,6 +296,12 @@ class Deed:
         ]
         if wrong:
             raise StreamCorrupt(f"what the source states is not what was seen here: {', '.join(wrong)}")
+
+    def _called_otherwise(self, told: Machine | None, own: Machine | None) -> bool:
+        """Whether both may be one machine all the same: a QEMU is called as its host likes, and may have no UUID."""
+        if self._report.handover_kind != "qmp" or told is None or own is None:
+            return False
+        return told.uuid == own.uuid or not (told.uuid and own.uuid)
 
     def _predicate(self, stage: Stage, outcome: Outcome = "") -> Predicate:
         report, question, theirs = self._report, self._question, self._theirs

@@ -80,6 +80,7 @@ async def guard_departure(
     guard.connection = first
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
+    runner.report.handover_kind = guard.kind
 
 
 async def guard_arrival(
@@ -129,6 +130,7 @@ async def guard_arrival(
         guard = XlDestinationGuard(file, hypervisor, runner, approvals)
     handovers.guards(guard)
     runner.guard, runner.let_go = guard, handovers.released
+    runner.report.handover_kind = guard.kind
 
 
 async def talk(link: ControlLink, handovers: Handovers | None, peer: str, recovery: Recover) -> None:

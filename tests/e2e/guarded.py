@@ -127,6 +127,11 @@ class Guarded:
 
     async def stayed(self) -> None:
         """The guest counts on at the source, as if nothing had been, and nothing of it is at the destination."""
+        await self.counts_at_the_source()
+        await self.until(lambda: not self.destination.running)
+
+    async def counts_at_the_source(self) -> None:
+        """The guest has turned back, and has never run at the destination, whose QEMU may wait still."""
         assert set(self.states().values()) == {State.ABORTED}
         last = self.source.serial.last
         assert last is not None
@@ -136,7 +141,6 @@ class Guarded:
         assert [beat.number for beat in beats] == list(range(beats[0].number, beats[-1].number + 1))
         assert beats[-1].bad == 0
         assert self.destination.serial.beats == []
-        await self.until(lambda: not self.destination.running)
 
     async def one_runs(self) -> Which:
         """After all is settled exactly one runs, as both journals say: which?"""

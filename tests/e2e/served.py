@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -66,15 +66,26 @@ class Served(Guarded):
 
 
 @asynccontextmanager
-async def served(rig: Rig) -> AsyncIterator[Served]:
-    """Load the guest at the source and make everything ready to migrate it from daemon to daemon."""
+async def served(rig: Rig, policies: Mapping[Which, str] = {}) -> AsyncIterator[Served]:
+    """Load the guest at the source and make everything ready to migrate it from daemon to daemon.
+
+    Args:
+        policies: of each daemon that is to have one.
+    """
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(private_folder())
         network = await stack.enter_async_context(ChaosProxy())
         site = await asyncio.to_thread(Site, folder)
         stack.push_async_callback(asyncio.to_thread, site.close)
         settings = f"[limits]\nresume_timeout = {RESUME_SECONDS}\n"
-        hosts: dict[Which, Host] = {which: site.host(which, workers=1, settings=settings) for which in BOTH}
+        for which, policy in policies.items():
+            write_policy(folder, which, policy)
+        tops = {
+            which: f'policy = "{folder}/{which}.policy"\napprovals = "{folder}/{which}.approve"\n' for which in policies
+        }
+        hosts: dict[Which, Host] = {
+            which: site.host(which, workers=1, settings=tops.get(which, "") + settings) for which in BOTH
+        }
         network.target = ("127.0.0.1", hosts["destination"].port)
         hosts["source"].peer("destination", f"127.0.0.1:{network.port}")
         hosts["destination"].peer("source")
@@ -97,6 +108,13 @@ async def served(rig: Rig) -> AsyncIterator[Served]:
         except BaseException:
             print(made.logs())
             raise
+
+
+def write_policy(folder: Path, which: Which, policy: str) -> None:
+    """Put a daemon's policy down, or another one."""
+    path = folder / f"{which}.policy"
+    path.write_text(policy)
+    path.chmod(0o600)
 
 
 def waiting(rig: Rig, folder: Path, name: str) -> QemuVm:
