@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from korora.agents.integrity.certification import Certification
 from korora.agents.integrity.items import RELAY, Item
 from korora.agents.integrity.monitor import RULE, Monitor
 from korora.agents.integrity.procedures import Procedure
@@ -49,14 +48,14 @@ class Office:
         self, here: str, policy: PolicyFile, folder: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.here, self._policy, self._folder, self._now = here, policy, folder, now
-        self._monitor = Monitor(Certification.default())
+        self._monitor = Monitor(policy.current.certification)
         self._ledger = Ledger()
         self._sessions: dict[str, _Session] = {}
 
     def reload(self, policy: PolicyFile) -> None:
         """What is asked next, in running sessions too, is answered by this policy."""
         self._policy = policy
-        self._monitor.reload(Certification.default())
+        self._monitor.reload(policy.current.certification)
 
     async def ask(self, question: Question) -> Ruling:
         """See ``Authority.ask``."""

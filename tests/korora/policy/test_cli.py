@@ -3,11 +3,9 @@
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,9 @@ from korora.policy.desk import Desk
 from korora.policy.file import Policy
 from korora.policy.rules import Approvals
 from proxy.errors import PolicyRefused
+from tests.korora.policy.shells import as_user
 from tests.korora.policy.support import UUID, rule, told
 
-ROOT = Path(__file__).parents[3]
 TEXT = "\n".join(
     [
         "# who may migrate",
@@ -187,50 +185,12 @@ def wanted(desk: tuple[Path, Board]) -> Iterator[Wanted]:
         yield request
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-SHELL = """
-import contextlib, io, os, sys
-from korora.cli.main import main
-uid = int(sys.argv.pop(1))
-own, sys.argv = sys.argv, ["korora", "approve", "--list", "--socket", "/nowhere"]
-with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-    main()  # all it needs is imported before it becomes another user, who may not read this checkout
-os.setgroups([]), os.setgid(uid), os.setuid(uid)
-sys.argv = own
-main()
-"""
-
-
-async def korora(uid: int, *arguments: str | Path) -> Ended:
-    """A command of some user's, in a process of its own, as from a shell that is no terminal."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SHELL, str(uid), *map(str, arguments)),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), 50)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return Ended(process.returncode or 0, out.decode(), err.decode())
-
-
 @needs_root
 @processes
 async def test_two_people_approve_from_two_shells(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     waiting = asyncio.create_task(wanted.enough())
-    first = await korora(BEN, "approve", SESSION[:6], "--socket", socket)
+    first = await as_user(BEN, "approve", SESSION[:6], "--socket", socket)
     assert (first.code, first.err) == (0, "")
     assert first.out.splitlines()[:8] == [
         f"session {SESSION}",
@@ -245,7 +205,7 @@ async def test_two_people_approve_from_two_shells(desk: tuple[Path, Board], want
     ]
     assert first.out.endswith("approved: 1 of 2\n")
     assert not waiting.done()
-    second = await korora(CID, "approve", SESSION, "--socket", socket, "--json")
+    second = await as_user(CID, "approve", SESSION, "--socket", socket, "--json")
     assert json.loads(second.out)["approvers"] == [BEN, CID]
     assert await asyncio.wait_for(waiting, 10) == (BEN, CID)
 
@@ -254,10 +214,10 @@ async def test_two_people_approve_from_two_shells(desk: tuple[Path, Board], want
 @processes
 async def test_who_began_it_and_who_is_not_named_are_refused(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
-    own = await korora(61_001, "approve", SESSION, "--socket", socket)
+    own = await as_user(61_001, "approve", SESSION, "--socket", socket)
     assert own.code == 3
     assert "user 61001 began it, and somebody else has to approve of it" in own.err
-    stranger = await korora(61_004, "approve", SESSION, "--socket", socket)
+    stranger = await as_user(61_004, "approve", SESSION, "--socket", socket)
     assert (stranger.code, stranger.out) == (2, "")
     assert "no session" in stranger.err
     assert wanted.granted() == ()
@@ -268,7 +228,7 @@ async def test_who_began_it_and_who_is_not_named_are_refused(desk: tuple[Path, B
 async def test_one_may_say_no(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
     waiting = asyncio.create_task(wanted.enough())
-    said = await korora(CID, "approve", SESSION, "--deny", "--socket", socket)
+    said = await as_user(CID, "approve", SESSION, "--deny", "--socket", socket)
     assert (said.code, said.out.splitlines()[-1]) == (0, "denied")
     with pytest.raises(PolicyRefused, match="user 61003 does not approve"):
         await asyncio.wait_for(waiting, 10)
@@ -278,12 +238,12 @@ async def test_one_may_say_no(desk: tuple[Path, Board], wanted: Wanted) -> None:
 @processes
 async def test_a_list(desk: tuple[Path, Board], wanted: Wanted) -> None:
     socket, _ = desk
-    shown = await korora(BEN, "approve", "--list", "--json", "--socket", socket)
+    shown = await as_user(BEN, "approve", "--list", "--json", "--socket", socket)
     (listed,) = json.loads(shown.out)["waiting"]
     assert (listed["request"]["session"], listed["request"]["count"]) == (SESSION, 2)
     assert wanted.granted() == ()
     wanted.close()
-    shown = await korora(BEN, "approve", "--list", "--socket", socket)
+    shown = await as_user(BEN, "approve", "--list", "--socket", socket)
     assert (shown.code, shown.out) == (0, "nothing waits for you\n")
 
 
