@@ -12,7 +12,7 @@ from korora.agents.integrity.levels import Standing
 from korora.agents.integrity.requests import Delete, Rescind
 from korora.agents.integrity.rules import RULES, Comparison, Fact, Rule
 from korora.agents.integrity.state import State
-from korora.agents.integrity.system import ENTITLED
+from korora.agents.integrity.system import ANSWERED, ENTITLED
 
 Rules = tuple[Rule[Any], ...]
 Condition = Comparison[Any] | Fact[Any]
@@ -56,6 +56,22 @@ EFFECTS: Final = (
     "delete: leaves the place",
 )
 """What a rule could forget to do."""
+
+TURNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "get": ("discretionary", "matrix"),
+        "give": (ENTITLED, "matrix"),
+        "rescind": (ENTITLED, "matrix"),
+        "create": (ENTITLED, "hierarchy"),
+        "delete": (ENTITLED, "hierarchy"),
+        "change object": (ENTITLED, "hierarchy"),
+        "change subject": (ENTITLED, "levels"),
+    }
+)
+"""Rules that say yes where they should say no: the property that then does not hold, and the world that shows it.
+
+`release` says yes to everything; that it would say no shows in the figures only, for it is secure, and of no use.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,5 +170,30 @@ def of_effects() -> Iterator[Mutant]:
     yield Mutant(place, _with_effect("delete", _left("parents")), "well formed", "hierarchy")
 
 
+def _refused(rule: Rule[Any]) -> Rule[Any]:
+    """Says yes exactly where the rule says no."""
+    conditions = rule.conditions
+
+    def holds(request: Any, state: State) -> bool:
+        return not all(condition.holds(request, state) for condition in conditions)
+
+    return replace(rule, conditions=(Fact("turned round", holds),))
+
+
+def turned_round(name: str) -> Rules:
+    """The rules, one of which says yes exactly where it should say no."""
+    return tuple(_refused(rule) if rule.name == name else rule for rule in RULES)
+
+
+def of_rules() -> Iterator[Mutant]:
+    for rule in RULES:
+        rest = tuple(other for other in RULES if other is not rule)
+        world = TURNED.get(rule.name, ("", "matrix"))[1]
+        yield Mutant(f"rule {rule.name}: missing", rest, ANSWERED, world)
+        yield Mutant(f"rule {rule.name}: twice", (*RULES, rule), ANSWERED, world)
+    for name, (keeps, world) in TURNED.items():
+        yield Mutant(f"rule {name}: turned round", turned_round(name), keeps, world)
+
+
 def all_mutants() -> tuple[Mutant, ...]:
-    return (*of_conditions(), *of_properties(), *of_effects())
+    return (*of_conditions(), *of_properties(), *of_effects(), *of_rules())

@@ -14,7 +14,7 @@ from korora.agents.integrity.requests import Answer, ChangeObject, Get, Give, Re
 from korora.agents.integrity.rules import RULES, respond
 from korora.agents.integrity.state import UNKNOWN, Access, State
 from korora.agents.integrity.system import ANSWERED, ENTITLED, Insecure, Reached, World, reach
-from tests.korora.agents.integrity.mutants import CONDITIONS, Mutant, all_mutants, conditions
+from tests.korora.agents.integrity.mutants import CONDITIONS, TURNED, Mutant, all_mutants, conditions, turned_round
 from tests.korora.agents.integrity.worlds import HIGHEST, LOWEST, A, E, R, W, large, state, worlds
 
 PAGE = Path(__file__).parents[4] / "docs" / "clark-wilson.md"
@@ -71,6 +71,12 @@ def test_every_mutant_is_caught(mutant: Mutant) -> None:
     properties = {name: holds for name, holds in PROPERTIES.items() if name == mutant.keeps}
     with pytest.raises(Insecure, match=f"not {mutant.keeps} after"):
         reach(WORLDS[mutant.world], mutant.rules, properties, entitled if mutant.keeps == ENTITLED else anybody)
+
+
+def test_a_release_that_is_refused_shows_in_the_figures() -> None:
+    """What is refused without need is secure; the page's figures say that the search went as far as it should."""
+    assert reach(WORLDS["hierarchy"], turned_round("release")).changes < told("hierarchy").changes
+    assert {rule.name for rule in RULES} == {*TURNED, "release"}
 
 
 def test_every_condition_of_the_rules_is_in_the_list() -> None:
