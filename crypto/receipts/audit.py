@@ -5,11 +5,14 @@ entry. Where an entry and its hash in the index disagree, the rest of the index 
 two was altered: the hashes of an index that was not altered follow from each other, and lead to the head.
 """
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal, Self
 
 from crypto.errors import CryptoError, HeadMalformed, LogUnusable, ReceiptError, ReceiptMalformed
 from crypto.receipts import checkpoint as heads
@@ -77,11 +80,10 @@ class _Line:
     leaf: bytes
     length: int
     trouble: str
-    receipt: Receipt | None
 
 
 def audit(folder: Path, trust: Trust, name: str = "") -> Audit:
-    """Read a log through.
+    """Read a log through, as it is when this begins; whoever appends meanwhile goes on.
 
     Args:
         folder: of the log.
@@ -91,90 +93,123 @@ def audit(folder: Path, trust: Trust, name: str = "") -> Audit:
     Raises:
         LogUnusable: it cannot be read.
     """
-    found = Audit()
-    head: str | None = None
+    found, told = Audit(), Audit()
     try:
-        head = ReceiptLog(folder).last_head()
-    except HeadMalformed as error:
-        found.add("head", None, str(error))
-    try:
-        lines = list(_lines(folder / ENTRIES, trust, found))
-        records = _records(folder / INDEX)
+        with _Snapshot(folder) as files:
+            owner = name
+            if files.head is not None:
+                owner = _read_head(found, files.head, name, trust)
+            lines: list[_Line] = []
+            own = _Grown()
+            for line, receipt in files.lines(trust, found):
+                if receipt is not None and owner:
+                    _check_told(told, receipt, owner, own.tree, trust)
+                own.add(line.leaf, line.length)
+                lines.append(line)
+            records = files.records()
     except OSError as error:
         raise LogUnusable(f"cannot read the log in {folder}: {error.strerror}", "run as its owner") from None
-    found.entries = len(lines)
-    own = _Grown([line.leaf for line in lines], [line.length for line in lines])
-    found.root = own.tree.root()
-    if head is not None:
-        _read_head(found, head, name, trust)
+    found.entries, found.root = len(lines), own.tree.root()
     _Comparison(found, lines, own, records).run()
     if found.head is not None:
         _check_head(found, found.head, own.tree)
-    owner = name or (heads.name_of(found.head) if found.head is not None else "")
-    if owner and not found.findings:
-        _check_told(found, lines, owner, own.tree, trust)
+    if not found.findings:  # else what they do not go with has been named
+        found.findings = told.findings
     return found
+
+
+class _Snapshot:
+    """Both files as long as they are at one moment between two appends, and the head of then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._entries: BinaryIO = BytesIO()
+        self._index: BinaryIO = BytesIO()
+        self._lengths = (0, 0)
+        self.head: str | None = None
+
+    def __enter__(self) -> Self:
+        with suppress(FileNotFoundError):
+            self._entries = os.fdopen(open_file(self._folder / ENTRIES, write=False), "rb")
+            fcntl.flock(self._entries, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            self._index = os.fdopen(open_file(self._folder / INDEX, write=False), "rb")
+        self._lengths = _length_of(self._entries), _length_of(self._index)
+        try:
+            self.head = ReceiptLog(self._folder).last_head()
+        except HeadMalformed:
+            self.head = ""  # there is one, and it is none
+        if not isinstance(self._entries, BytesIO):
+            fcntl.flock(self._entries, fcntl.LOCK_UN)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entries.close()
+        self._index.close()
+
+    def lines(self, trust: Trust, found: Audit) -> Iterator[tuple[_Line, Receipt | None]]:
+        """Every line with its newline; what is behind the last newline was never logged."""
+        left = self._lengths[0]
+        while content := self._entries.readline(min(left, RECEIPT_BYTES_MAX + 1)):
+            length = len(content)
+            last = content
+            while not last.endswith(b"\n") and length < left:  # longer than any: to its end
+                last = self._entries.readline(min(left - length, RECEIPT_BYTES_MAX + 1))
+                if not last:
+                    break
+                length += len(last)
+            left -= length
+            if not last.endswith(b"\n"):
+                found.torn = length
+                return
+            if length > len(content):
+                yield _Line(leaf_hash(content), length, f"is longer than {RECEIPT_BYTES_MAX} bytes"), None
+            else:
+                yield _looked_at(content[:-1], trust)
+
+    def records(self) -> list[bytes]:
+        """The records of the index; the last one may be cut short."""
+        left = self._lengths[1]
+        records: list[bytes] = []
+        while record := self._index.read(min(left, _length(len(records)))):
+            records.append(record)
+            left -= len(record)
+        return records
+
+
+def _length_of(file: BinaryIO) -> int:
+    return 0 if isinstance(file, BytesIO) else os.fstat(file.fileno()).st_size
+
+
+def _looked_at(line: bytes, trust: Trust) -> tuple[_Line, Receipt | None]:
+    receipt, trouble = None, ""
+    try:
+        envelope = decode(line)
+        if encode(envelope) != line:
+            raise ReceiptMalformed("it is not spelled as it was written")
+        receipt = examine(envelope, trust)
+    except ReceiptError as error:
+        trouble = str(error)
+    return _Line(leaf_hash(line), len(line) + 1, trouble), receipt
 
 
 class _Grown:
     """A tree grown from leaves, and the records that the index has of it."""
 
-    def __init__(self, leaves: list[bytes], lengths: list[int] | None = None) -> None:
-        hashes: list[bytes] = []
-        self.tree = Tree(hashes, 0)
+    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+        self._hashes: list[bytes] = []
+        self._end = 0
+        self.tree = Tree(self._hashes, 0)
         self.records: list[bytes] = []
-        end = 0
-        for leaf, length in zip(leaves, lengths or [0] * len(leaves), strict=True):
-            new = self.tree.append(leaf)
-            hashes.extend(new)
-            end += length
-            self.records.append(END.pack(end) + b"".join(new))
+        for leaf in leaves:
+            self.add(leaf, 0)
 
-
-def _lines(path: Path, trust: Trust, found: Audit) -> Iterator[_Line]:
-    """Every line with its newline; what is behind the last newline was never logged."""
-    try:
-        descriptor = open_file(path, write=False)
-    except FileNotFoundError:
-        return
-    with os.fdopen(descriptor, "rb") as file:
-        while content := file.readline(RECEIPT_BYTES_MAX + 1):
-            length = len(content)
-            if not content.endswith(b"\n"):
-                while rest := file.readline(RECEIPT_BYTES_MAX + 1):  # a line longer than any: to its end
-                    length += len(rest)
-                    if rest.endswith(b"\n"):
-                        break
-                if length == len(content):
-                    found.torn = length
-                    return
-                yield _Line(leaf_hash(content), length, f"is longer than {RECEIPT_BYTES_MAX} bytes", None)
-                continue
-            yield _looked_at(content[:-1], trust)
-
-
-def _looked_at(line: bytes, trust: Trust) -> _Line:
-    try:
-        envelope = decode(line)
-        if encode(envelope) != line:
-            raise ReceiptMalformed("it is not spelled as it was written")
-        receipt, trouble = examine(envelope, trust), ""
-    except ReceiptError as error:
-        receipt, trouble = None, str(error)
-    return _Line(leaf_hash(line), len(line) + 1, trouble, receipt)
-
-
-def _records(path: Path) -> list[bytes]:
-    """The records of the index; the last one may be cut short."""
-    try:
-        descriptor = open_file(path, write=False)
-    except FileNotFoundError:
-        return []
-    records: list[bytes] = []
-    with os.fdopen(descriptor, "rb") as file:
-        while record := file.read(_length(len(records))):
-            records.append(record)
-    return records
+    def add(self, leaf: bytes, length: int) -> None:
+        """The entry that follows."""
+        new = self.tree.append(leaf)
+        self._hashes.extend(new)
+        self._end += length
+        self.records.append(END.pack(self._end) + b"".join(new))
 
 
 class _Comparison:
@@ -269,12 +304,15 @@ def _length(index: int) -> int:
     return END.size + HASH_BYTES * added(index)
 
 
-def _read_head(found: Audit, text: str, name: str, trust: Trust) -> None:
+def _read_head(found: Audit, text: str, name: str, trust: Trust) -> str:
+    """Whose log it is, as far as its head tells."""
+    owner = name
     try:
         owner = name or heads.name_of(heads.parse(text))
         found.head = heads.verify_any(text, heads.origin_of(owner), trust.keys(owner))
     except CryptoError as error:
         found.add("head", None, f"the log's signed head is not in order: {error}")
+    return owner
 
 
 def _check_head(found: Audit, head: Checkpoint, tree: Tree) -> None:
@@ -287,23 +325,20 @@ def _check_head(found: Audit, head: Checkpoint, tree: Tree) -> None:
         found.add("forked", None, f"the first {head.size} entries are not those whose head was signed")
 
 
-def _check_told(found: Audit, lines: list[_Line], name: str, tree: Tree, trust: Trust) -> None:
-    """Heads of this log that its own receipts tell, signed by both hosts: the entries before go with them."""
-    for index, line in enumerate(lines):
-        if line.receipt is None:
+def _check_told(told: Audit, receipt: Receipt, name: str, before: Tree, trust: Trust) -> None:
+    """Heads of this log that its own receipt tells, signed by both hosts: the entries before go with them."""
+    predicate, index = receipt.statement.predicate, before.size
+    sides = ((predicate.source, predicate.heads.source), (predicate.destination, predicate.heads.destination))
+    for text in {text for party, text in sides if party.name == name and text}:
+        try:
+            head = heads.verify_any(text, heads.origin_of(name), trust.keys(name))
+        except CryptoError as error:
+            told.add("head", index, f"entry {index} tells a head of this log that is not in order: {error}")
             continue
-        predicate = line.receipt.statement.predicate
-        sides = ((predicate.source, predicate.heads.source), (predicate.destination, predicate.heads.destination))
-        for text in {text for party, text in sides if party.name == name and text}:
-            try:
-                head = heads.verify_any(text, heads.origin_of(name), trust.keys(name))
-            except CryptoError as error:
-                found.add("head", index, f"entry {index} tells a head of this log that is not in order: {error}")
-                continue
-            if head.size > index or tree.root(head.size) != head.root:
-                found.add(
-                    "forked",
-                    index,
-                    f"entry {index} tells a head of this log over {head.size} entries, and they are not the first "
-                    f"{head.size}: what stands before it was rewritten",
-                )
+        if head.size > before.size or before.root(head.size) != head.root:
+            told.add(
+                "forked",
+                index,
+                f"entry {index} tells a head of this log over {head.size} entries, and they are not the first "
+                f"{head.size}: what stands before it was rewritten",
+            )

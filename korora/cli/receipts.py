@@ -337,7 +337,7 @@ def _tell(value: object, indent: str) -> None:
     if not isinstance(value, dict):
         return
     for name, part in value.items():
-        if part in ("", None, (), {}):
+        if _is_empty(part):
             continue
         if isinstance(part, dict):
             typer.echo(f"{indent}{printable(str(name))}")
@@ -345,10 +345,22 @@ def _tell(value: object, indent: str) -> None:
         elif isinstance(part, tuple) and isinstance(part[0], dict):
             typer.echo(f"{indent}{printable(str(name))}")
             for one in part:
-                told = "  ".join(f"{key}={printable(str(item))}" for key, item in one.items() if item not in ("", ()))
+                told = "  ".join(f"{key}={_words(item)}" for key, item in one.items() if not _is_empty(item))
                 typer.echo(f"{indent}  {told}")
         else:
-            typer.echo(f"{indent}{printable(str(name)):<12} {printable(' '.join(str(part).split()))}")
+            typer.echo(f"{indent}{printable(str(name)):<12} {_words(part)}")
+
+
+def _is_empty(part: object) -> bool:
+    """Whether there is nothing in it to be told."""
+    return part in ("", None, ()) or (isinstance(part, dict) and all(map(_is_empty, part.values())))
+
+
+def _words(part: object) -> str:
+    from proxy.control import printable
+
+    text = ", ".join(map(str, part)) if isinstance(part, tuple) else str(part)
+    return printable(" ".join(text.split()))
 
 
 def _verified_in_words(receipt: "Receipt") -> str:

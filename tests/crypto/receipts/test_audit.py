@@ -8,9 +8,12 @@ import msgspec
 import pytest
 
 from crypto.errors import LogUnusable
+from crypto.receipts import audit as audit_module
 from crypto.receipts.audit import Audit, audit
 from crypto.receipts.dsse import Envelope, countersign, encode, sign
 from crypto.receipts.log import ENTRIES, HEAD, INDEX, ReceiptLog
+from crypto.receipts.receipt import Receipt
+from crypto.receipts.signers import Trust
 from crypto.receipts.statement import Heads, build
 from tests.crypto.receipts.making import ALPHA, BETA, STRANGER, Known, filled, predicate, receipt
 
@@ -50,13 +53,13 @@ def test_nothing_is_found_in_a_log_that_is_in_order(whole: Path) -> None:
     assert audit(whole, TRUST).findings == []  # whose log it is, its head says
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(8))
 def test_every_byte_of_the_entries_that_is_altered_is_found_and_its_entry_named(tmp_path: Path, part: int) -> None:
     log = filled(tmp_path / "whole", 2)
     log.checkpoint("alpha", ALPHA)
-    for place in range(part, len(LINES[0]) + len(LINES[1]), 4):
+    for place in range(part, len(LINES[0]) + len(LINES[1]), 8):
         content, entry = LINES[0] + LINES[1], int(place >= len(LINES[0]))
-        flips = {1 << (place // 4 % 8)}  # a bit
+        flips = {1 << (place // 8 % 8)}  # a bit
         if place % 7 == 0:
             flips.add(content[place] ^ ord("\n"))  # a newline where there was none
         for flip in flips - {0}:
@@ -173,6 +176,24 @@ def test_a_line_longer_than_any_receipt_is_one_line(tmp_path: Path) -> None:
     found = audit(log.folder, TRUST, "alpha")
     assert kinds(found) == [("altered", 2)]
     assert found.entries == 4
+
+
+def test_a_log_that_grows_while_it_is_read_is_read_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = filled(tmp_path / "log", 3)
+    log.checkpoint("alpha", ALPHA)
+    real = audit_module.examine
+    grown = iter(range(3, 100))
+
+    def growing(envelope: Envelope, trust: Trust) -> Receipt:
+        log.append(receipt(next(grown)))
+        log.checkpoint("alpha", ALPHA)
+        return real(envelope, trust)
+
+    monkeypatch.setattr(audit_module, "examine", growing)
+    found = audit(log.folder, TRUST, "alpha")
+    assert (found.findings, found.entries, found.unindexed) == ([], 3, 0)
+    assert found.head is not None
+    assert found.head.size == 3
 
 
 def test_no_log_is_an_empty_one_and_one_that_cannot_be_read_is_said(tmp_path: Path) -> None:
