@@ -96,10 +96,12 @@ class Notary:
         It reads and writes the disk. A log that does not take it is told of, and changes nothing: all is over.
         """
         deed = self._ours.pop(_key(report), None)
-        if deed is None or deed.concluded_by_both:
+        if deed is None:
             return
         try:
-            deed.end()
+            if not deed.concluded_by_both:
+                deed.end()
+            self.log.checkpoint(self.identity.name, self.identity.signing_key)  # it covers the outcome
         except CryptoError as error:
             log.error("a session's outcome cannot be logged", session=report.session_id, reason=str(error))  # noqa: TRY400
 
@@ -251,6 +253,7 @@ class Deed:
         return dsse.encode(dsse.sign(content, self._identity.signing_key))
 
     def _countersigned(self, envelope: Envelope) -> bytes:
+        self._notary.signers.keep(self._signer.der)
         both = dsse.countersign(envelope, self._identity.signing_key)
         self._notary.log.append(both)
         return dsse.encode(both)

@@ -14,11 +14,13 @@ import pytest
 
 from crypto.errors import LogForked, LogTruncated, ReceiptError, SignatureInvalid
 from crypto.receipts import dsse, statement
+from crypto.receipts.bundle import Verified
 from crypto.receipts.statement import Stage, Statement
 from crypto.tls import TlsConfig
 from korora.authority import Office
 from korora.notary import RECEIPTS, Deed, Notary
 from korora.policy.file import PolicyFile
+from korora.receipts import Given, Receipts, verify_file
 from proxy.errors import EXIT_INTEGRITY, PolicyRefused, StreamCorrupt, exit_code_of
 from tests.proxy.support import Middle, Pair, over_tcp, relays, run, until
 from tests.standins.xen_host import guest_stream
@@ -124,6 +126,28 @@ def test_the_next_session_proves_that_both_logs_have_only_grown(both: Both) -> N
     for notary, peer in zip(both.notaries, ("beta", "alpha"), strict=True):
         (seen,) = notary.peers.known(peer)
         assert seen.head.size in (6, 7)
+
+
+def test_each_log_verifies_and_is_exported_with_what_lies_beside_it(both: Both, identity_alpha: Path) -> None:
+    """Certificates of both are kept, and the head that was signed last covers the outcome."""
+
+    async def whole() -> None:
+        for notary, ended in zip(both.notaries, await (await both.migrate()).ended(), strict=True):
+            notary.ended(ended.report)
+
+    run(whole())
+    trust = Given.read(identity_alpha / "ca.crt", None, ())
+    for folder in both.folders:
+        receipts = Receipts(folder)
+        found = receipts.audit()
+        assert (found.findings, found.entries) == ([], 3)
+        assert found.head is not None
+        assert found.head.size == 3
+        bundle = folder / "bundle.json"
+        bundle.write_bytes(receipts.export(list(receipts.listed(0)), None))
+        verified = verify_file(bundle, trust)
+        assert isinstance(verified, Verified)
+        assert [receipt.missing for _, receipt in verified.receipts] == [(), (), ()]
 
 
 async def attempt(both: Both) -> tuple[BaseException | None, list[BaseException], Pair, bytes]:
