@@ -1,10 +1,12 @@
 """Which sessions run, and which have begun within the hour: what limits on their number go by. Pure."""
 
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
+
+import msgspec
 
 HOUR: Final = timedelta(hours=1)
 STARTS_MAX: Final = 16_384  # kept of the last hour; more than any rule's sessions_per_hour, so that none is loosened
@@ -29,50 +31,81 @@ class Usage:
     started: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Session:
+class Begun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A session that has begun.
+
+    Attributes:
+        session: what its relay calls it.
+        peer, tenant, user: see ``proxy.authority.Question``.
+        at: when, with its zone.
+        process: whose it is; empty where there is but one.
+        runs: whether it is not over.
+    """
+
     session: str
     peer: str
     tenant: str
     user: int | None
     at: datetime
+    process: str = ""
+    runs: bool = True
+
+
+def counted(begun: Sequence[Begun], now: datetime, session: str, process: str = "") -> Usage:
+    """How much is in use by those that began before ``session``; by all if it does not run.
+
+    Args:
+        begun: in the order they began.
+        now: with its zone. A clock that was set back forgets nothing too early.
+        session, process: as ``Begun`` calls it; an empty session is none.
+    """
+    own = next(
+        (
+            number
+            for number, each in enumerate(begun)
+            if each.runs and (each.session, each.process) == (session, process)
+        ),
+        len(begun),
+    )
+    running = [each for each in begun[:own] if each.runs]
+    return Usage(
+        len(running),
+        Counter(each.peer for each in running),
+        Counter(each.tenant for each in running),
+        Counter(each.user for each in running if each.user is not None),
+        Counter(each.peer for each in begun[:own] if now - each.at < HOUR),
+    )
+
+
+def kept(begun: Sequence[Begun], now: datetime) -> list[Begun]:
+    """Without those that count for nothing any more: at most STARTS_MAX beside those that run."""
+    late = [each for each in begun if each.runs or now - each.at < HOUR]
+    over = len(late) - STARTS_MAX
+    if over <= 0:
+        return late
+    ended = [number for number, each in enumerate(late) if not each.runs][:over]
+    gone = frozenset(ended)
+    return [each for number, each in enumerate(late) if number not in gone]
 
 
 class Ledger:
-    """Of one process. A session that the offer was allowed is begun; whatever became of it, it is ended once."""
+    """Of one process. A session is begun when it is offered; whatever became of it, it is ended once."""
 
     def __init__(self) -> None:
-        self._running: dict[str, _Session] = {}  # in the order they began
-        self._started: deque[_Session] = deque(maxlen=STARTS_MAX)
+        self._begun: list[Begun] = []
 
     def begin(self, session: str, peer: str, tenant: str, user: int | None, now: datetime) -> None:
-        """A session begins; nothing if it has."""
-        if session not in self._running:
-            begun = _Session(session, peer, tenant, user, now)
-            self._running[session] = begun
-            self._started.append(begun)
+        """A session begins; nothing if it runs already."""
+        if not any(each.runs and each.session == session for each in self._begun):
+            self._begun = kept(self._begun, now)
+            self._begun.append(Begun(session=session, peer=peer, tenant=tenant, user=user, at=now))
 
     def end(self, session: str) -> None:
         """It is over; nothing if it never began."""
-        self._running.pop(session, None)
+        for each in self._begun:
+            if each.session == session:
+                each.runs = False
 
     def usage(self, now: datetime, session: str = "") -> Usage:
-        """How much is in use by those that began before ``session``; by all if it has not begun.
-
-        Args:
-            now: with its zone. A clock that was set back forgets nothing too early.
-        """
-        while self._started and now - self._started[0].at >= HOUR:
-            self._started.popleft()
-        running, started = list(self._running.values()), list(self._started)
-        if session in self._running:
-            own = self._running[session]
-            del running[running.index(own) :]
-            del started[started.index(own) if own in started else 0 :]  # over an hour old, it began before them all
-        return Usage(
-            len(running),
-            Counter(each.peer for each in running),
-            Counter(each.tenant for each in running),
-            Counter(each.user for each in running if each.user is not None),
-            Counter(each.peer for each in started),
-        )
+        """See ``counted``."""
+        return counted(self._begun, now, session)
