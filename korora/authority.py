@@ -16,13 +16,16 @@ from korora.agents.integrity.procedures import Procedure
 from korora.policy.board import Board, Facts
 from korora.policy.decide import Decision, decide
 from korora.policy.file import PolicyFile
-from korora.policy.ledger import Ledger
+from korora.policy.shared import SharedLedger
 from proxy.authority import Act, Point, Question, Ruling
 from proxy.errors import PolicyRefused
 from proxy.session import Role
 
 APPROVALS: Final = "approvals"
 """Folder in the state directory, where what waits for people is put up."""
+
+LEDGER: Final = "ledger"
+"""Folder in the state directory, where all processes count their sessions."""
 
 _LEAVING: Final = frozenset({Item.STREAM, Item.CONFIGURATION, Item.MEMORY})
 _MACHINE: Final = frozenset({Item.CONFIGURATION, Item.MEMORY, Item.JOURNAL})
@@ -49,7 +52,7 @@ class Office:
     ) -> None:
         self.here, self._policy, self._folder, self._now = here, policy, folder, now
         self._monitor = Monitor(policy.current.certification)
-        self._ledger = Ledger()
+        self._ledger = SharedLedger(folder / LEDGER)
         self._sessions: dict[str, _Session] = {}
 
     def reload(self, policy: PolicyFile) -> None:

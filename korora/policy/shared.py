@@ -1,8 +1,8 @@
 """The ledger of several processes: a daemon's workers, and ad hoc relays that share its state directory.
 
-    sessions/ledger            who has begun, JSON; replaced by renaming, so that nobody reads half of it
-    sessions/ledger.lock       locked by whoever reads or replaces it
-    sessions/PID-RANDOM.alive  locked by a process for as long as it lives: what it began ends with it
+    ledger/sessions            who has begun, JSON; replaced by renaming, so that nobody reads half of it
+    ledger/lock                locked by whoever reads or replaces it
+    ledger/PID-RANDOM.alive    locked by a process for as long as it lives: what it began ends with it
 
 It is not fsynced: with the host all sessions end; what began in the hour before is then forgotten.
 """
@@ -156,7 +156,7 @@ class SharedLedger:
 
     def _read(self) -> list[Begun]:
         try:
-            content, _ = read_bounded(self._folder / "ledger", LEDGER_BYTES_MAX)
+            content, _ = read_bounded(self._folder / "sessions", LEDGER_BYTES_MAX)
             return msgspec.json.decode(content, type=list[Begun])
         except FileNotFoundError:
             return []
@@ -165,14 +165,14 @@ class SharedLedger:
             return []
 
     def _write(self, begun: list[Begun]) -> None:
-        fresh = self._folder / "ledger.new"
+        fresh = self._folder / "sessions.new"
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
             file.write(msgspec.json.encode(begun))
-        fresh.replace(self._folder / "ledger")
+        fresh.replace(self._folder / "sessions")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             late = time.monotonic() + LOCK_SECONDS_MAX
             while True:

@@ -154,3 +154,16 @@ async def test_a_rule_that_comes_to_want_people_after_the_machine_was_known_wait
 
 def test_there_is_no_digest_of_no_policy() -> None:
     assert not NO_POLICY.digest
+
+
+async def test_all_processes_of_a_host_count_together(tmp_path: Path) -> None:
+    """A daemon has an office in each of its workers: a limit is not each one's own."""
+    one, two = (office(tmp_path, '[[rule]]\nname = "one"\neffect = "allow"\nmax_running = 1\n') for _ in range(2))
+    other = replace(OFFER, session="cd" * 16)
+    assert (await one.ask(OFFER)).rule == "one"
+    with pytest.raises(PolicyRefused, match="no rule allows it"):
+        await two.ask(other)
+    two.ended(other)
+    assert (await one.ask(at(OFFER, Point.IDENTITY))).rule == "one"
+    one.ended(at(OFFER, Point.IDENTITY))
+    assert (await two.ask(replace(OFFER, session="ef" * 16))).rule == "one"

@@ -18,7 +18,7 @@ AnyLedger = Ledger | SharedLedger
 @pytest.fixture(params=["own", "shared"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AnyLedger:
     """One and the same to whoever asks."""
-    make: Callable[[], AnyLedger] = Ledger if request.param == "own" else lambda: SharedLedger(tmp_path / "sessions")
+    make: Callable[[], AnyLedger] = Ledger if request.param == "own" else lambda: SharedLedger(tmp_path / "ledger")
     return make()
 
 

@@ -49,8 +49,8 @@ def other_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_all_processes_count_together(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "sessions")
-    with other_process(tmp_path / "sessions") as process:
+    ledger = SharedLedger(tmp_path / "ledger")
+    with other_process(tmp_path / "ledger") as process:
         ledger.begin("ours", "beta", "blue", None, NOW)
         assert ledger.usage(NOW) == Usage(2, {"beta": 2}, {"blue": 2}, {7: 1}, {"beta": 2})
         assert ledger.usage(NOW, "ours") == Usage(1, {"beta": 1}, {"blue": 1}, {7: 1}, {"beta": 1})
@@ -64,16 +64,16 @@ def test_all_processes_count_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_dead_process_began_is_over_and_has_begun(tmp_path: Path, how: int) -> None:
-    ledger = SharedLedger(tmp_path / "sessions")
-    with other_process(tmp_path / "sessions") as process:
+    ledger = SharedLedger(tmp_path / "ledger")
+    with other_process(tmp_path / "ledger") as process:
         os.kill(process.pid, how)
         process.wait(20)
     assert ledger.usage(NOW) == Usage(0, {}, {}, {}, {"beta": 1})
-    assert not list((tmp_path / "sessions").glob("*.alive"))
+    assert not list((tmp_path / "ledger").glob("*.alive"))
 
 
 def test_a_session_of_the_same_name_in_another_process_is_another(tmp_path: Path) -> None:
-    one, two = SharedLedger(tmp_path / "sessions"), SharedLedger(tmp_path / "sessions")
+    one, two = SharedLedger(tmp_path / "ledger"), SharedLedger(tmp_path / "ledger")
     one.begin("same", "beta", "blue", None, NOW)
     two.begin("same", "beta", "blue", None, NOW)
     assert one.usage(NOW).running == 2
@@ -85,21 +85,21 @@ def test_a_session_of_the_same_name_in_another_process_is_another(tmp_path: Path
 
 
 def test_processes_that_ended_without_a_word_leave_no_files(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "sessions")
-    with other_process(tmp_path / "sessions") as process:
+    ledger = SharedLedger(tmp_path / "ledger")
+    with other_process(tmp_path / "ledger") as process:
         assert process.stdin is not None
         process.stdin.close()  # it ends, with its session
-    with other_process(tmp_path / "sessions"):
+    with other_process(tmp_path / "ledger"):
         ledger.begin("ours", "beta", "blue", None, NOW)
-        assert len(list((tmp_path / "sessions").glob("*.alive"))) == 2
+        assert len(list((tmp_path / "ledger").glob("*.alive"))) == 2
 
 
 def test_what_cannot_be_counted_is_not_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process that holds the lock refuses sessions, and keeps none counted for ever."""
     monkeypatch.setattr(shared, "LOCK_SECONDS_MAX", 0.05)
-    ledger = SharedLedger(tmp_path / "sessions")
+    ledger = SharedLedger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
-    with open(tmp_path / "sessions" / "ledger.lock", "rb") as lock:
+    with open(tmp_path / "ledger" / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(PolicyRefused, match=r"sessions cannot be counted: .*: another process has it locked"):
             ledger.usage(NOW)
@@ -110,23 +110,23 @@ def test_what_cannot_be_counted_is_not_allowed(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_ledger_that_is_not_understood_is_begun_anew(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "sessions")
+    ledger = SharedLedger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
-    (tmp_path / "sessions" / "ledger").write_bytes(b"[{")
+    (tmp_path / "ledger" / "sessions").write_bytes(b"[{")
     assert ledger.usage(NOW).running == 0
     ledger.begin("b", "beta", "blue", None, NOW)
     assert ledger.usage(NOW).running == 1
 
 
 def test_its_files_are_its_owner_s_alone(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "sessions")
+    ledger = SharedLedger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
-    files = list((tmp_path / "sessions").iterdir())
+    files = list((tmp_path / "ledger").iterdir())
     assert len(files) == 3
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "sessions", *files))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "ledger", *files))
 
 
 def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be made"):
-        SharedLedger(tmp_path / "file" / "sessions")
+        SharedLedger(tmp_path / "file" / "ledger")
