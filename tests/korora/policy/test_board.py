@@ -100,6 +100,14 @@ def test_an_approval_is_of_what_was_shown(board: Board, wanted: Wanted) -> None:
     assert not list(board.folder.iterdir())
 
 
+def test_a_request_that_was_replaced_takes_nothing_of_its_successor_down(board: Board, wanted: Wanted) -> None:
+    with board.wanted(SESSION, FACTS, TWO, ANN) as second:
+        say(board, BEN)
+        wanted.close()
+        assert second.granted() == (BEN,)
+        assert [listed.request for listed in board.waiting()] == [second.request]
+
+
 async def test_one_no_is_enough(board: Board, wanted: Wanted) -> None:
     say(board, CID)
     say(board, BEN, approved=False)
