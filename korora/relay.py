@@ -157,13 +157,13 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
     Raises:
         ConfigurationError: the policy is bad, or the socket for approvals cannot be listened on.
     """
-    office = Office(tls.identity.name, PolicyFile(common.policy), common.state_folder)
+    policy = PolicyFile(common.policy)
+    office = Office(tls.identity.name, policy, common.state_folder)
 
     def reload() -> None:
-        try:
-            office.reload(PolicyFile(common.policy))
-        except ConfigurationError as error:
-            log.warning("the policy's file is refused: the old policy stays", reason=str(error))
+        with suppress(ConfigurationError):  # it has said so
+            policy.reload()
+            office.reload(policy)
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, reload)
