@@ -5,10 +5,12 @@ follows do it. Each may refuse, and the refusal names the rule.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from korora.agents.integrity.items import RELAY, Item
 from korora.agents.integrity.monitor import RULE, Monitor
@@ -34,7 +36,9 @@ _MACHINE: Final = frozenset({Item.CONFIGURATION, Item.MEMORY, Item.JOURNAL})
 @dataclass(slots=True)
 class _Session:
     initiator: str
-    approvers: list[int] = field(default_factory=list)
+    approvers: tuple[int, ...] = ()
+    shown: Facts | None = None
+    """What they have approved of, whatever rule wanted it: it counts for nothing else."""
 
 
 class Office:
@@ -102,18 +106,18 @@ class Office:
         wanted = decision.approvals
         if wanted is None or question.point not in {Point.IDENTITY, Point.HANDOVER}:
             return ()
-        session = self._sessions[key]
-        given = [uid for uid in session.approvers if uid in wanted.users]
+        session, facts = self._sessions[key], Facts.of(question, decision.rule, self.here)
+        shown = msgspec.structs.replace(facts, rule="")
+        given = tuple(uid for uid in session.approvers if uid in wanted.users and session.shown == shown)
         if len(given) >= wanted.count:
-            return tuple(given)
+            return given
         board = Board(self._folder / APPROVALS)
-        facts = Facts.of(question, decision.rule, self.here)
         try:
             with board.wanted(question.session, facts, wanted, question.user) as request:
-                session.approvers = list(await request.enough())
+                session.approvers, session.shown = await request.enough(), shown
         except PolicyRefused as refusal:
             raise PolicyRefused(f"refused by the policy of {self.here}: {refusal}", decision.rule) from None
-        return tuple(session.approvers)
+        return session.approvers
 
     def _perform(self, key: str, question: Question, approvers: tuple[int, ...]) -> tuple[Act, ...]:
         """What is done once this is answered by yes, each by whoever does it."""

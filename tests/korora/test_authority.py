@@ -127,6 +127,21 @@ async def test_two_people_approve_before_the_machine_moves_and_not_again_at_the_
     here.ended(OFFER)
 
 
+async def test_what_was_approved_of_one_machine_counts_for_no_other(tmp_path: Path) -> None:
+    """A stream that told another name than the machine has which it turned out to be."""
+    here = office(tmp_path, TWO)
+    await here.ask(OFFER)
+    asking = asyncio.create_task(here.ask(at(OFFER, Point.IDENTITY)))
+    await approve(tmp_path, 1001, 1002)
+    await asking
+    again = asyncio.create_task(here.ask(at(OFFER, Point.HANDOVER, Vm("fin-3", VM.uuid))))
+    await approve(tmp_path, 1002)
+    assert [listed.request.facts.vm for listed in Board(tmp_path / APPROVALS).waiting()] == ["fin-3"]
+    assert not again.done()
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
 async def test_who_began_it_cannot_approve_of_it(tmp_path: Path) -> None:
     here = office(tmp_path, TWO)
     await here.ask(OFFER)
