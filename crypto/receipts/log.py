@@ -37,8 +37,11 @@ INDEX: Final = "index"
 HEAD: Final = "head"
 _FILE_MODE: Final = 0o600
 END: Final = struct.Struct(">Q")
+_END_MAX: Final = 1 << 62  # bytes of entries: no file is longer, and no system call takes it
 _HOLE: Final = bytes(8)  # a record that was never written reads as zeros; no whole one holds eight in a row
-_KEEP: Final = "keep {folder} as evidence, move it away, and a new log begins: its peers will say that it does"
+_KEEP: Final = (
+    "keep {folder} as evidence, and see korora receipts verify; moved away, a new log begins, and its peers will say so"
+)
 _ROOM: Final = "make room on its disk, see to its owner and mode, and migrate again"
 
 
@@ -156,7 +159,8 @@ class ReceiptLog:
             HeadMalformed: its file is not text of that length.
         """
         try:
-            return read_bounded(self.folder / HEAD, CHECKPOINT_BYTES_MAX)[0].decode() or None
+            content, _ = read_bounded(self.folder / HEAD, CHECKPOINT_BYTES_MAX)
+            return content.strip(b"\0").decode() or None  # a crash may leave an empty file, or zeros
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -172,12 +176,12 @@ class ReceiptLog:
         except OSError as error:
             raise self._unusable("open", error) from None
         try:
-            try:
-                if self._settle(files, write=write):
-                    self._check_head(files)
-            except OSError as error:
-                raise self._unusable("read", error) from None
+            if self._settle(files, write=write):
+                self._check_head(files)
+                files.cut(self._told)  # not before: what a head covers is no crash's leaving
             yield files
+        except OSError as error:
+            raise self._unusable("read", error) from None
         finally:
             files.close()
 
@@ -198,7 +202,7 @@ class ReceiptLog:
         return _Files(self.folder, entries, index)
 
     def _settle(self, files: "_Files", *, write: bool) -> bool:
-        """Put in order what a crash left; False where that cannot be written here, and what is new is left out."""
+        """Index what a crash left out; False where that cannot be written here, and what is new is left out."""
         files.count()
         if files.is_settled():
             return True
@@ -210,7 +214,7 @@ class ReceiptLog:
                 self._told("the end of the log is not in its index yet, and left out: it cannot be written here")
                 return False
             files.count()
-        files.settle(self._told)
+        files.reindex(self._told)
         return True
 
     def _check_head(self, files: "_Files") -> None:
@@ -279,6 +283,8 @@ class _Files:
         if index < 0:
             return 0
         end: int = END.unpack(self._record(index)[: END.size])[0]
+        if end > _END_MAX:
+            raise self._misled(index, end)
         return end
 
     # ---- the entries
@@ -306,14 +312,19 @@ class _Files:
         whole = (os.fstat(self._index).st_size if self._index >= 0 else 0) == _start(self.size)
         return whole and os.fstat(self._entries).st_size == self._end(self.size - 1)
 
-    def settle(self, told: Callable[[str], None]) -> None:
-        """Index what was logged and is not indexed; cut away what was not logged whole."""
+    def reindex(self, told: Callable[[str], None]) -> None:
+        """Index what was logged and is not indexed."""
         os.ftruncate(self._index, _start(self.size))
         before = self.size
         while (line := self._next_line()) is not None:
             self._add(self._made(line, self.size))
         if self.size > before:
             told(f"{self.size - before} entries were logged and not in the index: it has them now")
+
+    def cut(self, told: Callable[[str], None]) -> None:
+        """Cut away what was not logged whole."""
+        if self._entries < 0:
+            return
         end, length = self._end(self.size - 1), os.fstat(self._entries).st_size
         if length > end:
             os.ftruncate(self._entries, end)
@@ -360,10 +371,7 @@ class _Files:
         """An entry's bytes, without its newline."""
         start, end = self._end(index - 1), self._end(index)
         if not start < end <= start + RECEIPT_BYTES_MAX + 1:
-            raise LogDamaged(
-                f"{self._folder / INDEX} is altered: entry {index} does not end at {end}",
-                "remove it: it is made anew from the entries, and korora receipts verify checks those",
-            )
+            raise self._misled(index, end)
         content = os.pread(self._entries, end - start, start)
         if len(content) < end - start:
             raise self._damaged(index, f"is cut short: {len(content)} bytes are left of {end - start}")
@@ -396,6 +404,12 @@ class _Files:
 
     def _damaged(self, index: int, what: str) -> LogDamaged:
         return LogDamaged(f"{self._folder / ENTRIES}: entry {index} {what}", _KEEP.format(folder=self._folder))
+
+    def _misled(self, index: int, end: int) -> LogDamaged:
+        return LogDamaged(
+            f"{self._folder / INDEX} is altered: entry {index} does not end at {end}",
+            "remove it: it is made anew from the entries, and korora receipts verify checks those",
+        )
 
     def swap(self, other: "_Files") -> None:
         """Go on with the files that another one has opened."""

@@ -12,6 +12,7 @@ from crypto.receipts import audit as audit_module
 from crypto.receipts.audit import Audit, audit
 from crypto.receipts.dsse import Envelope, countersign, encode, sign
 from crypto.receipts.log import ENTRIES, HEAD, INDEX, ReceiptLog
+from crypto.receipts.merkle import leaf_hash
 from crypto.receipts.receipt import Receipt
 from crypto.receipts.signers import Trust
 from crypto.receipts.statement import Heads, build
@@ -201,3 +202,13 @@ def test_no_log_is_an_empty_one_and_one_that_cannot_be_read_is_said(tmp_path: Pa
     (tmp_path / ENTRIES).mkdir()
     with pytest.raises(LogUnusable):
         audit(tmp_path, TRUST)
+
+
+def test_an_entry_that_is_spelled_otherwise_is_found_although_its_index_goes_with_it(tmp_path: Path) -> None:
+    """The same receipt, so its signatures hold; but nobody has logged these bytes."""
+    line = LINES[0].replace(b'","', b'", "')
+    (tmp_path / ENTRIES).write_bytes(line)
+    (tmp_path / INDEX).write_bytes(len(line).to_bytes(8, "big") + leaf_hash(line[:-1]))
+    found = audit(tmp_path, TRUST, "alpha")
+    assert kinds(found) == [("receipt", 0)]
+    assert "not spelled" in found.findings[0].what

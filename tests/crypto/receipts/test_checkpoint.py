@@ -119,3 +119,12 @@ def test_what_is_no_head_is_refused(altered: str) -> None:
 def test_a_name_that_no_host_has_gives_no_origin(name: str) -> None:
     with pytest.raises(PkiNameInvalid):
         origin_of(name)
+
+
+def test_a_signature_in_another_name_and_a_root_of_another_length_are_refused() -> None:
+    """Both signed by the right key."""
+    with pytest.raises(HeadMalformed, match="not signed"):
+        verify(TEXT.replace("— korora/alpha", "— witness.example/w1"), "korora/alpha", KEY)
+    for length in (0, 31, 33):
+        with pytest.raises(HeadMalformed, match="wrong length"):
+            verify(sign(Checkpoint("korora/alpha", 17, bytes(length)), ALPHA), "korora/alpha", KEY)

@@ -152,9 +152,10 @@ def test_an_index_that_a_crash_cut_short_or_left_as_holes_is_made_anew(tmp_path:
     assert ReceiptLog(whole).head() == (7, root_of(7))
 
 
-def test_an_empty_head_after_a_crash_is_no_head(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"", bytes(150)])
+def test_an_empty_head_after_a_crash_is_no_head(tmp_path: Path, left: bytes) -> None:
     log = filled(tmp_path / "log", 1)
-    (log.folder / HEAD).write_bytes(b"")
+    (log.folder / HEAD).write_bytes(left)
     assert log.append(receipt(1)) == 1
 
 
@@ -207,6 +208,24 @@ def test_a_log_that_was_shortened_with_its_index_stops_at_its_signed_head(tmp_pa
         shutil.copy(shorter.folder / name, log.folder / name)
     with pytest.raises(LogDamaged, match="3 entries are left of 4"):
         log.append(receipt(3))
+
+
+@pytest.mark.parametrize("index", [b"", None])
+def test_a_truncation_that_looks_like_a_crash_is_none_where_a_head_covers_it(
+    tmp_path: Path, index: bytes | None
+) -> None:
+    """And nothing of it is cut away: it is evidence."""
+    log = filled(tmp_path / "log", 3)
+    whole = (log.folder / INDEX).read_bytes()
+    log.append(receipt(3))
+    log.checkpoint("alpha", ALPHA)
+    left = (log.folder / ENTRIES).read_bytes()[:-1]
+    (log.folder / ENTRIES).write_bytes(left)
+    (log.folder / INDEX).write_bytes(whole if index is None else index)
+    for use in (lambda: log.append(receipt(3)), log.head):
+        with pytest.raises(LogDamaged, match="3 entries are left of 4"):
+            use()
+    assert (log.folder / ENTRIES).read_bytes() == left
 
 
 def test_a_log_that_was_rewritten_with_its_index_stops_at_its_signed_head(tmp_path: Path) -> None:
@@ -342,3 +361,16 @@ def test_two_processes_append_at_once_and_nothing_is_lost(tmp_path: Path) -> Non
     assert sorted(logged) == [100 * part + number for part in range(3) for number in range(25)]
     for part in range(3):  # each in its own order
         assert [one for one in logged if one // 100 == part] == [100 * part + number for number in range(25)]
+
+
+@pytest.mark.parametrize("end", [0, 1, 1 << 40, (1 << 64) - 1])
+def test_an_index_that_leads_elsewhere_is_not_followed(tmp_path: Path, end: int) -> None:
+    log = filled(tmp_path / "log", 4)
+    content = (log.folder / INDEX).read_bytes()
+    second = 8 + 32  # behind the first entry's end and leaf
+    (log.folder / INDEX).write_bytes(content[:second] + end.to_bytes(8, "big") + content[second + 8 :])
+    with pytest.raises(LogDamaged, match="entry 1 does not end at") as caught:
+        log.entry(1)
+    assert "made anew" in caught.value.remedy
+    (log.folder / INDEX).unlink()
+    assert log.entry(1) == receipt(1)

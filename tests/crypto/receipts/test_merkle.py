@@ -248,3 +248,34 @@ def proof_of(old: int, entries: Sequence[bytes], *, whole: bool = True) -> list[
     if old <= k:
         return [*proof_of(old, entries[:k], whole=whole), naive(entries[k:])]
     return [*proof_of(old - k, entries[k:], whole=False), naive(entries[:k])]
+
+
+# ---- what only whoever makes up the root can try
+
+
+def test_a_proof_within_a_tree_of_another_size_shows_nothing() -> None:
+    """The hashes lead to the root, and the log is said to be larger or smaller than the tree that they are of."""
+    four, _ = tree_of(ENTRIES[:4])
+    root = four.root()
+    verify_inclusion(leaf_hash(ENTRIES[0]), 0, 4, four.inclusion(0), root)
+    for size in (1, 2, 5, 8):
+        with pytest.raises(ProofInvalid):
+            verify_inclusion(leaf_hash(ENTRIES[0]), 0, size, four.inclusion(0), root)
+    above = hashlib.sha256(b"\1" + root + leaf_hash(ENTRIES[0])).digest()
+    with pytest.raises(ProofInvalid, match="more hashes"):  # a log of one entry has no hash above it
+        verify_inclusion(leaf_hash(ENTRIES[0]), 0, 1, [root], above)
+    verify_consistency(2, four.root(2), 4, root, four.consistency(2))
+    for new in (5, 8, 1 << 20):
+        with pytest.raises(ProofInvalid):
+            verify_consistency(2, four.root(2), new, root, four.consistency(2))
+
+
+def test_hashes_of_another_length_show_nothing() -> None:
+    leaf = leaf_hash(ENTRIES[0])
+    for length in (0, 31, 33, 64):
+        other = bytes(length)
+        made_up = hashlib.sha256(b"\1" + leaf + other).digest()
+        with pytest.raises(ProofInvalid, match="32 bytes"):
+            verify_inclusion(leaf, 0, 2, [other], made_up)
+        with pytest.raises(ProofInvalid, match="32 bytes"):
+            verify_consistency(1, leaf, 2, made_up, [other])

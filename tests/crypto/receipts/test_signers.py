@@ -154,7 +154,7 @@ def test_a_time_that_is_none_is_refused() -> None:
         examine(sign(content, ALPHA), Known())
 
 
-def test_carried_certificates_are_believed_only_under_the_ca_and_at_the_time(alpha: Identity) -> None:
+def test_carried_certificates_are_believed_only_under_the_ca_and_at_the_time(alpha: Identity, tmp_path: Path) -> None:
     signer = read_signer(der_of(alpha.signing_certificate))
     trust = Trust(carried=[signer], ca=alpha.ca)
     assert trust.signer(signer.keyid, NOW) == signer
@@ -166,3 +166,7 @@ def test_carried_certificates_are_believed_only_under_the_ca_and_at_the_time(alp
     assert without.signer(signer.keyid, NOW) is None
     assert without.keys("alpha") == ()
     assert Trust(believed=[signer]).signer(signer.keyid, NOW - timedelta(days=1)) == signer
+    stranger = Trust(carried=[signer], ca=Authority.create(tmp_path / "other", now=NOW).certificate)
+    assert stranger.keys("alpha") == ()
+    with pytest.raises(SignerUntrusted, match="not issued by the CA"):
+        stranger.signer(signer.keyid, NOW)
