@@ -125,6 +125,8 @@ class Deed:
         self._heads = {"source": "", "destination": ""}
         self._theirs: _Facts | None = None
         self._initiator: int | None = None
+        self._told = _Facts("", (), ())
+        """What the source was told: when it comes back it is judged again, perhaps by other rules; stated it is not."""
         self._sent: bytes = b""
         """The envelope that we have signed, and wait for."""
         self.concluded_by_both = False
@@ -169,7 +171,8 @@ class Deed:
 
     def facts(self) -> bytes:
         """See ``witness.Witness``."""
-        return msgspec.json.encode(_Facts(self._report.policy or "", self._decisions(), self._procedures()))
+        self._told = _Facts(self._report.policy or "", self._decisions(), self._procedures())
+        return msgspec.json.encode(self._told)
 
     def state(self, facts: bytes, digests: Sequence[str]) -> bytes:
         """See ``witness.Witness``."""
@@ -284,11 +287,11 @@ class Deed:
         own = self._predicate(told.stage)
         wrong = [name for name in ("session", "source", "destination") if getattr(told, name) != getattr(own, name)]
         if told.stage is not Stage.OFFER:
-            own_decisions = [one for one in told.decisions if one.side == "destination"]
+            ours = tuple(one for one in told.decisions if one.side == "destination")
             checks = {
                 "machine": told.vm == own.vm or self._called_otherwise(told.vm, own.vm),
-                "policy": told.policies.destination == own.policies.destination,
-                "decisions of this host": own_decisions == list(self._decisions()),
+                "policy": told.policies.destination == self._told.policy,
+                "decisions of this host": ours == self._told.decisions,
             }
             wrong += [name for name, holds in checks.items() if not holds]
         mine = _digests(self._report)

@@ -268,7 +268,7 @@ class Countersigned(_Message, frozen=True, tag="countersigned"):
     receipt: _Receipt
 
 
-class Finish(_Message, frozen=True, tag="finish"):
+class Finish(_Message, frozen=True, tag="finish", omit_defaults=True):
     """Source to destination: all channels have ended both ways and everything is acknowledged.
 
     ``receipt`` is the outcome with the source's signature, where receipts are signed.
@@ -277,7 +277,7 @@ class Finish(_Message, frozen=True, tag="finish"):
     receipt: _Receipt = b""
 
 
-class Finished(_Message, frozen=True, tag="finished"):
+class Finished(_Message, frozen=True, tag="finished", omit_defaults=True):
     """The answer: the local ends have taken it for good (file renamed, command's status 0).
 
     ``receipt`` is the outcome with the destination's signature, too.

@@ -475,7 +475,7 @@ async def test_a_session_id_in_use_is_refused(identities: Identities) -> None:
 
 @on_uvloop
 async def test_an_offer_and_no_lane(identities: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch, LANE_HELLO_SECONDS_MAX=0.05)
+    shorten(monkeypatch, FIRST_LANE_SECONDS_MAX=0.3)
     async with greeted(identities) as (receiver, hypervisor, rogue):
         await rogue.offer()
         assert await receiver.verdict(5.0) == LOST

@@ -46,3 +46,15 @@ def test_every_step_is_attacked() -> None:
 def test_the_steps_are_numbered_without_a_gap() -> None:
     steps = [int(number) for number in re.findall(r"^\*\*(\d+)\. ", PAGE, re.MULTILINE)]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_every_published_attack_is_answered_by_tests_that_exist() -> None:
+    tests = existing()
+    table = PAGE.partition("| attack | what stops it | shown by |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(rows) >= 10
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w*\*?)`", row)
+        assert named, row
+        for file, name in named:
+            assert any(name in {test, "*"} for test in tests[file]), f"{file}::{name}"
