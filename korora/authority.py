@@ -18,7 +18,8 @@ from korora.agents.integrity.procedures import Procedure
 from korora.policy.board import Board, Facts
 from korora.policy.decide import Decision, decide
 from korora.policy.file import PolicyFile
-from korora.policy.shared import SharedLedger
+from korora.policy.ledger import Usage
+from korora.policy.shared import Ledger
 from proxy.authority import Act, Point, Question, Ruling
 from proxy.errors import PolicyRefused
 from proxy.session import Role
@@ -56,7 +57,7 @@ class Office:
     ) -> None:
         self.here, self._policy, self._folder, self._now = here, policy, folder, now
         self._monitor = Monitor(policy.current.certification)
-        self._ledger = SharedLedger(folder / LEDGER)
+        self._ledger = Ledger(folder / LEDGER)
         self._sessions: dict[str, _Session] = {}
 
     def reload(self, policy: PolicyFile) -> None:
@@ -69,7 +70,8 @@ class Office:
         key, now = _key(question), self._now()
         if question.point is Point.OFFER:
             self._begin(key, question, now)
-        decision = decide(self._policy.current, question, now, self._ledger.usage(now, key))
+        policy = self._policy.current
+        decision = decide(policy, question, now, self._ledger.usage(now, key) if policy.configured else Usage())
         if not decision.allowed:
             raise PolicyRefused(f"refused by the policy of {self.here}: {decision.reason}", decision.rule)
         approvers = await self._approved(key, question, decision)
@@ -95,7 +97,11 @@ class Office:
             initiator = RELAY if question.user is None else f"uid:{question.user}"
         self._certified(self._monitor.begin, key, initiator)
         self._sessions[key] = _Session(initiator)
-        self._ledger.begin(key, question.peer, question.tenant, question.user, now)
+        try:
+            self._ledger.begin(key, question.peer, question.tenant, question.user, now)
+        except PolicyRefused:
+            if self._policy.current.configured:  # else nobody goes by numbers
+                raise
 
     async def _approved(self, key: str, question: Question, decision: Decision) -> tuple[int, ...]:
         """Those who have approved, once they are enough.

@@ -86,26 +86,3 @@ def kept(begun: Sequence[Begun], now: datetime) -> list[Begun]:
     ended = [number for number, each in enumerate(late) if not each.runs][:over]
     gone = frozenset(ended)
     return [each for number, each in enumerate(late) if number not in gone]
-
-
-class Ledger:
-    """Of one process. A session is begun when it is offered; whatever became of it, it is ended once."""
-
-    def __init__(self) -> None:
-        self._begun: list[Begun] = []
-
-    def begin(self, session: str, peer: str, tenant: str, user: int | None, now: datetime) -> None:
-        """A session begins; nothing if it runs already."""
-        if not any(each.runs and each.session == session for each in self._begun):
-            self._begun = kept(self._begun, now)
-            self._begun.append(Begun(session=session, peer=peer, tenant=tenant, user=user, at=now))
-
-    def end(self, session: str) -> None:
-        """It is over; nothing if it never began."""
-        for each in self._begun:
-            if each.session == session:
-                each.runs = False
-
-    def usage(self, now: datetime, session: str = "") -> Usage:
-        """See ``counted``."""
-        return counted(self._begun, now, session)

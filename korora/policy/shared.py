@@ -22,7 +22,7 @@ import structlog
 
 from crypto.files import make_private_directory, read_bounded
 from korora.policy.ledger import STARTS_MAX, Begun, Usage, counted, kept
-from proxy.errors import ConfigurationError, PolicyRefused
+from proxy.errors import PolicyRefused
 from proxy.limits import KIB
 
 log = structlog.get_logger("korora.policy")
@@ -33,27 +33,19 @@ _LOCK_PAUSE_SECONDS: Final = 0.002
 _ALIVE: Final = ".alive"
 
 
-class SharedLedger:
-    """See ``Ledger``, whose methods it has; each may raise PolicyRefused, for what cannot be counted is not allowed.
+class Ledger:
+    """One process's view of it. A session is begun when it is offered; whatever became of it, it is ended once.
 
     Args:
-        folder: made with mode 0700 if it is not there.
-
-    Raises:
-        ConfigurationError: it cannot be made.
+        folder: made with mode 0700 when the first session begins, if it is not there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._alive: tuple[str, int] | None = None
         self._owner = 0  # of ``_alive``: a process that was forked is another one
+        self._mine: set[str] = set()  # that run
         self._over: set[str] = set()  # that could not be ended when they were over
-        try:
-            make_private_directory(folder)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{folder}: cannot be made: {error.strerror}", "give a state directory that may be written"
-            ) from None
 
     def begin(self, session: str, peer: str, tenant: str, user: int | None, now: datetime) -> None:
         """A session begins; nothing if it runs already.
@@ -72,9 +64,13 @@ class SharedLedger:
         with self._told("a session that begins"):
             self._over.discard(session)
             self._change(add)
+            self._mine.add(session)
 
     def end(self, session: str) -> None:
         """It is over; nothing if it never began. What cannot be written down now is by whatever is asked next."""
+        if session not in self._mine:
+            return
+        self._mine.discard(session)
         self._over.add(session)
         try:
             with self._told("a session that is over"):
@@ -172,6 +168,7 @@ class SharedLedger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        make_private_directory(self._folder)
         descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             late = time.monotonic() + LOCK_SECONDS_MAX

@@ -182,3 +182,12 @@ async def test_all_processes_of_a_host_count_together(tmp_path: Path) -> None:
     assert (await one.ask(at(OFFER, Point.IDENTITY))).rule == "one"
     one.ended(at(OFFER, Point.IDENTITY))
     assert (await two.ask(replace(OFFER, session="ef" * 16))).rule == "one"
+
+
+async def test_where_nothing_can_be_counted_only_a_policy_refuses(tmp_path: Path) -> None:
+    (tmp_path / "ledger").touch()
+    with pytest.raises(PolicyRefused, match="a session that begins cannot be counted"):
+        await office(tmp_path, '[[rule]]\nname = "one"\neffect = "allow"\n').ask(OFFER)
+    here = office(tmp_path)
+    assert (await here.ask(OFFER)).rule == "no policy"
+    here.ended(OFFER)

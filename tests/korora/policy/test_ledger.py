@@ -1,28 +1,24 @@
-"""Numbers that limits go by, of one process and of several: the first ones stay within a limit, an hour is an hour."""
+"""Numbers that limits go by: the first ones stay within a limit at every point, and an hour is an hour."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from korora.policy.ledger import HOUR, STARTS_MAX, Begun, Ledger, Usage, kept
+from korora.policy.ledger import HOUR, STARTS_MAX, Begun, Usage, kept
 from korora.policy.rules import PER_HOUR_MAX
-from korora.policy.shared import SharedLedger
+from korora.policy.shared import Ledger
 from tests.korora.policy.support import NOW, ask, rule
 
 MINUTE = timedelta(minutes=1)
-AnyLedger = Ledger | SharedLedger
 
 
-@pytest.fixture(params=["own", "shared"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AnyLedger:
-    """One and the same to whoever asks."""
-    make: Callable[[], AnyLedger] = Ledger if request.param == "own" else lambda: SharedLedger(tmp_path / "ledger")
-    return make()
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
 
 
-def test_those_that_run_are_counted_by_each_of_their_names(ledger: AnyLedger) -> None:
+def test_those_that_run_are_counted_by_each_of_their_names(ledger: Ledger) -> None:
     ledger.begin("a", "beta", "blue", 1001, NOW)
     ledger.begin("b", "beta", "red", None, NOW)
     ledger.begin("c", "gamma", "red", 1001, NOW)
@@ -34,7 +30,7 @@ def test_those_that_run_are_counted_by_each_of_their_names(ledger: AnyLedger) ->
     assert ledger.usage(NOW) == Usage(2, {"beta": 1, "gamma": 1}, {"blue": 1, "red": 1}, {1001: 2}, usage.started)
 
 
-def test_a_session_counts_only_those_that_began_before_it(ledger: AnyLedger) -> None:
+def test_a_session_counts_only_those_that_began_before_it(ledger: Ledger) -> None:
     """Of two that begin at once with room for one, the first is allowed at every point, and the second never."""
     text = rule("one", "allow", max_running=1)
     assert ask(text, usage=ledger.usage(NOW, "a")).allowed
@@ -48,7 +44,7 @@ def test_a_session_counts_only_those_that_began_before_it(ledger: AnyLedger) -> 
     assert ask(text, usage=ledger.usage(NOW, "b")).allowed
 
 
-def test_starts_are_forgotten_after_an_hour_and_not_before(ledger: AnyLedger) -> None:
+def test_starts_are_forgotten_after_an_hour_and_not_before(ledger: Ledger) -> None:
     for number in range(3):
         ledger.begin(str(number), "beta", "blue", None, NOW + number * MINUTE)
         ledger.end(str(number))
@@ -59,7 +55,7 @@ def test_starts_are_forgotten_after_an_hour_and_not_before(ledger: AnyLedger) ->
     assert ledger.usage(NOW - HOUR).started == {"beta": 3}  # a clock that was set back
 
 
-def test_a_session_that_runs_for_hours_is_not_counted_against_itself(ledger: AnyLedger) -> None:
+def test_a_session_that_runs_for_hours_is_not_counted_against_itself(ledger: Ledger) -> None:
     ledger.begin("long", "beta", "blue", None, NOW)
     for number in range(5):
         ledger.begin(str(number), "beta", "blue", None, NOW + HOUR)

@@ -13,17 +13,17 @@ import pytest
 
 from korora.policy import shared
 from korora.policy.ledger import Usage
-from korora.policy.shared import SharedLedger
-from proxy.errors import ConfigurationError, PolicyRefused
+from korora.policy.shared import Ledger
+from proxy.errors import PolicyRefused
 from tests.korora.policy.support import NOW
 
 ROOT = Path(__file__).parents[3]
 CHILD = """
 import sys
 from pathlib import Path
-from korora.policy.shared import SharedLedger
+from korora.policy.shared import Ledger
 from tests.korora.policy.support import NOW
-ledger = SharedLedger(Path(sys.argv[1]))
+ledger = Ledger(Path(sys.argv[1]))
 ledger.begin("theirs", "beta", "blue", 7, NOW)
 print("begun", flush=True)
 for line in sys.stdin:
@@ -49,7 +49,7 @@ def other_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_all_processes_count_together(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     with other_process(tmp_path / "ledger") as process:
         ledger.begin("ours", "beta", "blue", None, NOW)
         assert ledger.usage(NOW) == Usage(2, {"beta": 2}, {"blue": 2}, {7: 1}, {"beta": 2})
@@ -64,7 +64,7 @@ def test_all_processes_count_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_dead_process_began_is_over_and_has_begun(tmp_path: Path, how: int) -> None:
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     with other_process(tmp_path / "ledger") as process:
         os.kill(process.pid, how)
         process.wait(20)
@@ -73,7 +73,7 @@ def test_what_a_dead_process_began_is_over_and_has_begun(tmp_path: Path, how: in
 
 
 def test_a_session_of_the_same_name_in_another_process_is_another(tmp_path: Path) -> None:
-    one, two = SharedLedger(tmp_path / "ledger"), SharedLedger(tmp_path / "ledger")
+    one, two = Ledger(tmp_path / "ledger"), Ledger(tmp_path / "ledger")
     one.begin("same", "beta", "blue", None, NOW)
     two.begin("same", "beta", "blue", None, NOW)
     assert one.usage(NOW).running == 2
@@ -85,7 +85,7 @@ def test_a_session_of_the_same_name_in_another_process_is_another(tmp_path: Path
 
 
 def test_processes_that_ended_without_a_word_leave_no_files(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     with other_process(tmp_path / "ledger") as process:
         assert process.stdin is not None
         process.stdin.close()  # it ends, with its session
@@ -97,7 +97,7 @@ def test_processes_that_ended_without_a_word_leave_no_files(tmp_path: Path) -> N
 def test_what_cannot_be_counted_is_not_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process that holds the lock refuses sessions, and keeps none counted for ever."""
     monkeypatch.setattr(shared, "LOCK_SECONDS_MAX", 0.05)
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
     with open(tmp_path / "ledger" / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -110,7 +110,7 @@ def test_what_cannot_be_counted_is_not_allowed(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_ledger_that_is_not_understood_is_begun_anew(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
     (tmp_path / "ledger" / "sessions").write_bytes(b"[{")
     assert ledger.usage(NOW).running == 0
@@ -119,7 +119,7 @@ def test_a_ledger_that_is_not_understood_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_its_files_are_its_owner_s_alone(tmp_path: Path) -> None:
-    ledger = SharedLedger(tmp_path / "ledger")
+    ledger = Ledger(tmp_path / "ledger")
     ledger.begin("a", "beta", "blue", None, NOW)
     files = list((tmp_path / "ledger").iterdir())
     assert len(files) == 3
@@ -128,5 +128,7 @@ def test_its_files_are_its_owner_s_alone(tmp_path: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="cannot be made"):
-        SharedLedger(tmp_path / "file" / "ledger")
+    ledger = Ledger(tmp_path / "file" / "ledger")
+    with pytest.raises(PolicyRefused, match=r"a session that begins cannot be counted: .*: Not a directory"):
+        ledger.begin("a", "beta", "blue", None, NOW)
+    ledger.end("a")
