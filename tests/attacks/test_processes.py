@@ -1,6 +1,7 @@
 """What an operator and a hypervisor see: exit codes, reports, files, commands and connections of real processes."""
 
 import asyncio
+import os
 import shlex
 import shutil
 import signal
@@ -13,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from crypto.errors import CryptoError
-from crypto.identity import Identity
 from crypto.tls import TlsRole
 from tests.attacks.mitm import Action, Attack, Cut
 from tests.attacks.points import BACKWARD, FORWARD, FlipOnce, Which, end, first_data, middle_ack, tls
 from tests.attacks.processes import Hosts, Relay, pair
 from tests.attacks.relays import CONVERSATION, Script, StubHypervisor, noise, on_uvloop
-from tests.attacks.rogue import Gone, RogueSource, Stream, dial, finish_well
+from tests.attacks.returning import until
+from tests.attacks.rogue import Gone, RogueSource, dial
 from tests.attacks.strangers import DAY, House, config
 from tests.attacks.wire import ACK, Unit, Way
 
@@ -295,29 +296,29 @@ async def test_once_ends_with_the_failure_that_nobody_made_good(hosts: Hosts, tm
 
 
 @on_uvloop
-async def test_once_takes_one_session_only(hosts: Hosts) -> None:
+async def test_once_takes_one_session_only(hosts: Hosts, tmp_path: Path) -> None:
     """A second source is refused by policy (3) while the first is at work, which goes on and ends well."""
-    alpha = Identity.load(hosts.alpha, now=datetime.now(UTC))
+    os.mkfifo(tmp_path / "guest")
     async with (
         StubHypervisor() as there,
         Relay(
             *("receive", "--listen", "127.0.0.1:0", "--to", f"tcp:127.0.0.1:{there.port}", "--identity", hosts.beta),
-            *("--once", "--resume-timeout", "1"),  # the rogue leaves without a word
+            "--once",
         ) as relay,
-        RogueSource(config(alpha, TlsRole.CLIENT), await relay.listening()) as first,
-    ):
-        await first.offer()
-        lane = await first.lane()
-        await first.channel()
-        stream = Stream()
-        await lane.frame(stream.data(FORWARD_BYTES, order=0))
-        async with Relay(
-            *("send", "--from", f"file:{hosts.alpha / 'ca.crt'}", "--peer", f"127.0.0.1:{await relay.listening()}"),
+        Relay(
+            *("send", "--from", f"file:{tmp_path / 'guest'}", "--peer", f"127.0.0.1:{await relay.listening()}"),
             *("--identity", hosts.alpha, "--once"),
-        ) as second:
-            assert await second.ended() == 3
-            assert "refused" in second.complaint
-        await finish_well(first, lane, stream, order=1)
-        first.close()
+        ) as first,
+    ):
+        with (tmp_path / "guest").open("wb", buffering=0) as guest:
+            guest.write(FORWARD_BYTES)
+            await until(lambda: bool(there.sides) and bytes(there.sides[0].received) == FORWARD_BYTES, 20.0)
+            async with Relay(
+                *("send", "--from", f"file:{hosts.alpha / 'ca.crt'}", "--peer", f"127.0.0.1:{await relay.listening()}"),
+                *("--identity", hosts.alpha, "--once"),
+            ) as second:
+                assert await second.ended() == 3
+                assert "refused" in second.complaint
+        assert await first.ended() == 0
         assert await relay.ended() == 0
         assert [(bytes(side.received), side.ended) for side in there.sides] == [(FORWARD_BYTES, "eof")]
