@@ -88,7 +88,11 @@ def test_processes_that_ended_without_a_word_leave_no_files(tmp_path: Path) -> N
     ledger = Ledger(tmp_path / "ledger")
     with other_process(tmp_path / "ledger") as process:
         assert process.stdin is not None
-        process.stdin.close()  # it ends, with its session
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ended\n"  # no session of it runs that it would be missed by
+        process.stdin.close()
     with other_process(tmp_path / "ledger"):
         ledger.begin("ours", "beta", "blue", None, NOW)
         assert len(list((tmp_path / "ledger").glob("*.alive"))) == 2
