@@ -32,6 +32,7 @@ LEDGER: Final = "ledger"
 
 _LEAVING: Final = frozenset({Item.STREAM, Item.CONFIGURATION, Item.MEMORY})
 _MACHINE: Final = frozenset({Item.CONFIGURATION, Item.MEMORY, Item.JOURNAL})
+_RECEIPTS: Final = frozenset({Item.RECEIPTS})
 
 
 @dataclass(slots=True)
@@ -136,6 +137,7 @@ class Office:
                 wanted = [
                     (self._sessions[key].initiator, Procedure.OFFER, offer),
                     (RELAY, Procedure.ACCEPT, offer),
+                    (RELAY, Procedure.RECORD, _RECEIPTS),
                 ]
             case Point.IDENTITY:
                 passing = (RELAY, _LEAVING) if leaves else (peer, frozenset({Item.STREAM}))
@@ -147,6 +149,7 @@ class Office:
                 wanted = [
                     (RELAY, Procedure.VERIFY, frozenset({Item.STREAM, Item.MEMORY})),
                     *((f"uid:{uid}", Procedure.APPROVE, _MACHINE) for uid in approvers),
+                    (RELAY, Procedure.RECORD, _RECEIPTS),
                     (RELAY, Procedure.COMMIT, _MACHINE),
                 ]
             case Point.RESUME:

@@ -49,9 +49,11 @@ async def test_without_a_policy_an_honest_session_passes_and_tells_who_did_what(
     assert acts == [
         (initiator, "offer"),
         ("relay", "accept"),
+        ("relay", "record"),
         ("relay", "identify"),
         (passes, "transfer"),
         ("relay", "verify"),
+        ("relay", "record"),
         ("relay", "commit"),
     ]
     here.ended(question)
@@ -88,6 +90,18 @@ async def test_what_comes_out_of_turn_or_again_is_refused_by_the_certification(t
     here.ended(OFFER)
     with pytest.raises(PolicyRefused, match="not begun"):
         await here.ask(at(OFFER, Point.IDENTITY))
+
+
+async def test_who_may_not_record_begins_nothing(tmp_path: Path) -> None:
+    triples = (
+        '[certification]\nby = "carol"\n'
+        '[[triple]]\nsubject = "uid:*"\nprocedure = ["offer"]\nitems = ["offer"]\n'
+        '[[triple]]\nsubject = "relay"\nprocedure = ["accept"]\nitems = ["offer"]\n'
+    )
+    here = office(tmp_path, triples + '[[rule]]\nname = "all"\neffect = "allow"\n')
+    with pytest.raises(PolicyRefused, match="no triple for record on receipts") as refused:
+        await here.ask(OFFER)
+    assert refused.value.rule == "clark-wilson"
 
 
 async def test_a_reload_counts_for_what_is_asked_next(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_three_receipts_of_both_stand_in_both_logs(both: Both) -> None:
         assert [(each.subject, each.procedure) for each in one.procedures][:4] == [
             ("relay", "offer"),
             ("relay", "accept"),
+            ("relay", "record"),
             ("relay", "identify"),
-            ("relay", "transfer"),
         ]
         assert one.heads.source.startswith("korora/")
         assert one.heads.destination.startswith("korora/")

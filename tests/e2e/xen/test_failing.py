@@ -6,15 +6,18 @@ import pytest
 from tests.e2e.xen.daemons import (
     BEATS,
     DESTINATION,
+    STATE,
     check_counts_on,
     check_settled,
     check_told,
     configuration,
     configure,
     copies,
+    filed,
     migrate,
     peers_of,
     served,
+    told,
 )
 from tests.e2e.xen.host import Guest
 from tests.e2e.xen.rig import Pair, XenRig
@@ -24,6 +27,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.slow, pytest.mark.ti
 GUEST = Guest("g1")
 REFUSED, HYPERVISOR = 3, 7  # exit codes
 XL_FAILED = 1
+POLICY = "/root/policy.toml"
+NEVER = '[[rule]]\nname = "frozen"\neffect = "deny"\nvm = ["g*"]\n'
+ALLOW = '[[rule]]\nname = "everybody"\neffect = "allow"\n'
 
 
 async def stays(two: Pair, code: int, *words: str) -> None:
@@ -76,6 +82,33 @@ async def test_an_egress_that_is_not_for_this_host(xen: XenRig) -> None:
         assert await copies(two) == [("a", "g1", True)]
         await configure(two.b, configuration(peers_of(two, two.b)))
         await goes(two)
+
+
+async def test_a_machine_that_a_policy_denies(xen: XenRig) -> None:
+    """Both relays read its name in xl's stream: the destination's refuses, and nothing of the machine is made there."""
+    async with served(xen, GUEST) as two:
+        served_by = f'policy = "{POLICY}"\n{configuration(peers_of(two, two.b))}'
+        await two.b.agent.put(POLICY, (NEVER + ALLOW).encode())
+        await configure(two.b, served_by)
+        await stays(two, REFUSED, "the rule frozen denies it")
+        assert await copies(two) == [("a", "g1", True)]
+        report = await told(two.a, "/run/xl.json")
+        theirs = await filed(two.b, report["session_id"], "destination")
+        for end in (report, theirs):
+            assert end["exit_code"] == REFUSED
+            assert "rule frozen" in end["error"]
+        assert [(one["point"], one["allowed"], one["rule"]) for one in theirs["decisions"]] == [
+            ("offer", True, "everybody"),
+            ("identity", False, "frozen"),
+        ]
+        for host in (two.a, two.b):
+            said = await host.check(["korora", "receipts", "show", report["session_id"], "--json", "--state", STATE])
+            assert "rule frozen" in said
+        await two.b.agent.put(POLICY, ALLOW.encode())
+        await configure(two.b, served_by)
+        await goes(two)
+        for host in (two.a, two.b):
+            assert "is in order" in await host.check(["korora", "receipts", "verify", "--state", STATE])
 
 
 async def test_a_name_that_is_taken(xen: XenRig) -> None:
