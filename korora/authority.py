@@ -72,7 +72,7 @@ class Office:
         if question.point is Point.OFFER:
             self._begin(key, question, now)
         policy = self._policy.current
-        decision = decide(policy, question, now, self._ledger.usage(now, key) if policy.configured else Usage())
+        decision = decide(policy, question, now, self._ledger.usage(now, key) if policy.counts else Usage())
         if not decision.allowed:
             raise PolicyRefused(f"refused by the policy of {self.here}: {decision.reason}", decision.rule)
         approvers = await self._approved(key, question, decision)

@@ -97,13 +97,15 @@ class ReceiptLog:
             name: this host's.
             key: its signing key.
         """
-        origin = heads.origin_of(name)
         with self._opened(write=True) as files:
-            text = heads.sign(Checkpoint(origin, files.size, files.tree.root()), key)
-            try:
-                write_private(self.folder / HEAD, text.encode(), durably=False)  # an older one is as good
-            except OSError as error:
-                raise self._unusable("write", error) from None
+            return self._signed_head(files, name, key)
+
+    def _signed_head(self, files: "_Files", name: str, key: SigningKey) -> str:
+        text = heads.sign(Checkpoint(heads.origin_of(name), files.size, files.tree.root()), key)
+        try:
+            write_private(self.folder / HEAD, text.encode(), durably=False)  # an older one is as good
+        except OSError as error:
+            raise self._unusable("write", error) from None
         return text
 
     def inclusion(self, index: int, size: int | None = None) -> tuple[bytes, ...]:
@@ -129,9 +131,9 @@ class ReceiptLog:
 
         A size that the log never had gets an empty proof: the peer will see what that means.
         """
-        text = self.checkpoint(name, key)
-        size = heads.parse(text).size
-        with self._opened() as files:
+        with self._opened(write=True) as files:
+            text = self._signed_head(files, name, key)
+            size = files.size
             return text, tuple(files.tree.consistency(old, size) if 0 <= old <= size else () for old in olds)
 
     def entry(self, index: int) -> Envelope:
@@ -186,11 +188,13 @@ class ReceiptLog:
             files.close()
 
     def _open(self, *, write: bool) -> "_Files":
-        if write:
+        try:
+            entries = open_file(self.folder / ENTRIES, write=write)
+        except FileNotFoundError:
+            if not write:
+                return _Files(self.folder, -1, -1)
             make_private_directory(self.folder)
-        elif not (self.folder / ENTRIES).exists():
-            return _Files(self.folder, -1, -1)
-        entries = open_file(self.folder / ENTRIES, write=write)
+            entries = open_file(self.folder / ENTRIES, write=write)
         try:
             fcntl.flock(entries, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
             index = open_file(self.folder / INDEX, write=True) if write else _open_reading(self.folder / INDEX)

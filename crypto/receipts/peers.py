@@ -227,9 +227,13 @@ class PeerHeads:
     def _locked(self) -> Iterator[None]:
         """One process at a time."""
         path = self.folder / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            make_private_directory(self.folder)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                descriptor = os.open(path, flags, 0o600)
+            except FileNotFoundError:
+                make_private_directory(self.folder)
+                descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise LogUnusable(f"cannot open {path}: {error.strerror}", "run as the user who owns it") from None
         try:

@@ -58,6 +58,11 @@ class Policy:
     certification: Certification = Certification.default()  # noqa: RUF009 - frozen, and the same for all
 
     @property
+    def counts(self) -> bool:
+        """Whether any rule goes by how many sessions there are."""
+        return any(rule.counts for rule in self.rules)
+
+    @property
     def configured(self) -> bool:
         """Whether there is a file: without one, whatever an authenticated peer asks is allowed."""
         return bool(self.digest)

@@ -44,6 +44,15 @@ Pins = Annotated[
 ]
 Count = Annotated[int, Meta(ge=1, le=RUNNING_MAX)]
 
+_COUNTS: Final = (
+    "max_running",
+    "max_running_per_peer",
+    "max_running_per_tenant",
+    "max_running_per_user",
+    "sessions_per_hour",
+)
+"""Keys that go by how many sessions there are."""
+
 OBLIGATIONS: Final = (
     *("requires_attestation", "requires_scans", "rate_limit", "max_running", "max_running_per_peer"),
     *("max_running_per_tenant", "max_running_per_user", "sessions_per_hour", "approvals", "approvers"),
@@ -147,6 +156,11 @@ class Rule:
     def allows(self) -> bool:
         """Whether it does, or else denies."""
         return self.table.effect == "allow"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it goes by how many sessions there are."""
+        return any(getattr(self.table, key) is not None for key in _COUNTS)
 
 
 UidOf = Callable[[str], int | None]

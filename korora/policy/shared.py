@@ -1,12 +1,13 @@
 """The ledger of several processes: a daemon's workers, and ad hoc relays that share its state directory.
 
-    ledger/sessions            who has begun, JSON; replaced by renaming, so that nobody reads half of it
+    ledger/sessions            who has begun, JSON; nobody reads it while another writes
     ledger/lock                locked by whoever reads or replaces it
     ledger/PID-RANDOM.alive    locked by a process for as long as it lives: what it began ends with it
 
 It is not fsynced: with the host all sessions end; what began in the hour before is then forgotten.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -161,15 +162,24 @@ class Ledger:
             return []
 
     def _write(self, begun: list[Begun]) -> None:
-        fresh = self._folder / "sessions.new"
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(begun))
-        fresh.replace(self._folder / "sessions")
+        """In place, for renaming would wait for a disk: whoever reads has the lock; what a crash tore is begun anew."""
+        content = msgspec.json.encode(begun)
+        descriptor = os.open(self._folder / "sessions", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if os.pwrite(descriptor, content, 0) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        make_private_directory(self._folder)
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        path, flags = self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_private_directory(self._folder)
+            descriptor = os.open(path, flags, 0o600)
         try:
             late = time.monotonic() + LOCK_SECONDS_MAX
             while True:
