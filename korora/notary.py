@@ -1,6 +1,6 @@
 """Signs what this host's sessions did, holds its peers to what they have signed, and logs both (``proxy.witness``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -188,10 +188,10 @@ class Deed:
         self._sent = self._signed(self._predicate(Stage.TRANSFER), {name: mine[name] for name in digests})
         return self._sent
 
-    def countersign(self, receipt: bytes) -> bytes:
+    def countersign(self, receipt: bytes, digests: Sequence[str]) -> bytes:
         """See ``witness.Witness``."""
         envelope, made = self._verified(receipt, Stage.TRANSFER, {self._other.keyid})
-        self._agrees(made)
+        self._agrees(made, digests)
         return self._countersigned(envelope)
 
     def countersigned(self, receipt: bytes) -> None:
@@ -208,7 +208,7 @@ class Deed:
     def concluded(self, receipt: bytes) -> bytes:
         """See ``witness.Witness``."""
         envelope, made = self._verified(receipt, Stage.OUTCOME, {self._other.keyid})
-        self._agrees(made)
+        self._agrees(made, _digests(self._report))
         if made.predicate.outcome != "done":
             raise StreamCorrupt(f"the source states {made.predicate.outcome!r} of a session that is done")
         signed = self._countersigned(envelope)
@@ -277,8 +277,8 @@ class Deed:
             raise ReceiptMalformed(f"a receipt of the {made.predicate.stage.value}, expected the {stage.value}")
         return envelope, made
 
-    def _agrees(self, made: Statement) -> None:
-        """A statement of the source's is about this session, these hosts, this machine and these bytes.
+    def _agrees(self, made: Statement, digests: Iterable[str] = ()) -> None:
+        """A statement of the source's is about this session, these hosts, this machine and these bytes, all of them.
 
         Raises:
             StreamCorrupt: it is not.
@@ -300,6 +300,8 @@ class Deed:
             for subject in made.subject
             if subject.name != statement.SESSION_SUBJECT and mine.get(subject.name) != subject.digest
         ]
+        stated = {subject.name for subject in made.subject}
+        wrong += [f"nothing of {name}" for name in digests if name not in stated]
         if wrong:
             raise StreamCorrupt(f"what the source states is not what was seen here: {', '.join(wrong)}")
 

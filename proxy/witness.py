@@ -35,8 +35,8 @@ class Witness(Protocol):
     def state(self, facts: bytes, digests: Sequence[str]) -> bytes:
         """Source: both sides' facts as one statement, signed; with digests of these streams."""
 
-    def countersign(self, receipt: bytes) -> bytes:
-        """Destination: that statement agrees with what it has seen itself: signed and logged."""
+    def countersign(self, receipt: bytes, digests: Sequence[str]) -> bytes:
+        """Destination: that statement has these streams' digests, and agrees with what was seen: signed and logged."""
 
     def countersigned(self, receipt: bytes) -> None:
         """Source: the destination has signed it: logged."""

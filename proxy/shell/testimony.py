@@ -176,7 +176,7 @@ class Testimony:
             raise ProtocolViolation("a statement that was not asked for")
         self._heard = receipt
         self._session.account()  # another channel may have come and gone since the facts
-        await self._say(Countersigned(await asyncio.to_thread(witness.countersign, receipt)))
+        await self._say(Countersigned(await asyncio.to_thread(witness.countersign, receipt, self._session.digested)))
         self._signed = True
 
     async def _say(self, message: Message) -> None:

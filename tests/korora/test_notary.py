@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +255,8 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "the destination's decision": ("state", lambda made: made["predicate"]["decisions"][3].update(rule="other")),
     "a decision less": ("state", lambda made: made["predicate"]["decisions"].pop()),
     "somebody else began it": ("state", lambda made: made["predicate"]["source"].update(user=4242)),
+    "no digest of a stream": ("state", lambda made: made["subject"].pop()),
+    "no digest in the end": ("conclude", lambda made: made["subject"].pop()),
     "it failed": ("conclude", lambda made: made["predicate"].update(outcome="failed")),
     "other bytes in the end": ("conclude", lambda made: made["subject"][1]["digest"].update(blake3="00" * 32)),
 }
@@ -280,8 +282,8 @@ def test_a_source_that_states_what_was_not_seen_gets_no_signature(
 def test_a_destination_that_signs_something_else_is_not_believed(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Deed.countersign
 
-    def other(self: Deed, receipt: bytes) -> bytes:
-        honest(self, receipt)
+    def other(self: Deed, receipt: bytes, digests: Sequence[str]) -> bytes:
+        honest(self, receipt, digests)
         envelope = dsse.decode(receipt)
         forged = replace(envelope, payload=envelope.payload.replace(b"vm1", b"vm2"))
         return dsse.encode(dsse.countersign(forged, self._identity.signing_key))
