@@ -32,6 +32,8 @@ from crypto.receipts.statement import (
 from proxy.authority import Question
 from proxy.control import Evidence, LogHead
 from proxy.errors import PeerRefused, StreamCorrupt
+from proxy.handover.record import Record
+from proxy.handover.table import Side, State
 from proxy.report import SessionReport
 from proxy.session import Role
 
@@ -42,8 +44,11 @@ RECEIPTS: Final = "receipts"
 
 FACTS_BYTES_MAX: Final = 16 * 1024  # of the destination: the same tables as in a statement, of one side
 
+RECOVERED: Final = "recovered"
+"""Flag of an outcome that was decided after the session."""
+
 Outcome = Literal["", "done", "refused", "failed", "aborted", "doubt"]
-Side = Literal["source", "destination"]
+_SideName = Literal["source", "destination"]
 
 _OUTCOMES: Final[Mapping[str, Outcome]] = {"done": "done", "refused": "refused", "interrupted": "aborted"}
 
@@ -104,6 +109,38 @@ class Notary:
             self.log.checkpoint(self.identity.name, self.identity.signing_key)  # it covers the outcome
         except CryptoError as error:
             log.error("a session's outcome cannot be logged", session=report.session_id, reason=str(error))  # noqa: TRY400
+
+    def knows(self, record: Record) -> bool:
+        """Whether the session of a hand-over is not over here: its own outcome will tell."""
+        return f"{record.head.session}-{record.head.side}" in self._ours
+
+    def settled(self, record: Record) -> None:
+        """A hand-over was decided without its session, by recovery or by an operator: that is signed by us alone.
+
+        It reads and writes the disk; what the log does not take is told of.
+        """
+        source = record.side is Side.SOURCE
+        here, there = Party(self.identity.name, self.identity.spki_sha256.hex()), Party(record.head.peer)
+        predicate = Predicate(
+            stage=Stage.OUTCOME,
+            session=record.head.session,
+            source=here if source else there,
+            destination=there if source else here,
+            vm=Machine(record.vm.name, record.vm.uuid) if record.vm.name or record.vm.uuid else None,
+            started=record.head.began,
+            ended=datetime.now(UTC).isoformat(),
+            outcome="done" if record.state is State.DONE else "aborted",
+            error=record.why[:TEXT_CHARACTERS_MAX],
+            flags=(RECOVERED,),
+        )
+        try:
+            self.signers.keep(self.signer.der)
+            self.log.append(dsse.sign(statement.build(predicate, {}), self.identity.signing_key))
+            self.log.checkpoint(self.identity.name, self.identity.signing_key)
+        except CryptoError as error:
+            log.error(  # noqa: TRY400 - told, not traced
+                "a session's outcome cannot be logged", session=record.head.session, reason=str(error)
+            )
 
 
 class Deed:
@@ -340,7 +377,7 @@ class Deed:
         )
 
     def _decisions(self) -> tuple[Decision, ...]:
-        side: Side = "source" if self._source else "destination"
+        side: _SideName = "source" if self._source else "destination"
         return tuple(
             Decision(side, one.point, one.rule, one.allowed, one.reason[:TEXT_CHARACTERS_MAX], tuple(one.approvers))
             for one in self._report.decisions[-(DECISIONS_MAX // 2) :]

@@ -33,6 +33,7 @@ from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
 from proxy.endpoints.sockets import listen_tcp
 from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, HypervisorFailed, Interrupted, exit_code_of
+from proxy.handover.record import Record
 from proxy.paging import PagingTerms
 from proxy.report import SessionReport
 from proxy.session import Role
@@ -179,6 +180,19 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
             await desk.close()
 
 
+def _on_record(notary: Notary | None) -> Callable[[Record], None]:
+    """What puts the end of a hand-over on record whose session is over."""
+    writing: set[asyncio.Task[None]] = set()
+
+    def settled(record: Record) -> None:
+        if notary is not None and not notary.knows(record):
+            task = asyncio.get_running_loop().create_task(asyncio.to_thread(notary.settled, record))
+            writing.add(task)
+            task.add_done_callback(writing.discard)
+
+    return settled
+
+
 def _tls(common: Common, role: TlsRole) -> TlsConfig:
     return TlsConfig(Identity.load(common.identity, now=datetime.now(UTC)), role, common.rules)
 
@@ -291,7 +305,7 @@ class _Receiver:
         _check_streams(options.egress)
         await options.egress.check()
         listener = listen_tcp(*options.listen, options.listen_text)
-        handovers = open_handovers(common.state_folder)
+        handovers = open_handovers(common.state_folder, _on_record(self._notary))
         self._destination = Destination(
             tls,
             {_EGRESS: options.egress},
@@ -427,7 +441,7 @@ class _Sender:
         reports.check_writable(common.report)
         _check_streams(options.ingress)
         await options.ingress.open()
-        handovers = self._handovers = open_handovers(common.state_folder)
+        handovers = self._handovers = open_handovers(common.state_folder, _on_record(self._notary))
         self._source = Source(
             tls,
             peer,

@@ -182,7 +182,7 @@ class Predicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bytes: of the streams, as they entered the pair of relays.
         outcome: how it ended; empty before.
         error: why, in words for people.
-        flags: placeholders for items that could not be accepted.
+        flags: ``recovered`` where it was decided after the session; placeholders for items that could not be accepted.
         heads: of both logs.
     """
 

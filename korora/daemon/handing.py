@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +26,11 @@ class Handing:
 
     Args:
         observer: told of what has ended, and of what stays unsettled.
+        settled: told of what has ended, too.
     """
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, observer: Observer, settled: Callable[[Record], None]) -> None:
+        self._observer, self._settled = observer, settled
         self.handovers: Handovers | None = None
         """None before the first configuration."""
         self._config: Config | None = None
@@ -55,6 +57,7 @@ class Handing:
         self._observer.handover_ended(
             record.head.side, record.head.kind, record.state.value, record.seconds(State.VOTED, State.DONE)
         )
+        self._settled(record)
 
     def _unsettled(self, left: list[Record]) -> None:
         counts = Counter((record.side.value, record.state.value) for record in left)

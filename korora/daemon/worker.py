@@ -72,6 +72,7 @@ from proxy.errors import (
     SessionCancelled,
     exit_code_of,
 )
+from proxy.handover.record import Record
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -120,7 +121,7 @@ class Worker:
         self._ways: dict[str, WayIn] = {}
         self._live: dict[tuple[str, str], Runner] = {}
         self._xl_max = 0
-        self._handing = Handing(observer)
+        self._handing = Handing(observer, self._settled)
         self._desk = Desk(self._xl_session, self._handing.readopt, heard=self._greeted, idle=self._maybe_drained)
         self._carried = 0
         self._draining = self._drained = False
@@ -410,6 +411,12 @@ class Worker:
             self._carried -= 1
             self._maybe_drained()
             await asyncio.to_thread(give_back)
+
+    def _settled(self, record: Record) -> None:
+        """A hand-over is decided; where its session is over, its outcome is put on record."""
+        notary = self._notary
+        if notary is not None and not notary.knows(record):
+            self._task(asyncio.to_thread(notary.settled, record))
 
     def _refused(self, failure: Exception) -> None:
         """See ``Destination.failed``."""

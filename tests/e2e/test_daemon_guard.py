@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from crypto.receipts.log import ReceiptLog
+from crypto.receipts.statement import parse
+from korora.notary import RECEIPTS, RECOVERED
 from proxy.handover.table import Side, State
 from tests.e2e.guarded import STEP_SECONDS, Which
 from tests.e2e.rig import FAST, MIDDLE_BYTES, SLOW, Rig
@@ -50,6 +53,14 @@ async def end_of(made: Served, rig: Rig) -> None:
             assert await made.one_runs() == "destination"
 
 
+async def on_record(host: Host) -> None:
+    """How it ended stands in the log of the host whose process died: that knew it only afterwards."""
+    log = ReceiptLog(host.state / RECEIPTS)
+    async with asyncio.timeout(STEP_SECONDS):
+        while not any(RECOVERED in parse(each.payload).predicate.flags for _, each in log.entries()):  # noqa: ASYNC110 - files tell nobody
+            await asyncio.sleep(LOOK_SECONDS)
+
+
 async def report(host: Host) -> dict[str, object]:
     """Of its only session."""
     async with asyncio.timeout(STEP_SECONDS):
@@ -73,6 +84,7 @@ async def test_a_worker_is_killed(rig: Rig, which: Which, moment: str) -> None:
         await reach(made, moment)
         made.kill_worker(which)
         await end_of(made, rig)
+        await on_record(made.hosts[which])
 
 
 @pytest.mark.parametrize(("which", "moment"), each_moment(("source", "voted")))
@@ -82,3 +94,4 @@ async def test_a_daemon_is_killed_and_started_again(rig: Rig, which: Which, mome
         made.kill(which)
         await made.start_daemon(which)
         await end_of(made, rig)
+        await on_record(made.hosts[which])

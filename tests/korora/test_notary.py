@@ -18,10 +18,12 @@ from crypto.receipts.bundle import Verified
 from crypto.receipts.statement import Stage, Statement
 from crypto.tls import TlsConfig
 from korora.authority import Office
-from korora.notary import RECEIPTS, Deed, Notary
+from korora.notary import RECEIPTS, RECOVERED, Deed, Notary
 from korora.policy.file import PolicyFile
 from korora.receipts import Given, Receipts, verify_file
 from proxy.errors import EXIT_INTEGRITY, PolicyRefused, StreamCorrupt, exit_code_of
+from proxy.handover.record import Entry, Head, Record
+from proxy.shell.journal import now
 from tests.proxy.support import Middle, Pair, over_tcp, relays, run, until
 from tests.standins.xen_host import guest_stream
 
@@ -353,3 +355,28 @@ def test_a_connection_lost_at_any_moment_repeats_nothing_in_the_logs(both: Both,
         if errors == [None, None]:
             assert counts[Stage.OFFER, 2] == counts[Stage.TRANSFER, 2] == 1
             assert counts[Stage.OUTCOME, 2] == 1 or (side == 0 and not counts[Stage.OUTCOME, 2])
+
+
+@pytest.mark.parametrize(
+    ("side", "state", "outcome"), [("source", "done", "done"), ("destination", "aborted", "aborted")]
+)
+def test_a_hand_over_that_was_decided_after_its_session_is_put_on_record(
+    both: Both, side: str, state: str, outcome: str
+) -> None:
+    notary = both.notaries[0]
+    head = Head("5e" * 16, side, "xl", "beta", now())  # type: ignore[arg-type]
+    record = Record(head, [Entry("open", now(), name="vm1", uuid=""), Entry(state, now(), why="the source says so")])  # type: ignore[arg-type]
+    assert not notary.knows(record)
+    notary.settled(record)
+    ((made, signed),) = both.entries(0)
+    assert signed == 1
+    told = made.predicate
+    assert (told.stage, told.outcome, told.flags, told.error) == (
+        Stage.OUTCOME,
+        outcome,
+        (RECOVERED,),
+        "the source says so",
+    )
+    assert (told.source.name, told.destination.name) == (("alpha", "beta") if side == "source" else ("beta", "alpha"))
+    assert told.vm is not None
+    assert told.vm.name == "vm1"
