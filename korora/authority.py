@@ -4,7 +4,9 @@ A question is answered in this order: does the policy allow it, have enough peop
 follows do it. Each may refuse, and the refusal names the rule.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from korora.policy.decide import Decision, decide
 from korora.policy.file import PolicyFile
 from korora.policy.ledger import Usage
 from korora.policy.shared import Ledger
+from korora.watched import Unwatched, Watch
 from proxy.authority import Act, Point, Question, Ruling
 from proxy.errors import PolicyRefused
 from proxy.session import Role
@@ -51,15 +54,24 @@ class Office:
         policy: that counts.
         folder: the state directory.
         now: the time, with its zone.
+        watch: is told of every answer, and of how many wait for people.
     """
 
     def __init__(
-        self, here: str, policy: PolicyFile, folder: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        here: str,
+        policy: PolicyFile,
+        folder: Path,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        watch: Watch | None = None,
     ) -> None:
         self.here, self._policy, self._folder, self._now = here, policy, folder, now
         self._monitor = Monitor(policy.current.certification)
         self._ledger = Ledger(folder / LEDGER)
         self._sessions: dict[str, _Session] = {}
+        self._watch = watch or Unwatched()
+        self._waiting: Counter[Role] = Counter()
 
     def reload(self, policy: PolicyFile) -> None:
         """What is asked next, in running sessions too, is answered by this policy."""
@@ -68,6 +80,16 @@ class Office:
 
     async def ask(self, question: Question) -> Ruling:
         """See ``Authority.ask``."""
+        role, point = question.role.value, question.point.value
+        try:
+            ruling = await self._ruling(question)
+        except PolicyRefused:
+            self._watch.decided(role, point, allowed=False)
+            raise
+        self._watch.decided(role, point, allowed=True)
+        return ruling
+
+    async def _ruling(self, question: Question) -> Ruling:
         key, now = _key(question), self._now()
         if question.point is Point.OFFER:
             self._begin(key, question, now)
@@ -120,11 +142,21 @@ class Office:
             return given
         board = Board(self._folder / APPROVALS)
         try:
-            with board.wanted(question.session, facts, wanted, question.user) as request:
+            with board.wanted(question.session, facts, wanted, question.user) as request, self._waits(question.role):
                 session.approvers, session.shown = await request.enough(), shown
         except PolicyRefused as refusal:
             raise PolicyRefused(f"refused by the policy of {self.here}: {refusal}", decision.rule) from None
         return session.approvers
+
+    @contextmanager
+    def _waits(self, role: Role) -> Iterator[None]:
+        self._waiting[role] += 1
+        self._watch.approvals_waiting(role.value, self._waiting[role])
+        try:
+            yield
+        finally:
+            self._waiting[role] -= 1
+            self._watch.approvals_waiting(role.value, self._waiting[role])
 
     def _perform(self, key: str, question: Question, approvers: tuple[int, ...]) -> tuple[Act, ...]:
         """What is done once this is answered by yes, each by whoever does it."""

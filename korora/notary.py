@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from crypto.errors import CryptoError, ReceiptMalformed
+from crypto.errors import CryptoError, HeadMalformed, LogForked, LogTruncated, ReceiptMalformed
 from crypto.identity import Identity
 from crypto.receipts import dsse, statement
 from crypto.receipts.dsse import Envelope
@@ -29,6 +29,7 @@ from crypto.receipts.statement import (
     Stage,
     Statement,
 )
+from korora.watched import Unwatched, Watch
 from proxy.authority import Question
 from proxy.control import Evidence, LogHead
 from proxy.errors import PeerRefused, StreamCorrupt
@@ -70,14 +71,16 @@ class Notary:
     Args:
         identity: signs.
         folder: the state directory.
+        watch: is told of what is logged and what cannot be, and of peers' logs that are not what they were.
     """
 
-    def __init__(self, identity: Identity, folder: Path) -> None:
+    def __init__(self, identity: Identity, folder: Path, watch: Watch | None = None) -> None:
         self.identity = identity
         self.signer = _own(identity)
         self.log = ReceiptLog(folder / RECEIPTS, lambda words: log.warning("the log of receipts", what=words))
         self.peers = PeerHeads(folder / RECEIPTS)
         self.signers = Signers(folder / RECEIPTS)
+        self.watch = watch or Unwatched()
         self._ours: dict[str, Deed] = {}
         """Of sessions that are not over, by session and role."""
 
@@ -108,7 +111,7 @@ class Notary:
                 deed.end()
             self.log.checkpoint(self.identity.name, self.identity.signing_key)  # it covers the outcome
         except CryptoError as error:
-            log.error("a session's outcome cannot be logged", session=report.session_id, reason=str(error))  # noqa: TRY400
+            self._failed(report.session_id, error)
 
     def knows(self, record: Record) -> bool:
         """Whether the session of a hand-over is not over here: its own outcome will tell."""
@@ -135,12 +138,24 @@ class Notary:
         )
         try:
             self.signers.keep(self.signer.der)
-            self.log.append(dsse.sign(statement.build(predicate, {}), self.identity.signing_key))
+            envelope = dsse.sign(statement.build(predicate, {}), self.identity.signing_key)
+            self.keep(envelope, Role(record.side.value), Stage.OUTCOME, both=False)
             self.log.checkpoint(self.identity.name, self.identity.signing_key)
         except CryptoError as error:
-            log.error(  # noqa: TRY400 - told, not traced
-                "a session's outcome cannot be logged", session=record.head.session, reason=str(error)
-            )
+            self._failed(record.head.session, error)
+
+    def keep(self, envelope: Envelope, role: Role, stage: Stage, *, both: bool) -> None:
+        """Log a receipt, signed by both hosts or by this one alone.
+
+        Raises:
+            LogUnusable: the disk does not take it.
+        """
+        self.log.append(envelope)
+        self.watch.receipt_logged(role.value, stage.value, both=both)
+
+    def _failed(self, session: str, error: CryptoError) -> None:
+        self.watch.receipt_failed()
+        log.error("a session's outcome cannot be logged", session=session, reason=str(error))
 
 
 class Deed:
@@ -182,7 +197,7 @@ class Deed:
         envelope, made = self._verified(evidence.receipt, Stage.OFFER, {peer.keyid})
         self._initiator = made.predicate.source.user  # the source's word; it has to stand by it
         self._agrees(made)
-        receipt = self._countersigned(envelope)
+        receipt = self._countersigned(envelope, Stage.OFFER)
         self._known = self._notary.peers.known(self._question.peer)
         head = self._head(evidence.asked)
         self._heads["destination"] = head.text
@@ -191,9 +206,9 @@ class Deed:
 
     def accepted(self, evidence: Evidence, head: LogHead) -> LogHead:
         """See ``witness.Witness``."""
-        peer = self._meet(evidence.signer)
+        self._meet(evidence.signer)
         self._ours_again(evidence.receipt, Stage.OFFER)
-        self._notary.peers.check(self._question.peer, peer.key, head.text, self._known, head.proofs)
+        self._follow(head)
         self._heads["destination"] = head.text
         shown = self._head(evidence.asked)
         self._heads["source"] = shown.text
@@ -201,7 +216,7 @@ class Deed:
 
     def met(self, head: LogHead) -> None:
         """See ``witness.Witness``."""
-        self._notary.peers.check(self._question.peer, self._other.key, head.text, self._known, head.proofs)
+        self._follow(head)
         self._heads["source"] = head.text
 
     # ---- what was transferred
@@ -229,7 +244,7 @@ class Deed:
         """See ``witness.Witness``."""
         envelope, made = self._verified(receipt, Stage.TRANSFER, {self._other.keyid})
         self._agrees(made, digests)
-        return self._countersigned(envelope)
+        return self._countersigned(envelope, Stage.TRANSFER)
 
     def countersigned(self, receipt: bytes) -> None:
         """See ``witness.Witness``."""
@@ -248,7 +263,7 @@ class Deed:
         self._agrees(made, _digests(self._report))
         if made.predicate.outcome != "done":
             raise StreamCorrupt(f"the source states {made.predicate.outcome!r} of a session that is done")
-        signed = self._countersigned(envelope)
+        signed = self._countersigned(envelope, Stage.OUTCOME)
         self.concluded_by_both = True
         return signed
 
@@ -266,7 +281,7 @@ class Deed:
         elif report.handover == "aborted" and outcome == "failed":
             outcome = "aborted"
         content = self._signed(self._predicate(Stage.OUTCOME, outcome), _digests(report))
-        self._notary.log.append(dsse.decode(content))
+        self._notary.keep(dsse.decode(content), self._question.role, Stage.OUTCOME, both=False)
 
     # ---- parts
 
@@ -287,15 +302,24 @@ class Deed:
         text, proofs = self._notary.log.prove(tuple(asked), self._identity.name, self._identity.signing_key)
         return LogHead(text, proofs)
 
+    def _follow(self, head: LogHead) -> None:
+        """The peer's log continues what it was, or the session ends."""
+        peers = self._notary.peers
+        try:
+            peers.check(self._question.peer, self._other.key, head.text, self._known, head.proofs)
+        except (HeadMalformed, LogForked, LogTruncated) as error:
+            self._notary.watch.log_disputed(error)
+            raise
+
     def _signed(self, predicate: Predicate, digests: Mapping[str, Mapping[str, str]] | None = None) -> bytes:
         content = statement.build(predicate, digests or {})
         self._notary.signers.keep(self._signer.der)
         return dsse.encode(dsse.sign(content, self._identity.signing_key))
 
-    def _countersigned(self, envelope: Envelope) -> bytes:
+    def _countersigned(self, envelope: Envelope, stage: Stage) -> bytes:
         self._notary.signers.keep(self._signer.der)
         both = dsse.countersign(envelope, self._identity.signing_key)
-        self._notary.log.append(both)
+        self._notary.keep(both, self._question.role, stage, both=True)
         return dsse.encode(both)
 
     def _ours_again(self, receipt: bytes, stage: Stage) -> None:
@@ -303,7 +327,7 @@ class Deed:
         envelope, _ = self._verified(receipt, stage, {self._other.keyid, self._signer.keyid})
         if envelope.payload != dsse.decode(self._sent).payload:
             raise StreamCorrupt(f"the destination has signed another {stage.value} than this host's")
-        self._notary.log.append(envelope)
+        self._notary.keep(envelope, self._question.role, stage, both=True)
 
     def _verified(self, receipt: bytes, stage: Stage, required: set[str]) -> tuple[Envelope, Statement]:
         keys = {self._other.keyid: self._other.key, self._signer.keyid: self._signer.key}

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from crypto.identity import Identity
+from korora.watched import Unwatched, Watch
 from proxy.report import SessionReport
 from proxy.status import SessionStatus
 
 
-class Observer(Protocol):
-    """Told of what happens, in the process where it happens. Must not raise, and must not wait."""
+class Observer(Watch, Protocol):
+    """Told of what happens, in the process where it happens. Must not raise, and must not wait.
+
+    Called on the event loop, except what is a ``Watch``'s.
+    """
 
     # ---- in a worker
 
@@ -60,7 +64,7 @@ class Observer(Protocol):
         """A reload was asked for, and done or refused."""
 
 
-class Unobserved:
+class Unobserved(Unwatched):
     """Counts nothing."""
 
     def session_begun(self, role: str) -> None:

@@ -226,11 +226,11 @@ class Worker:
         if self._handing.configure(config) and self._index == 0:  # one of us is enough
             self._services.append(asyncio.create_task(self._handing.recover()))
         if self._office is None:
-            self._office = Office(credentials.identity.name, policy, Path(config.state))
+            self._office = Office(credentials.identity.name, policy, Path(config.state), watch=self._observer)
         else:
             self._office.reload(policy)
         if self._notary is None:
-            self._notary = Notary(credentials.identity, Path(config.state))
+            self._notary = Notary(credentials.identity, Path(config.state), self._observer)
         else:
             self._notary.reload(credentials.identity)
         if self._admission is None:

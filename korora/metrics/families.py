@@ -8,7 +8,9 @@ prometheus-client, so that a page or a test may look at it without.
 from typing import Final, get_args
 
 from chunking.regime import Regime
+from crypto.receipts.statement import Stage
 from korora.metrics.family import NEVER_BEFORE_A_VALUE, Family, Kind, Merge, Side
+from proxy.authority import Point
 from proxy.errors import OUTCOMES
 from proxy.handover.record import UNREADABLE
 from proxy.handover.record import Kind as Hypervisor
@@ -43,7 +45,7 @@ REFUSALS: Final = (
     "key_exhausted",
     "other",
 )
-CAUSES: Final = ("record", "stream", "protocol", "peer", "unknown")
+CAUSES: Final = ("record", "stream", "receipt", "protocol", "peer", "unknown")
 REASONS: Final = (
     "tls",
     "group",
@@ -57,8 +59,12 @@ REASONS: Final = (
     "policy",
     "protocol",
     "record",
+    "receipt",
     "other",
 )
+POINTS: Final = tuple(point.value for point in Point)
+STAGES: Final = tuple(stage.value for stage in Stage)
+DISPUTES: Final = ("truncated", "forked", "malformed")
 
 # ---- sessions
 
@@ -132,6 +138,33 @@ HANDOVER_SECONDS: Final = Family(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 CHANNELS: Final = Family("korora_channels_total", Kind.COUNTER, "Connections of hypervisors that were carried", (ROLE,))
+
+# ---- policy and receipts
+
+DECISIONS: Final = Family(
+    "korora_decisions_total",
+    Kind.COUNTER,
+    "Answers to sessions that asked whether they may begin or go on, by where they stood",
+    (ROLE, ("point", POINTS), ("answer", ("allowed", "refused"))),
+)
+APPROVALS_WAITING: Final = Family(
+    "korora_approvals_waiting", Kind.GAUGE, "Sessions that wait for people to approve of them", (ROLE,)
+)
+RECEIPTS: Final = Family(
+    "korora_receipts_total",
+    Kind.COUNTER,
+    "Receipts that were logged here, by what they are of and who has signed them",
+    (ROLE, ("stage", STAGES), ("signed", ("both", "alone"))),
+)
+RECEIPTS_FAILED: Final = Family(
+    "korora_receipts_failed_total", Kind.COUNTER, "Sessions that are over and whose outcome could not be logged here"
+)
+LOG_DISPUTES: Final = Family(
+    "korora_log_disputes_total",
+    Kind.COUNTER,
+    "Peers' logs of receipts that were not what they had been, by what was wrong",
+    (("kind", DISPUTES),),
+)
 
 # ---- throughput
 
@@ -410,6 +443,11 @@ FAMILIES: Final = (
     HANDOVERS_UNSETTLED,
     HANDOVER_SECONDS,
     CHANNELS,
+    DECISIONS,
+    APPROVALS_WAITING,
+    RECEIPTS,
+    RECEIPTS_FAILED,
+    LOG_DISPUTES,
     STREAM_BYTES,
     WIRE_BYTES,
     FRAMES,

@@ -1,5 +1,8 @@
 """Counts what sessions, peers and processes do. One a process; called on the event loop, and never waits.
 
+What is said of policy and receipts may come from any thread: its values are made at the start, and prometheus-client
+locks each of them while it changes.
+
 A session's status holds counts since its beginning. The observer remembers the highest it has seen of each and adds
 only the rest, so that nothing is counted twice and no counter falls, whatever order samples and ends come in.
 """
@@ -98,6 +101,7 @@ CAUSES: Final = MappingProxyType(
     {
         crypto.IntegrityError: "record",
         StreamCorrupt: "stream",
+        crypto.ReceiptError: "receipt",
         ProtocolViolation: "protocol",
         PeerAborted: "peer",
     }
@@ -115,8 +119,16 @@ REASONS: Final = MappingProxyType(
         crypto.PeerNameMismatch: "name",
         crypto.ResumeForged: "resume",
         crypto.IntegrityError: "record",
+        crypto.ReceiptError: "receipt",
         PolicyRefused: "policy",
         PeerRefused: "protocol",
+    }
+)
+DISPUTES: Final = MappingProxyType(
+    {
+        crypto.LogTruncated: "truncated",
+        crypto.LogForked: "forked",
+        crypto.HeadMalformed: "malformed",
     }
 )
 
@@ -170,6 +182,8 @@ class Observer:
         if Side.WORKER in side:
             self._gauge([])  # a worker that takes the name of one that died starts with no sessions
             self.handovers_unsettled({})
+            for role in f.ROLE[1]:
+                self.approvals_waiting(role, 0)
 
     # ---- sessions
 
@@ -266,6 +280,30 @@ class Observer:
         for role in f.ROLE[1]:
             for state in f.HANDOVER_STATES:
                 self._in.gauge(f.HANDOVERS_UNSETTLED, role, state).set(counts.get((role, state), 0))
+
+    # ---- policy and receipts; see ``korora.watched.Watch``
+
+    def decided(self, role: str, point: str, *, allowed: bool) -> None:
+        """A session asked whether it may go on, at this point, and has its answer."""
+        self._in.counter(f.DECISIONS, role, point, "allowed" if allowed else "refused").inc()
+
+    def approvals_waiting(self, role: str, count: int) -> None:
+        """So many sessions of this process wait for people now."""
+        self._in.gauge(f.APPROVALS_WAITING, role).set(count)
+
+    def receipt_logged(self, role: str, stage: str, *, both: bool) -> None:
+        """A receipt is in the log, signed by both hosts or by this one alone."""
+        self._in.counter(f.RECEIPTS, role, stage, "both" if both else "alone").inc()
+
+    def receipt_failed(self) -> None:
+        """A session is over, and its outcome cannot be logged."""
+        self._in.counter(f.RECEIPTS_FAILED).inc()
+
+    def log_disputed(self, error: crypto.ReceiptError) -> None:
+        """A peer's log is not what it was, or its head is none."""
+        self._in.counter(f.LOG_DISPUTES, _closest(DISPUTES, error, "malformed")).inc()
+
+    # ---- peers and records
 
     def peer_refused(self, error: BaseException) -> None:
         """A TLS peer was not let in (the ``failed`` of proxy.shell.destination.Destination)."""

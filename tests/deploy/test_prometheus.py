@@ -89,6 +89,8 @@ def test_there_is_an_alert_for_each_thing_that_must_be_heard() -> None:
         "korora_integrity_failures_total",
         "korora_record_refusals_total",
         "korora_handovers_unsettled",
+        "korora_log_disputes_total",
+        "korora_receipts_failed_total",
         "korora_sessions_ended_total",
         "korora_resumes_total",
         "korora_sessions_stalled",
@@ -217,7 +219,16 @@ def test_every_series_is_of_the_chosen_job_and_hosts() -> None:
 
 def test_the_dashboard_s_rows() -> None:
     rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
-    assert rows == ["Sessions", "Hand-overs", "Throughput", "Pages", "Faults", "Latency", "Process"]
+    assert rows == [
+        "Sessions",
+        "Hand-overs",
+        "Policy and receipts",
+        "Throughput",
+        "Pages",
+        "Faults",
+        "Latency",
+        "Process",
+    ]
 
 
 def test_the_data_source_is_a_variable_and_no_uid_is_fixed() -> None:

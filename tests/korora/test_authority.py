@@ -10,6 +10,7 @@ import pytest
 from korora.authority import APPROVALS, Office
 from korora.policy.board import Board
 from korora.policy.file import NO_POLICY, PolicyFile
+from korora.watched import Unwatched
 from proxy.authority import Act, Point, Question
 from proxy.errors import PolicyRefused
 from proxy.hypervisors.base import Vm
@@ -66,6 +67,59 @@ async def test_one_session_at_both_ends_of_one_host(tmp_path: Path) -> None:
             await here.ask(at(question, point, None if point is Point.OFFER else VM))
     for question in (OFFER, ARRIVES):
         here.ended(question)
+
+
+class Told(Unwatched):
+    """A watch that remembers."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str, str, bool]] = []
+        self.waiting: list[tuple[str, int]] = []
+
+    def decided(self, role: str, point: str, *, allowed: bool) -> None:
+        self.answers.append((role, point, allowed))
+
+    def approvals_waiting(self, role: str, count: int) -> None:
+        self.waiting.append((role, count))
+
+
+def watched(folder: Path, policy: str) -> tuple[Office, Told]:
+    (folder / "policy.toml").write_text(policy)
+    (folder / "policy.toml").chmod(0o600)
+    told = Told()
+    return Office("alpha", PolicyFile(folder / "policy.toml"), folder, lambda: NOW, watch=told), told
+
+
+async def test_every_answer_is_told_by_whoever_gave_it(tmp_path: Path) -> None:
+    """The policy's, and the certification's: a session that is refused at its offer is never one."""
+    here, told = watched(
+        tmp_path,
+        '[[rule]]\nname = "no"\neffect = "deny"\npeer = ["mallory"]\n[[rule]]\nname = "all"\neffect = "allow"\n',
+    )
+    await here.ask(OFFER)
+    with pytest.raises(PolicyRefused, match="no denies"):
+        await here.ask(replace(ARRIVES, peer="mallory"))
+    with pytest.raises(PolicyRefused, match="out of order"):
+        await here.ask(at(OFFER, Point.HANDOVER))
+    assert told.answers == [("source", "offer", True), ("destination", "offer", False), ("source", "handover", False)]
+    assert told.waiting == []
+
+
+async def test_who_waits_for_people_is_told_until_it_does_not_whatever_ends_that(tmp_path: Path) -> None:
+    here, told = watched(tmp_path, TWO)
+    other = replace(OFFER, session="cd" * 16)
+    for question in (OFFER, other):
+        await here.ask(question)
+    asking = asyncio.create_task(here.ask(at(OFFER, Point.IDENTITY)))
+    await approve(tmp_path, 1001, 1002)
+    await asking
+    assert told.waiting == [("source", 1), ("source", 0)]
+    asking = asyncio.create_task(here.ask(at(other, Point.IDENTITY)))
+    await approve(tmp_path)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert told.waiting[2:] == [("source", 1), ("source", 0)]
+    assert told.answers == [("source", "offer", True)] * 2 + [("source", "identity", True)], "a wait cut short is none"
 
 
 async def test_a_no_names_the_rule_and_the_host(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from crypto.errors import LogForked, LogTruncated, ReceiptError, SignatureInvalid
+from crypto.errors import HeadMalformed, LogForked, LogTruncated, LogUnusable, ReceiptError, SignatureInvalid
 from crypto.receipts import dsse, statement
 from crypto.receipts.bundle import Verified
 from crypto.receipts.statement import Stage, Statement
@@ -21,13 +22,39 @@ from korora.authority import Office
 from korora.notary import RECEIPTS, RECOVERED, Deed, Notary
 from korora.policy.file import PolicyFile
 from korora.receipts import Given, Receipts, verify_file
+from korora.watched import Unwatched
+from proxy.authority import Point, Question
+from proxy.control import LogHead
 from proxy.errors import EXIT_INTEGRITY, PolicyRefused, StreamCorrupt, exit_code_of
 from proxy.handover.record import Entry, Head, Record
+from proxy.report import SessionReport
+from proxy.session import Role
 from proxy.shell.journal import now
 from tests.proxy.support import Middle, Pair, over_tcp, relays, run, until
 from tests.standins.xen_host import guest_stream
 
 STREAM = guest_stream("vm1")
+QUESTION = Question(
+    Point.OFFER, Role.SOURCE, "ab" * 16, peer="beta", pin="0" * 64, egress="default", tenant="", user=None
+)
+
+
+class Told(Unwatched):
+    """A watch that remembers."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, str, bool]] = []
+        self.failed = 0
+        self.disputes: list[type[ReceiptError]] = []
+
+    def receipt_logged(self, role: str, stage: str, *, both: bool) -> None:
+        self.logged.append((role, stage, both))
+
+    def receipt_failed(self) -> None:
+        self.failed += 1
+
+    def log_disputed(self, error: ReceiptError) -> None:
+        self.disputes.append(type(error))
 
 
 class Both:
@@ -38,7 +65,10 @@ class Both:
         for each in self.folders:
             each.mkdir(exist_ok=True)
         self.tls = client, server
-        self.notaries = tuple(Notary(tls.identity, each) for tls, each in zip(self.tls, self.folders, strict=True))
+        self.told = Told(), Told()
+        self.notaries = tuple(
+            Notary(tls.identity, each, told) for tls, each, told in zip(self.tls, self.folders, self.told, strict=True)
+        )
         self.offices = tuple(
             Office(tls.identity.name, PolicyFile(None), each) for tls, each in zip(self.tls, self.folders, strict=True)
         )
@@ -96,6 +126,9 @@ def test_three_receipts_of_both_stand_in_both_logs(both: Both) -> None:
     assert [made.predicate.stage for made, _ in logs[0]] == [Stage.OFFER, Stage.TRANSFER, Stage.OUTCOME]
     assert logs[0] == logs[1]
     assert {signed for _, signed in logs[0]} == {2}
+    for told, role in zip(both.told, ("source", "destination"), strict=True):
+        assert told.logged == [(role, stage, True) for stage in ("offer", "transfer", "outcome")]
+        assert (told.failed, told.disputes) == (0, [])
     offer, transfer, outcome = (made.predicate for made, _ in logs[0])
     assert offer.vm is None
     for one in (transfer, outcome):
@@ -206,6 +239,8 @@ def test_a_log_that_was_cut_is_found_by_the_peer_before_anything_is_sent(both: B
     error, there, _, got = run(attempt(both))
     found = error if side == 1 else there[0]
     assert isinstance(found, LogTruncated), found
+    assert both.told[1 - side].disputes == [LogTruncated]
+    assert both.told[side].disputes == []
     assert not got
     assert list((both.folders[1 - side] / RECEIPTS / "peers").glob("*.evidence"))
     assert error is not None
@@ -224,6 +259,8 @@ def test_a_log_that_was_forked_is_found_by_the_peer(both: Both, side: int) -> No
     error, there, _, got = run(attempt(both))
     found = error if side == 1 else there[0]
     assert isinstance(found, LogForked), found
+    assert both.told[1 - side].disputes == [LogForked]
+    assert both.told[side].disputes == []
     assert not got
 
 
@@ -328,9 +365,41 @@ def test_a_session_that_was_refused_leaves_a_receipt_at_both_ends(both: Both, tm
     ((made, signed),) = both.entries(1)
     assert signed == 1
     assert made.predicate.outcome == "refused"
+    assert both.told[1].logged == [("destination", "outcome", False)]
     assert made.predicate.decisions[-1].rule == "nobody"
     assert not made.predicate.decisions[-1].allowed
     assert "nobody" in made.predicate.error
+
+
+def test_an_outcome_that_the_log_does_not_take_is_told_and_counted(both: Both) -> None:
+    async def story() -> None:
+        ended = (await (await both.migrate()).ended())[0]
+        both.notaries[0].begin(QUESTION, ended.report)  # as if it had not been concluded
+        (both.folders[0] / RECEIPTS / "entries").unlink()
+        (both.folders[0] / RECEIPTS / "entries").mkdir()
+        both.notaries[0].ended(ended.report)
+
+    run(story())
+    assert both.told[0].failed == 1
+    assert [both_signed for _, _, both_signed in both.told[0].logged] == [True] * 3
+
+
+def test_a_head_that_is_none_is_a_dispute_and_a_disk_that_refuses_is_not(both: Both) -> None:
+    run(done(both))
+    deed = both.notaries[0].begin(
+        QUESTION, SessionReport(role="source", session_id="ab" * 16, started=datetime.now(UTC))
+    )
+    deed._peer = both.notaries[1].signer
+    with pytest.raises(HeadMalformed):
+        deed._follow(LogHead("no head", ()))
+    assert both.told[0].disputes == [HeadMalformed]
+    text, proofs = both.notaries[1].log.prove((), "beta", both.tls[1].identity.signing_key)
+    peers = both.folders[0] / RECEIPTS / "peers"
+    (peers / "lock").unlink()
+    (peers / "lock").mkdir()
+    with pytest.raises(LogUnusable):
+        deed._follow(LogHead(text, proofs))
+    assert both.told[0].disputes == [HeadMalformed]
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -368,6 +437,7 @@ def test_a_hand_over_that_was_decided_after_its_session_is_put_on_record(
     record = Record(head, [Entry("open", now(), name="vm1", uuid=""), Entry(state, now(), why="the source says so")])  # type: ignore[arg-type]
     assert not notary.knows(record)
     notary.settled(record)
+    assert both.told[0].logged == [(side, "outcome", False)]
     ((made, signed),) = both.entries(0)
     assert signed == 1
     told = made.predicate

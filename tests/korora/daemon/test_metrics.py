@@ -15,6 +15,19 @@ from tests.korora.daemon.test_sessions import pair
 from tests.proxy.shell.test_processes import free_port
 from tests.proxy.support import run
 
+POLICY = """
+[[rule]]
+name = "plain"
+effect = "allow"
+egress = ["vm0"]
+[[rule]]
+name = "people"
+effect = "allow"
+egress = ["vm2"]
+approvals = 1
+approvers = [4242]
+"""
+
 
 def page(host: Host, path: str) -> tuple[int, str]:
     try:
@@ -120,6 +133,111 @@ def test_what_hand_overs_became_and_what_is_left_of_them(site: Site) -> None:
         assert "Traceback" not in alpha.log()
     finally:
         running.close()
+        hosts.close()
+
+
+def test_what_a_policy_answers_and_what_is_logged_of_it(site: Site) -> None:
+    """One session is allowed, one is refused at its offer and never is one, one waits for people and is cancelled."""
+    hosts = pair(site, 3)
+    for host in (hosts.alpha, hosts.beta):
+        host.metrics = f"127.0.0.1:{free_port()}"
+    alpha, beta = hosts.alpha, hosts.beta
+    policy = site.folder / "policy.toml"
+    policy.write_text(POLICY)
+    policy.chmod(0o600)
+    beta.settings = f'policy = "{policy}"\napprovals = "{site.folder}/approve.sock"\n'
+    hosts.start()
+
+    def decisions(host: Host, role: str, point: str, answer: str) -> float:
+        return value(host, f'korora_decisions_total{{answer="{answer}",point="{point}",role="{role}"}}')
+
+    def receipts(host: Host, role: str) -> dict[tuple[str, str], float]:
+        series = {
+            (stage, signed): f'korora_receipts_total{{role="{role}",signed="{signed}",stage="{stage}"}}'
+            for stage in ("offer", "transfer", "outcome")
+            for signed in ("both", "alone")
+        }
+        return {key: number for key, one in series.items() if (number := value(host, one))}
+
+    async def logged(wanted: dict[tuple[str, str], float]) -> None:
+        for host, role in ((alpha, "source"), (beta, "destination")):
+            await in_thread(until, lambda host=host, role=role: receipts(host, role) == wanted, f"{host.name} {wanted}")
+
+    async def story() -> None:
+        allowed, refused, waits = hosts.machines
+        await exchange(*await allowed.channel(), bytes(999), b"")
+        whole = {(stage, "both"): 1.0 for stage in ("offer", "transfer", "outcome")}
+        await logged(whole)
+        assert await in_thread(decisions, beta, "destination", "handover", "allowed") == 1
+        assert await in_thread(decisions, alpha, "source", "handover", "allowed") == 1
+        near = await refused.connect()
+        await in_thread(until, lambda: decisions(beta, "destination", "offer", "refused") == 1)
+        await logged(whole | {("outcome", "alone"): 1.0})
+        near.close()
+        assert await in_thread(decisions, beta, "destination", "offer", "allowed") == 1
+        assert await in_thread(decisions, alpha, "source", "offer", "allowed") == 2, "alpha did not mind"
+        assert await in_thread(value, beta, 'korora_sessions_begun_total{role="destination"}') == 1
+        assert await in_thread(value, beta, 'korora_peers_refused_total{reason="policy"}') == 1
+        near = await waits.connect()
+        await near.send(bytes(9))
+        people = 'korora_approvals_waiting{role="destination"}'
+        await in_thread(until, lambda: value(beta, people) == 1)
+        (session,) = await in_thread(beta.sessions)
+        await in_thread(lambda: beta.ask("cancel", session=session["session_id"]))
+        await in_thread(until, lambda: value(beta, people) == 0)
+        assert await in_thread(decisions, beta, "destination", "identity", "refused") == 0, "nobody has answered"
+        for host in (alpha, beta):
+            assert await in_thread(value, host, "korora_receipts_failed_total") == 0
+            for kind in ("truncated", "forked", "malformed"):
+                assert await in_thread(value, host, f'korora_log_disputes_total{{kind="{kind}"}}') == 0
+
+    try:
+        run(story(), SECONDS_MAX)
+        for host in (alpha, beta):
+            assert "Traceback" not in host.log()
+    finally:
+        hosts.close()
+
+
+def test_a_peer_whose_log_was_cut_and_a_disk_that_takes_no_receipts(site: Site) -> None:
+    hosts = pair(site, 2)
+    for host in (hosts.alpha, hosts.beta):
+        host.metrics = f"127.0.0.1:{free_port()}"
+    alpha, beta = hosts.alpha, hosts.beta
+    hosts.start()
+
+    def seen(host: Host, series: str, wanted: float) -> None:
+        until(lambda: value(host, series) == wanted, f"{host.name}: {series} {wanted}")
+
+    async def story() -> None:
+        one, two = hosts.machines
+        for number in (1, 2):  # alpha then knows a head of more entries than a new log's first session has
+            await exchange(*await one.channel(), bytes(999), b"")
+            await in_thread(
+                seen, beta, 'korora_receipts_total{role="destination",signed="both",stage="outcome"}', number
+            )
+            await in_thread(seen, alpha, 'korora_sessions_ended_total{outcome="done",role="source"}', number)
+        log = beta.state / "receipts"
+        for path in log.iterdir():
+            if path.is_file():
+                path.unlink()
+        near = await one.connect()
+        await in_thread(seen, alpha, 'korora_log_disputes_total{kind="truncated"}', 1)
+        await in_thread(seen, alpha, 'korora_integrity_failures_total{cause="receipt",role="source"}', 1)
+        near.close()
+        log = alpha.state / "receipts"
+        (log / "entries").unlink()
+        (log / "entries").mkdir()
+        near = await two.connect()
+        await in_thread(until, lambda: value(alpha, "korora_receipts_failed_total") >= 1)
+        near.close()
+
+    try:
+        run(story(), SECONDS_MAX)
+        for host in (alpha, beta):
+            assert "Traceback" not in host.log()
+        assert alpha.events("a session's outcome cannot be logged")
+    finally:
         hosts.close()
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from chunking.regime import Regime
-from crypto.errors import AuthenticationError, IntegrityError, SealBroken
+from crypto.errors import AuthenticationError, IntegrityError, ReceiptError, SealBroken
+from crypto.receipts.statement import Stage
 from korora.metrics import families, observer
 from korora.metrics.families import FAMILIES
 from korora.metrics.family import Family, Kind, Merge
+from proxy.authority import Point
 from proxy.errors import EXIT_INTEGRITY, OUTCOMES, PeerAborted, RelayError
 from proxy.handover.table import WRITTEN
 from proxy.session import State
@@ -52,7 +54,7 @@ def test_labels_are_bounded(family: Family) -> None:
     series = 1
     for name, values in family.labels:
         assert name in {"role", "state", "outcome", "way", "cause", "kind", "reason", "form", "regime"} or (
-            name in {"worker", "version", "python", "result", "certificate"}
+            name in {"worker", "version", "python", "result", "certificate", "point", "answer", "stage", "signed"}
         )
         assert len(values) == len(set(values))
         series *= max(1, len(values))
@@ -68,6 +70,9 @@ def test_the_values_of_labels_are_the_program_s() -> None:
     assert {f"pages_{kind}" for kind in families.PAGE_KINDS} <= set(SessionStatus.__slots__)
     assert tuple(regime.name.lower() for regime in Regime) == families.REGIMES
     assert set(families.HANDOVER_STATES) == {state.value for state in WRITTEN} | {"unreadable"}
+    assert set(families.DISPUTES) == set(observer.DISPUTES.values())
+    assert set(families.POINTS) == {point.value for point in Point}
+    assert set(families.STAGES) == {stage.value for stage in Stage}
     assert families.HANDOVER_KINDS == ("xl", "qmp")
 
 
@@ -98,4 +103,4 @@ def test_every_class_of_integrity_failure_has_a_cause() -> None:
         for kind in below(RelayError)
         if getattr(kind, "exit_code", None) == EXIT_INTEGRITY and kind.__module__ == "proxy.errors"
     ]
-    assert set(classes) == set(observer.CAUSES) - {IntegrityError, PeerAborted}
+    assert set(classes) == set(observer.CAUSES) - {IntegrityError, PeerAborted, ReceiptError}

@@ -13,7 +13,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
 from chunking.store import Counters
-from crypto.errors import CertificateRevoked, LaneReused, RecordForged, RecordReplayed, SealBroken
+from crypto.errors import (
+    CertificateRevoked,
+    HeadMalformed,
+    LaneReused,
+    LogForked,
+    LogTruncated,
+    LogUnusable,
+    RecordForged,
+    RecordReplayed,
+    SealBroken,
+    SignatureMissing,
+)
 from crypto.identity import Identity
 from korora.metrics import families as f
 from korora.metrics.family import Family, Kind, Side
@@ -341,6 +352,48 @@ def test_usage_is_the_kernel_s() -> None:
     assert before.resident_bytes > 5_000_000
 
 
+# ---- policy and receipts
+
+
+def counted(registry: CollectorRegistry, family: Family) -> dict[tuple[str, ...], float]:
+    """What is not at 0, by label values."""
+    found = itertools.product(*(values for _, values in family.labels))
+    return {labels: number for labels in found if (number := value(registry, family, *labels))}
+
+
+def test_what_was_answered_and_what_was_logged() -> None:
+    observer, registry = watching()
+    for allowed in (True, True, False):
+        observer.decided("destination", "offer", allowed=allowed)
+    observer.decided("source", "resume", allowed=True)
+    assert counted(registry, f.DECISIONS) == {
+        ("destination", "offer", "allowed"): 2,
+        ("destination", "offer", "refused"): 1,
+        ("source", "resume", "allowed"): 1,
+    }
+    for stage in ("offer", "transfer"):
+        observer.receipt_logged("source", stage, both=True)
+    observer.receipt_logged("source", "outcome", both=False)
+    observer.receipt_failed()
+    assert counted(registry, f.RECEIPTS) == {
+        ("source", "offer", "both"): 1,
+        ("source", "transfer", "both"): 1,
+        ("source", "outcome", "alone"): 1,
+    }
+    assert value(registry, f.RECEIPTS_FAILED) == 1
+    for error in (LogTruncated("t"), LogForked("f"), HeadMalformed("m"), HeadMalformed("m")):
+        observer.log_disputed(error)
+    assert counted(registry, f.LOG_DISPUTES) == {("truncated",): 1, ("forked",): 1, ("malformed",): 2}
+
+
+def test_a_worker_that_takes_the_name_of_one_that_died_has_nobody_waiting() -> None:
+    instruments = Instruments.alone()
+    Observer(instruments, Side.WORKER).approvals_waiting("source", 3)
+    assert value(instruments.registry(), f.APPROVALS_WAITING, "source") == 3
+    Observer(instruments, Side.WORKER)
+    assert value(instruments.registry(), f.APPROVALS_WAITING, "source") == 0
+
+
 # ---- faults
 
 
@@ -352,25 +405,34 @@ def test_refused_replays_and_other_integrity_failures() -> None:
         StreamCorrupt("digest"),
         ProtocolViolation("what"),
         PeerAborted(5, "x"),
+        SignatureMissing("of beta"),
         None,
     ]
     for number, error in enumerate(errors):
         observer.session_ended(report(number, code=5), None, error)
     observer.session_ended(report(99, code=6), None, PeerAborted(6, "lost"))
+    observer.session_ended(report(97, code=2), None, LogUnusable("the disk is full"))  # nobody has lied
     observer.session_ended(report(98, code=7), None, SealBroken("what is stored here is no record of a peer's"))
     by_cause = {cause: value(registry, f.INTEGRITY_FAILURES, "source", cause) for cause in f.CAUSES}
-    assert by_cause == {"record": 2, "stream": 1, "protocol": 1, "peer": 1, "unknown": 1}
+    assert by_cause == {"record": 2, "stream": 1, "receipt": 1, "protocol": 1, "peer": 1, "unknown": 1}
     by_kind = {kind: value(registry, f.RECORD_REFUSALS, kind) for kind in f.REFUSALS}
     assert {kind: count for kind, count in by_kind.items() if count} == {"replayed": 1, "forged": 1}
 
 
 def test_peers_that_were_not_let_in() -> None:
     observer, registry = watching()
-    for error in (CertificateRevoked("r"), PolicyRefused("p"), PeerRefused("v"), LaneReused("l"), ValueError("bug")):
+    for error in (
+        CertificateRevoked("r"),
+        PolicyRefused("p"),
+        PeerRefused("v"),
+        LaneReused("l"),
+        LogForked("f"),
+        ValueError("bug"),
+    ):
         observer.peer_refused(error)
     by_reason = {reason: value(registry, f.PEERS_REFUSED, reason) for reason in f.REASONS}
     found = {reason for reason, count in by_reason.items() if count == 1}
-    assert found == {"revoked", "policy", "protocol", "record", "other"}
+    assert found == {"revoked", "policy", "protocol", "record", "receipt", "other"}
     assert value(registry, f.RECORD_REFUSALS, "lane_reused") == 1
 
 

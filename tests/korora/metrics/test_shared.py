@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from proxy.errors import ConfigurationError
 from tests.korora.metrics.support import NO_USAGE, NOW, report, samples, status, value
 
 ROOT = Path(__file__).parents[3]
+THREADS = 8
+COUNTS = 500  # of each
+SECONDS_MAX = 30
 
 
 class Worker:
@@ -81,6 +85,25 @@ def falls(before: dict[object, float], after: dict[object, float]) -> list[objec
     """Counters, and the counts of histograms, that are lower than they were or gone."""
     counting = ("_total", "_count", "_bucket", "_sum")
     return [key for key, count in before.items() if key[0].endswith(counting) and after.get(key, -1) < count]  # type: ignore[index]
+
+
+def test_receipts_are_counted_from_many_threads_and_none_is_lost(directory: SharedDirectory) -> None:
+    """They are made in threads, and a worker's observer is called there."""
+    observer = Observer(Instruments.shared(directory.path, "0"), Side.WORKER, "0")
+
+    def log() -> None:
+        for _ in range(COUNTS):
+            observer.receipt_logged("source", "offer", both=True)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads do meet
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for done in [pool.submit(log) for _ in range(THREADS)]:
+                done.result(SECONDS_MAX)
+    finally:
+        sys.setswitchinterval(interval)
+    assert value(shared_registry(directory.path), f.RECEIPTS, "source", "offer", "both") == THREADS * COUNTS
 
 
 def test_three_processes_one_killed_and_started_again(directory: SharedDirectory) -> None:
