@@ -261,8 +261,6 @@ class Deed:
         """See ``witness.Witness``."""
         envelope, made = self._verified(receipt, Stage.OUTCOME, {self._other.keyid})
         self._agrees(made, _digests(self._report))
-        if made.predicate.outcome != "done":
-            raise StreamCorrupt(f"the source states {made.predicate.outcome!r} of a session that is done")
         signed = self._countersigned(envelope, Stage.OUTCOME)
         self.concluded_by_both = True
         return signed
@@ -347,14 +345,18 @@ class Deed:
         told = made.predicate
         own = self._predicate(told.stage)
         wrong = [name for name in ("session", "source", "destination") if getattr(told, name) != getattr(own, name)]
-        if told.stage is not Stage.OFFER:
-            ours = tuple(one for one in told.decisions if one.side == "destination")
-            checks = {
-                "machine": told.vm == own.vm or self._called_otherwise(told.vm, own.vm),
-                "policy": told.policies.destination == self._told.policy,
-                "decisions of this host": ours == self._told.decisions,
-            }
-            wrong += [name for name, holds in checks.items() if not holds]
+        ended = told.stage is Stage.OUTCOME
+        ours = tuple(one for one in told.decisions if one.side == "destination")
+        did = self._told.procedures
+        checks = {
+            "machine": told.vm == own.vm or self._called_otherwise(told.vm, own.vm),
+            "policy": told.policies.destination == self._told.policy,
+            "decisions of this host": ours == self._told.decisions,
+            "procedures of this host": told.procedures[len(told.procedures) - len(did) :] == did,
+            "bytes": told.bytes == own.bytes or not ended,  # before the end some may be under way
+            "outcome": told.outcome == ("done" if ended else ""),
+        }
+        wrong += [name for name, holds in checks.items() if not holds]
         mine = _digests(self._report)
         wrong += [
             subject.name

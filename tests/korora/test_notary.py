@@ -281,12 +281,21 @@ def lying(method: str, change: Callable[[dict[str, Any]], None], monkeypatch: py
     monkeypatch.setattr(Deed, method, lie)
 
 
+FORGED = {"side": "destination", "point": "offer", "rule": "everybody", "allowed": True, "reason": "", "approvers": [0]}
+
 LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "another session": ("offer", lambda made: made["predicate"].update(session="ff" * 16)),
     "another source": ("offer", lambda made: made["predicate"]["source"].update(name="gamma")),
     "another destination": ("offer", lambda made: made["predicate"]["destination"].update(name="gamma")),
     "another key": ("offer", lambda made: made["predicate"]["source"].update(pin="0" * 64)),
     "another stage": ("offer", lambda made: made["predicate"].update(stage="transfer")),
+    "a decision before any": ("offer", lambda made: made["predicate"].update(decisions=[FORGED])),
+    "a policy before any": ("offer", lambda made: made["predicate"]["policies"].update(destination="ab" * 32)),
+    "a machine before any": ("offer", lambda made: made["predicate"].update(vm={"name": "vm1", "uuid": ""})),
+    "an end before the beginning": ("offer", lambda made: made["predicate"].update(outcome="done")),
+    "an end before the end": ("state", lambda made: made["predicate"].update(outcome="done")),
+    "a procedure less": ("state", lambda made: made["predicate"]["procedures"].pop()),
+    "more bytes in the end": ("conclude", lambda made: made["predicate"]["bytes"].update(forward=1 << 40)),
     "another machine": ("state", lambda made: made["predicate"]["vm"].update(name="vm2")),
     "other bytes": ("state", lambda made: made["subject"][1]["digest"].update(blake3="00" * 32)),
     "a channel that never was": ("state", lambda made: made["subject"][1].update(name="channel/7/forward")),
