@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from proxy.authority import Point
 from proxy.control import Countersigned, Facts, LogHead, Message, Shown, Statement
-from proxy.errors import ProtocolViolation
+from proxy.errors import PolicyRefused, ProtocolViolation
 from proxy.handover.table import Side
 from proxy.hypervisors.base import Vm
 from proxy.session import Role
@@ -70,7 +70,9 @@ class Testimony:
         self._turn = asyncio.Lock()
         self._pending: set[type[Message]] = set()
         """What was heard and waits for its turn: nobody has more than one of a kind under way."""
+        self._asking = asyncio.Lock()
         self._asked = False
+        self._refused: PolicyRefused | None = None
         self._met = witness is None or role is Role.SOURCE
         self._signed = witness is None
 
@@ -106,9 +108,17 @@ class Testimony:
         Raises:
             PolicyRefused: no.
         """
-        if not self._asked:
+        async with self._asking:  # whoever comes second waits for the answer as well
+            if self._refused is not None:
+                raise self._refused
+            if self._asked:
+                return
+            try:
+                await self._oversight.ask(Point.HANDOVER, vm)
+            except PolicyRefused as refusal:
+                self._refused = refusal
+                raise
             self._asked = True
-            await self._oversight.ask(Point.HANDOVER, vm)
 
     # ---- what passes
 
