@@ -68,8 +68,8 @@ class Testimony:
         self._heard: bytes | None = None
         self._changed = Signal()
         self._turn = asyncio.Lock()
-        self._pending: set[type[Message]] = set()
-        """What was heard and waits for its turn: nobody has more than one of a kind under way."""
+        self._pending: dict[type[Message], Message] = {}
+        """What was heard and waits for its turn: nobody has more than one of a kind to say."""
         self._asking = asyncio.Lock()
         self._asked = False
         self._refused: PolicyRefused | None = None
@@ -140,14 +140,18 @@ class Testimony:
         witness = self.witness
         if witness is None:
             raise ProtocolViolation(f"{type(message).__name__}, and nobody here signs receipts")
-        if type(message) not in _HEARD[self._role] or type(message) in self._pending:
+        if type(message) not in _HEARD[self._role]:
             raise ProtocolViolation(f"{type(message).__name__} has no place here")
-        self._pending.add(type(message))
+        waiting = self._pending.setdefault(type(message), message)
+        if waiting is not message:
+            if waiting != message:
+                raise ProtocolViolation(f"another {type(message).__name__} than before")
+            return  # said again on another connection: it is answered once
         self._session.serve(self._take(witness, message), "take a testimony")
 
     async def _take(self, witness: Witness, message: Message) -> None:
         async with self._turn:
-            self._pending.discard(type(message))
+            del self._pending[type(message)]
             match message:
                 case Shown(head):
                     if not self._met:

@@ -5,8 +5,11 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from proxy.authority import Point, Question, Ruling
 from proxy.control import Countersigned, Facts, Message, Statement
+from proxy.errors import ProtocolViolation
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.oversight import Oversight
@@ -104,5 +107,42 @@ def test_nothing_is_stated_while_people_think_about_the_hand_over() -> None:
         assert authority.asked == [Point.HANDOVER]
         testimony.hear(Countersigned(b"both"))
         await agreeing
+
+    story(tell)
+
+
+def test_a_destination_that_repeats_itself_on_each_new_connection_is_answered_once_the_source_is_ready() -> None:
+    async def tell() -> None:
+        session = Carried()
+        session.complete.clear()
+        testimony = source(session)
+        agreeing = asyncio.create_task(testimony.agree())
+        for _ in range(4):  # the first, and after each of three losses
+            testimony.hear(Facts(b"facts"))
+            await turns()
+        assert session.said == []
+        session.complete.set()
+        await until(lambda: session.said)
+        await turns()
+        assert set(session.said) == {Statement(b"statement of facts")}
+        testimony.hear(Countersigned(b"both"))
+        await agreeing
+
+    story(tell)
+
+
+def test_one_that_says_something_else_meanwhile_is_at_fault() -> None:
+    async def tell() -> None:
+        session = Carried()
+        session.complete.clear()
+        testimony = source(session)
+        testimony.hear(Facts(b"facts"))
+        await turns()
+        testimony.hear(Facts(b"facts"))
+        with pytest.raises(ProtocolViolation):
+            testimony.hear(Facts(b"others"))
+        for task in session.tasks:
+            task.cancel()
+        await asyncio.gather(*session.tasks, return_exceptions=True)
 
     story(tell)
