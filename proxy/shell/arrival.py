@@ -248,6 +248,8 @@ class DestinationRunner(Runner):
         # FINISH came by the control connection and may have overtaken the last acknowledgements on a lane.
         if not await self.until(lambda: self.session.finished, CONTROL_SECONDS_MAX):
             raise ProtocolViolation("FINISH before all channels have ended")
+        if self.guard is not None and not self.moved:
+            raise ProtocolViolation("FINISH before the hand-over is done")
         await self.settle_channels()
         receipt = await self._outcome()
         # Everything has been handed over for good: whether the source still hears so does not change that.

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from crypto.tls import TlsConfig
+from proxy.control import Finish
 from proxy.errors import HypervisorFailed, PolicyRefused, exit_code_of
 from proxy.handover.table import Side, State
 from proxy.hypervisors import asking, qmp
 from proxy.hypervisors.base import CopyState, Vm
+from proxy.shell.arrival import DestinationRunner
+from proxy.shell.departure import SourceRunner
 from tests.proxy.shell.handing import STORY_SECONDS_MAX, both_ended, order, quick
 from tests.proxy.shell.qemu_hosts import QemuHosts, Story, qemu_hosts
 from tests.proxy.support import run, until
@@ -184,6 +187,37 @@ def test_a_source_s_qemu_dies_once_it_has_sent_everything(tell: Callable[..., No
         both.world.at["source qemu device"] = lambda: both.soon(lambda: both.qemu[Side.SOURCE].end(unlink=False))
         await both.migrate()
         await until(lambda: both.world.copies[Side.DESTINATION] is CopyState.RUNNING)
+        await end_of(both)
+
+    tell(story)
+
+
+def test_a_source_that_finishes_before_it_commits_is_told_no_outcome(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All has arrived and both channels have ended, and the copy stands still: that is not done, nor signed so."""
+    honest, conclude = SourceRunner.say_word, DestinationRunner.conclude
+    concluded = []
+
+    async def early(self: SourceRunner, state: State, why: str, *, paused: bool = False) -> None:
+        if state is State.COMMITTED:
+            await self.say(Finish())
+        else:
+            await honest(self, state, why, paused=paused)
+
+    def note(self: DestinationRunner) -> None:
+        assert self.guard is not None
+        concluded.append(self.guard.party.state)
+        conclude(self)
+
+    monkeypatch.setattr(SourceRunner, "say_word", early)
+    monkeypatch.setattr(DestinationRunner, "conclude", note)
+
+    async def story(both: QemuHosts) -> None:
+        await both.migrate()
+        await until(lambda: both.arriving and both.arriving[0].session.state.value != "open")
+        await until(lambda: concluded or both.arriving[0].over)
+        assert concluded == []
         await end_of(both)
 
     tell(story)
