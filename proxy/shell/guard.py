@@ -120,6 +120,13 @@ class Guard:
         if pid is not None and self._hypervisor.kind == "xl":
             self.party.works(written_down(pid))
 
+    async def whole(self) -> None:
+        """Source: all that was to be sent of the machine, before the hypervisors' last handshake, has arrived.
+
+        Raises:
+            HypervisorFailed: it has not, and the destination goes on as if it had.
+        """
+
     # ---- hands: what is the same for every hypervisor
 
     holds = True
@@ -190,6 +197,7 @@ class Guard:
         Raises:
             RelayError: somebody said no.
         """
+        await self.whole()
         side = self.party.handover.side
         if not self._identified and self._hypervisor.kind == "xl":
             raise HypervisorFailed("the stream does not tell which machine it is")

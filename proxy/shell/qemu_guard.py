@@ -102,6 +102,11 @@ class QemuSourceGuard(QemuGuard):
             await self._ask()
         await super().repeat()
 
+    async def whole(self) -> None:
+        """See ``Guard.whole``: QEMU halts once it has sent its memory."""
+        if not self._asks:
+            raise HypervisorFailed("the destination says that it has the machine's memory, and QEMU still sends it")
+
     async def release(self, state: State) -> None:
         """See ``Hands.release``."""
         if state is State.PREPARED and not self.detached:

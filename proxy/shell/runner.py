@@ -328,6 +328,8 @@ class Runner(Linked):
         """See ``testimony.Session``: a guarded session is signed for before its channels end."""
         if self.guard is None:
             await self.until(lambda: self.complete)
+        else:
+            await self.guard.whole()
 
     @property
     def digested(self) -> tuple[str, ...]:

@@ -44,7 +44,11 @@ class Session(Protocol):
         """Write what the session has done so far into its report."""
 
     async def until_complete(self) -> None:
-        """Wait until no further channel can come, where all has to have ended before it may be signed."""
+        """Wait until no further channel can come, where all has to have ended before it may be signed.
+
+        Raises:
+            HypervisorFailed: the hand-over is guarded, and its machine has not been sent yet.
+        """
 
     @property
     def digested(self) -> tuple[str, ...]:

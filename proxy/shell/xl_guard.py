@@ -168,12 +168,11 @@ class XlSourceGuard(Guard):
 
     # ---- hands
 
-    async def _approved(self) -> None:
-        """See ``Guard._approved``."""
-        await self._session.until_delivered()
+    async def whole(self) -> None:
+        """See ``Guard.whole``."""
         if self._head == XL_MAGIC and self._tail != XEN_END_RECORD:
             raise HypervisorFailed("the destination says that it has the whole machine, and the stream has not ended")
-        await super()._approved()
+        await self._session.until_delivered()
 
     async def revive(self, vm: Vm) -> None:
         """See ``Guard.revive``: before READY an end is enough for xl to resume; afterwards it has to be told.

@@ -15,6 +15,7 @@ from proxy.handover.xl import BANNER, FAILED, GO, READY, REPORT, SUCCEEDED
 from proxy.hypervisors.base import CopyState
 from proxy.shell import posting
 from proxy.shell.xl_guard import XlDestinationGuard
+from proxy.wire import ChannelId
 from tests.proxy.shell.handing import Hosts, Lie, both_ended, lie, order, quick, tell, turned_back
 from tests.proxy.shell.hosted import STREAM, DestinationXl, SourceXl
 from tests.proxy.support import until
@@ -288,6 +289,33 @@ def test_ready_before_the_stream_s_end(tell: Callable[..., None], monkeypatch: p
         error = both.ended[Side.SOURCE].error
         assert isinstance(error, HypervisorFailed)
         assert "the stream has not ended" in str(error)
+
+    tell(story)
+
+
+def test_nothing_is_stated_of_a_stream_that_has_not_ended(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that asks for the statement at once gets none."""
+    found: list[BaseException | None] = []
+
+    async def story(both: Hosts) -> None:
+        async def send_halves(self: SourceXl) -> None:
+            await self._hear(len(BANNER))
+            self._world.put(Side.SOURCE, CopyState.SUSPENDED)
+            half = len(STREAM) // 2
+            await self._wire.send(STREAM[:half])
+            await until(lambda: both.departing and both.departing.current)
+            runner = both.departing and both.departing.current
+            assert runner is not None
+            await until(lambda: runner.session.senders[ChannelId(0)].offset)
+            found.extend(await asyncio.gather(runner.until_complete(), return_exceptions=True))
+            raise EOFError
+
+        monkeypatch.setattr(SourceXl, "_run", send_halves)
+        await both.migrate()
+        await turned_back(both)
+        assert isinstance(found[0], HypervisorFailed), found
 
     tell(story)
 

@@ -3,6 +3,7 @@
 Never do two copies run, and after recovery one does. QEMU itself is played here; tests/e2e has real ones.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from proxy.errors import HypervisorFailed, PolicyRefused, exit_code_of
 from proxy.handover.table import Side, State
 from proxy.hypervisors import asking, qmp
 from proxy.hypervisors.base import CopyState, Vm
+from proxy.hypervisors.qmp import QemuMonitor
 from proxy.shell.arrival import DestinationRunner
 from proxy.shell.departure import SourceRunner
 from tests.proxy.shell.handing import STORY_SECONDS_MAX, both_ended, order, quick
@@ -219,6 +221,28 @@ def test_a_source_that_finishes_before_it_commits_is_told_no_outcome(
         await until(lambda: concluded or both.arriving[0].over)
         assert concluded == []
         await end_of(both)
+
+    tell(story)
+
+
+def test_nothing_is_stated_of_a_machine_that_has_not_halted(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that asks for the statement at once gets none."""
+    honest = QemuMonitor.until_switchover
+    errors: list[BaseException | None] = []
+
+    async def story(both: QemuHosts) -> None:
+        async def early(self: QemuMonitor) -> bool:
+            runner = both.departing and both.departing.current
+            assert runner is not None
+            errors.extend(await asyncio.gather(runner.until_complete(), return_exceptions=True))
+            return await honest(self)
+
+        monkeypatch.setattr(QemuMonitor, "until_switchover", early)
+        await both.migrate()
+        await both_ended(both)
+        assert isinstance(errors[0], HypervisorFailed), errors
 
     tell(story)
 
