@@ -59,9 +59,12 @@ class Oversight:
         except PolicyRefused as refusal:
             self._write(Decision(_POINTS[point], allowed=False, rule=refusal.rule, reason=str(refusal)))
             raise
-        self._write(Decision(_POINTS[point], allowed=True, rule=ruling.rule, approvers=list(ruling.approvers)))
+        decision = Decision(_POINTS[point], allowed=True, rule=ruling.rule, approvers=list(ruling.approvers))
         self.report.policy = ruling.policy or None
-        self.report.procedures += ruling.acts
+        if point is not Point.RESUME or decision not in self.report.decisions:
+            # A peer may come back as often as it likes, and a receipt has room for so many: told once, it is told.
+            self._write(decision)
+            self.report.procedures += ruling.acts
         if ruling.rate_limit is not None:
             self.report.rate_limit = ruling.rate_limit
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.authority import Point, Question, Ruling
+from proxy.authority import Act, Point, Question, Ruling
 from proxy.control import Countersigned, Facts, Message, Statement
 from proxy.errors import ProtocolViolation
 from proxy.report import SessionReport
@@ -67,7 +67,8 @@ class Thinks:
     async def ask(self, question: Question) -> Ruling:
         self.asked.append(question.point)
         await self.agreed.wait()
-        return Ruling(question.point, "everybody", "ab" * 32)
+        act = Act("relay", question.point.name.lower(), ())
+        return Ruling(question.point, "everybody", "ab" * 32, acts=(act,))
 
     def ended(self, question: Question) -> None:
         del question
@@ -144,5 +145,22 @@ def test_one_that_says_something_else_meanwhile_is_at_fault() -> None:
         for task in session.tasks:
             task.cancel()
         await asyncio.gather(*session.tasks, return_exceptions=True)
+
+    story(tell)
+
+
+def test_a_peer_that_comes_back_without_end_drives_nothing_out_of_the_report() -> None:
+    async def tell() -> None:
+        authority = Thinks()
+        authority.agreed.set()
+        report = SessionReport(role="destination", session_id="5e" * 16, started=datetime.now(UTC))
+        question = Question(Point.OFFER, Role.DESTINATION, "5e" * 16, peer="alpha", pin="", egress="", tenant="")
+        oversight = Oversight(authority, question, report)
+        await oversight.ask(Point.OFFER)
+        for _ in range(100):
+            await oversight.ask(Point.RESUME)
+        await oversight.ask(Point.HANDOVER)
+        assert [decision.point for decision in report.decisions] == ["offer", "resume", "handover"]
+        assert [act.procedure for act in report.procedures] == ["offer", "resume", "handover"]
 
     story(tell)
