@@ -88,6 +88,8 @@ class Link:
     """Directions that carry nothing now, and whether their bytes are swallowed."""
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     flip_next: set[Way] = field(default_factory=set)
+    last_piece: dict[Way, int] = field(default_factory=dict)
+    """Ways that are stalled behind the next piece of so many bytes or more."""
     shut: set[Way] = field(default_factory=set)
     carried: dict[Way, int] = field(default_factory=lambda: {Way.FORWARD: 0, Way.BACKWARD: 0})
     over: bool = False

@@ -108,6 +108,11 @@ class ChaosProxy:
             for way in ways:
                 self._stall(link, way, swallow=swallow)
 
+    def stall_behind(self, kind: Kind, way: Way, size: int) -> None:
+        """Carry one more piece of at least ``size`` bytes on the open connections of one kind, then nothing more."""
+        for link in self._open(kind):
+            link.last_piece[way] = size
+
     def release(self) -> None:
         """Carry on what was stalled."""
         for link in self.links:
@@ -343,6 +348,9 @@ class _Pump:
             else:
                 self._flip(piece)
                 await self._pass_on(piece)
+            if count >= link.last_piece.get(way, count + 1):
+                del link.last_piece[way]
+                self._proxy._stall(link, way, swallow=False)
             self._offset += count
             link.carried[way] = self._offset
 

@@ -21,6 +21,7 @@ class Moment:
         source, destination: the step at which that side's xl is held on the way there.
         stall: this way carries nothing any more once xl is held; then xl goes on, up to what the stalled word makes
             possible. None: xl stays held.
+        facts: what the destination has to say first passes, which the source states and signs; what follows is stalled.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Moment:
     source: str = ""
     destination: str = ""
     stall: Way | None = None
+    facts: bool = False
 
     @property
     def committed(self) -> bool:
@@ -37,7 +39,7 @@ class Moment:
 
 MOMENTS: Final = (
     Moment("stream", ("open", "open"), source="migrate:stream"),
-    Moment("prepared there", ("open", "prepared"), destination="receive:ready", stall=Way.BACKWARD),
+    Moment("prepared there", ("open", "prepared"), destination="receive:ready", stall=Way.BACKWARD, facts=True),
     Moment("prepared", ("prepared", "prepared"), source="migrate:renamed"),
     Moment("voted", ("voted", "prepared"), source="migrate:renamed", stall=Way.FORWARD),
     Moment("go passed", ("voted", "prepared"), destination="receive:go"),

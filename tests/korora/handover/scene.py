@@ -19,6 +19,7 @@ from pathlib import Path
 
 from proxy.handover.record import Record
 from proxy.shell.journal import Journal
+from tests.attacks.wire import Kind
 from tests.chaos.proxy import ChaosProxy
 from tests.korora.daemon.support import Host, Site
 from tests.korora.handover.moments import MOMENTS, Moment
@@ -31,6 +32,7 @@ STEP_SECONDS = 40.0  # what takes two has this long on a busy machine
 STOP_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
 PAGES = 512
+FACTS_BYTES_MIN = 256  # of a destination's facts; a heartbeat has fewer
 
 Case = tuple[Moment, str]
 
@@ -162,7 +164,10 @@ class Scene:
     async def _bring(self, one: Crossing) -> None:
         moment = one.moment
         if moment.stall is not None:
-            one.proxy.stall(ways=(moment.stall,), swallow=False)
+            if moment.facts:
+                one.proxy.stall_behind(Kind.CONTROL, moment.stall, FACTS_BYTES_MIN)
+            else:
+                one.proxy.stall(ways=(moment.stall,), swallow=False)
             side, step = self._step(one)
             side.xen.heal(step)
         await self.until(lambda: self.stands(one.guest) == moment.stands, f"{one.guest} is not {moment.name}")
