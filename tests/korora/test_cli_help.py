@@ -84,6 +84,20 @@ def test_what_needs_no_work_imports_no_machinery(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_transport_starts_without_rich(tmp_path: Path) -> None:
+    """structlog would load it, and a machine waits."""
+    program = (
+        "import sys\n"
+        f"sys.argv = ['korora', 'xl', '--daemon', '{tmp_path}/none', '--identity', '{tmp_path}/none', 'host']\n"
+        "from korora.__main__ import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in ('structlog', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "['structlog']", done.stderr
+
+
 def _imported() -> set[str]:
     """The top-level names that the program's sources import, from whatever place in a file."""
     names: set[str] = set()
