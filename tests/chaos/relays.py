@@ -116,7 +116,7 @@ class Watched(Relay):
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + LEVEL_SECONDS_MAX
-        enough = max(before.threads, 1 + POOL_THREADS) + threads
+        enough = before.threads + POOL_THREADS + threads  # receipts are signed in the pool, which fills one by one
         while True:
             now = self.usage
             if now.descriptors <= before.descriptors + descriptors and now.threads <= enough:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from crypto.errors import HeadMalformed, LogForked, LogTruncated, LogUnusable, ReceiptError, SignatureInvalid
 from crypto.receipts import dsse, statement
@@ -388,7 +389,9 @@ def test_an_outcome_that_the_log_does_not_take_is_told_and_counted(both: Both) -
         (both.folders[0] / RECEIPTS / "entries").mkdir()
         both.notaries[0].ended(ended.report)
 
-    run(story())
+    with capture_logs() as said:
+        run(story())
+    assert [one["log_level"] for one in said if one["event"] == "a session's outcome cannot be logged"] == ["error"]
     assert both.told[0].failed == 1
     assert [both_signed for _, _, both_signed in both.told[0].logged] == [True] * 3
 
