@@ -20,9 +20,9 @@ RELOADS = 12  # of each daemon; every third is bad, every fourth brings a new ce
 WARM_UP_RELOADS = 2
 LONG_BYTES = 96 * MIB
 DESCRIPTORS_SLACK = 2
-THREADS_SLACK = 5 + (
-    os.cpu_count() or 1
-)  # the executor, which grows to 4 more than there are processors, and the store's writer
+# The executor, which grows to 4 more than there are processors and is used up by signing; the store's writer; and a few
+# that a process makes with its first session. One left behind by each of the sessions would be many more.
+THREADS_SLACK = 8 + (os.cpu_count() or 1)
 
 
 async def reload(pair: Daemons, turn: int) -> None:
