@@ -83,8 +83,9 @@ class Listeners:
     async def open_approvals(self, path: str, folder: Path) -> None:
         """Where people approve of migrations, if a socket for that is wanted."""
         if path and self._desk is None:
-            self._desk = Desk(path, Board(folder))
-            await self._desk.start()
+            desk = Desk(path, Board(folder))
+            await desk.start()
+            self._desk = desk  # not before: a reload that could not open it is followed by one that may
 
     async def _unix(self, name: str, path: str, kind: socket.SocketKind) -> socket.socket:
         given = self._inherited.pop(name, None)
