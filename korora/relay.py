@@ -182,13 +182,11 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
 
 def _on_record(notary: Notary | None) -> Callable[[Record], None]:
     """What puts the end of a hand-over on record whose session is over."""
-    writing: set[asyncio.Task[None]] = set()
 
     def settled(record: Record) -> None:
         if notary is not None and not notary.knows(record):
-            task = asyncio.get_running_loop().create_task(asyncio.to_thread(notary.settled, record))
-            writing.add(task)
-            task.add_done_callback(writing.discard)
+            # A thread has it when this returns, and the loop's end waits for threads.
+            asyncio.get_running_loop().run_in_executor(None, notary.settled, record)
 
     return settled
 
