@@ -29,6 +29,7 @@ VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to sa
 LEVEL_SECONDS_MAX: Final = 10.0  # for descriptors and threads to come back to where they were
 LEVEL_POLL_SECONDS: Final = 0.05
 POOL_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # asyncio.to_thread's, made one by one as they are needed
+RESTING_THREADS_MAX: Final = 1 + POOL_THREADS + 4 + 1  # the loop's, that pool, libuv's four, the store's writer
 DOCUMENTED_CODES: Final = frozenset({0, 3, 4, 5, 6, 7, 130, 143})
 """What a session may end with; 2 would be a fault of the test, 70 one of the relay."""
 
@@ -108,18 +109,17 @@ class Watched(Relay):
                 await self._told.wait()
         return self.codes
 
-    async def level(self, before: Usage, *, descriptors: int = 0, threads: int = 0) -> None:
-        """Until it holds no more than before, but for so many; the loop's pool of threads may have filled meanwhile.
+    async def level(self, before: Usage, *, descriptors: int = 0) -> None:
+        """Until it holds no more than before, but for so many; of threads, no more than any relay at rest ever has.
 
         Raises:
             AssertionError: it still does after a while.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + LEVEL_SECONDS_MAX
-        enough = before.threads + POOL_THREADS + threads  # receipts are signed in the pool, which fills one by one
         while True:
             now = self.usage
-            if now.descriptors <= before.descriptors + descriptors and now.threads <= enough:
+            if now.descriptors <= before.descriptors + descriptors and now.threads <= RESTING_THREADS_MAX:
                 return
             assert loop.time() < end, f"{self._arguments[0]} holds {now}, before it held {before}"
             await asyncio.sleep(LEVEL_POLL_SECONDS)

@@ -11,13 +11,12 @@ from pathlib import Path
 from tests.attacks.processes import Hosts
 from tests.attacks.relays import on_uvloop
 from tests.chaos.load import KIB, Backend, Talk, talk_through
-from tests.chaos.relays import Watched, receiver, sender, standing
+from tests.chaos.relays import RESTING_THREADS_MAX, Watched, receiver, sender, standing
 
 ONE_AFTER_ANOTHER = 120
 WARM_UP = 20
 AT_ONCE = 6  # source's relays; the destination takes 16 sessions
 EACH = 20
-THREADS_MORE_MAX = 8
 RSS_GROWTH_KIB_MAX = 8 * KIB  # 80 KiB a session would already be a leak
 
 
@@ -61,7 +60,6 @@ async def test_at_once(hosts: Hosts) -> None:
             for number, send in enumerate(sends, 1):
                 group.create_task(churn(number, send))
         assert await receive.judged(AT_ONCE * EACH) == [0] * (AT_ONCE * EACH)
-        # The executor's threads stay once there are any; more than one session at once may want them.
-        await receive.level(before, descriptors=1, threads=THREADS_MORE_MAX)  # the lock of its first session's count
+        await receive.level(before, descriptors=1)  # the lock of its first session's count
         for send in sends:
-            assert send.usage.threads <= before.threads + THREADS_MORE_MAX
+            assert send.usage.threads <= RESTING_THREADS_MAX
