@@ -10,11 +10,13 @@
     ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
     │   └── PeerVanished              4   the connection ended before ACCEPT, and nobody said why
     ├── StreamCorrupt                 5   frames, digests or END disagree
-    │   └── ProtocolViolation         5   an authenticated peer broke the protocol
+    │   ├── ProtocolViolation         5   an authenticated peer broke the protocol
+    │   └── VtpmRefused               5   a vTPM that is not the one meant, or that was here or elsewhere before
     ├── PeerUnreachable               6   no connection to the peer
     ├── PeerLost                      6   a connection to the peer broke or fell silent
     ├── DaemonLost                    6   the local daemon went away, and took a session along
     ├── HypervisorFailed              7   the local hypervisor's connection failed or ended too early
+    │   └── VtpmFailed                7   the emulator of a vTPM, or what is kept of it, cannot be worked with
     └── PeerAborted               3–7     the peer ended the session and said why
 
 The errors of crypto and chunking keep their own classes; ``exit_code_of`` knows them too. Everything else is a bug of
@@ -98,6 +100,10 @@ class ProtocolViolation(StreamCorrupt):
     """An authenticated peer sent what the protocol does not allow there."""
 
 
+class VtpmRefused(StreamCorrupt):
+    """What arrives is another vTPM than the one that left, an older state of it, or one that was taken before."""
+
+
 class PeerUnreachable(RelayError):
     """No TCP connection to the peer could be made."""
 
@@ -120,6 +126,14 @@ class HypervisorFailed(RelayError):
     """The local end of a channel could not be opened, broke, or ended before its stream did."""
 
     exit_code = EXIT_HYPERVISOR
+
+
+class VtpmFailed(HypervisorFailed):
+    """The emulator of a vTPM refuses, or its ledger cannot be kept; ``remedy`` is a sentence without its full stop."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class JournalError(ConfigurationError):
