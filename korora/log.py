@@ -44,8 +44,24 @@ def _shown(name: str, value: Any) -> Any:
     return value
 
 
+def spare_rich() -> None:
+    """Import structlog without rich, with which it would draw tracebacks that nobody is shown.
+
+    That takes as long as all the rest of it, in each process of the daemon and before each migration of xl's. What
+    does draw with rich imports it itself.
+    """
+    if "structlog" in sys.modules or "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog  # noqa: F401
+    finally:
+        del sys.modules["rich"]
+
+
 def configure(log_format: LogFormat, level: LogLevel) -> None:
     """Set the process's logging up, once, before anything logs."""
+    spare_rich()
     import structlog  # takes longer than the rest of `korora --help` together
 
     renderer: Any

@@ -1,37 +1,99 @@
 """The command line's root: sub-commands, and one clear line for every error."""
 
+import importlib
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Final
 
 import typer
 
 from korora import __version__
-from korora.cli import approve, demo, handover, inspect, pki, policy, receipts, relay, serve, store, top
 from korora.cli.options import help_without_command
 
-app = typer.Typer(
-    name="korora",
-    help="Kororā: secure live migration of virtual machines.",
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command(epilog=relay.RECEIVE_EPILOG)(relay.receive)
-app.command(epilog=relay.SEND_EPILOG)(relay.send)
-app.command()(relay.xl)
-app.command(epilog=serve.SERVE_EPILOG)(serve.serve)
-app.command(epilog=inspect.INSPECT_EPILOG, short_help=inspect.SHORT)(inspect.inspect)
-app.command()(top.top)
-app.add_typer(top.ctl, name="ctl")
-app.add_typer(pki.app, name="pki")
-app.add_typer(store.app, name="store")
-app.add_typer(handover.app, name="handover")
-app.add_typer(receipts.app, name="receipts")
-app.add_typer(policy.app, name="policy")
-app.command(epilog=approve.APPROVE_EPILOG)(approve.approve)
-app.command(short_help="Watch a real virtual machine migrate through two relays.")(demo.demo)
+
+def _relay(app: typer.Typer) -> None:
+    from korora.cli import relay
+
+    app.command(epilog=relay.RECEIVE_EPILOG)(relay.receive)
+    app.command(epilog=relay.SEND_EPILOG)(relay.send)
+    app.command()(relay.xl)
+
+
+def _serve(app: typer.Typer) -> None:
+    from korora.cli import serve
+
+    app.command(epilog=serve.SERVE_EPILOG)(serve.serve)
+
+
+def _inspect(app: typer.Typer) -> None:
+    from korora.cli import inspect
+
+    app.command(epilog=inspect.INSPECT_EPILOG, short_help=inspect.SHORT)(inspect.inspect)
+
+
+def _top(app: typer.Typer) -> None:
+    from korora.cli import top
+
+    app.command()(top.top)
+    app.add_typer(top.ctl, name="ctl")
+
+
+def _approve(app: typer.Typer) -> None:
+    from korora.cli import approve
+
+    app.command(epilog=approve.APPROVE_EPILOG)(approve.approve)
+
+
+def _demo(app: typer.Typer) -> None:
+    from korora.cli import demo
+
+    app.command(short_help="Watch a real virtual machine migrate through two relays.")(demo.demo)
+
+
+def _group(name: str) -> "_Adder":
+    """A group of commands, whose module has its name."""
+
+    def add(app: typer.Typer) -> None:
+        app.add_typer(importlib.import_module(f"korora.cli.{name}").app, name=name)
+
+    return add
+
+
+_Adder = Callable[[typer.Typer], None]
+_COMMANDS: Final[dict[str, _Adder]] = {
+    "receive": _relay,
+    "send": _relay,
+    "xl": _relay,
+    "serve": _serve,
+    "inspect": _inspect,
+    "top": _top,
+    "ctl": _top,
+    **{name: _group(name) for name in ("pki", "store", "handover", "receipts", "policy")},
+    "approve": _approve,
+    "demo": _demo,
+}
+"""What adds each command, in the order of the help."""
+
+
+def command_line(words: Sequence[str]) -> typer.Typer:
+    """The command line; of its commands only the one that is meant, where ``words`` name one.
+
+    To load all of them would take a sixth of the time in which `korora xl` starts, and a machine is about to migrate.
+    """
+    app = typer.Typer(
+        name="korora",
+        help="Kororā: secure live migration of virtual machines.",
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(root)
+    meant = _COMMANDS.get(next((word for word in words if not word.startswith("-")), ""))
+    for add in (meant,) if meant else dict.fromkeys(_COMMANDS.values()):
+        add(app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -40,7 +102,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     context: typer.Context,
     version: Annotated[
@@ -55,7 +116,7 @@ def main() -> None:
     """Run a command and exit with its code; no traceback ever reaches the operator."""
     _occupy_standard_streams()
     try:
-        code = app(prog_name="korora", standalone_mode=False)
+        code = command_line(sys.argv[1:])(prog_name="korora", standalone_mode=False)
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "korora"

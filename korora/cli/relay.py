@@ -3,7 +3,6 @@
 What was typed is checked before anything large is imported, so that a slip of the pen is answered at once.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,12 +217,11 @@ def xl(
     log_level: opt.Level = LogLevel.WARNING,
 ) -> None:
     """Be the transport of `xl migrate -s "" DOMAIN "korora xl PEER"`."""
-    _spare_rich()
+    configure(log_format, log_level)
     from proxy.endpoints.spec import parse_address
 
     host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
     flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
-    configure(log_format, log_level)
     _by_daemon(daemon, peer, flags, name, report, daemon_timeout)
     from korora import relay
     from proxy.endpoints.pipes import StdioEndpoint
@@ -249,21 +247,6 @@ def xl(
             relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True, recover_seconds=recover_for)
         )
     )
-
-
-def _spare_rich() -> None:
-    """Let structlog do without rich, with which it would draw tracebacks that nobody is shown.
-
-    It takes a fifth of the time in which this command starts, and a machine is about to migrate. What does draw with
-    rich imports it itself.
-    """
-    if "structlog" in sys.modules or "rich" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    try:
-        import structlog  # noqa: F401
-    finally:
-        del sys.modules["rich"]
 
 
 def _by_daemon(

@@ -98,6 +98,25 @@ def test_a_transport_starts_without_rich(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "['structlog']", done.stderr
 
 
+@pytest.mark.parametrize("module", ["korora.daemon.worker", "korora.daemon.main"])
+def test_a_daemon_s_processes_start_without_rich(module: str) -> None:
+    """Each of them would load it for tracebacks that nobody sees."""
+    program = f"import sys, {module}; print([name for name in ('structlog', 'rich') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "['structlog']", done.stderr
+
+
+def test_a_command_is_loaded_without_the_others() -> None:
+    program = (
+        "import sys\n"
+        "from korora.cli.main import command_line\n"
+        "command_line(['xl', '-e', 'host'])\n"
+        "print([name for name in sys.modules if name.startswith('korora.cli.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert set(ast.literal_eval(done.stdout)) == {f"korora.cli.{name}" for name in ("main", "options", "relay")}
+
+
 def _imported() -> set[str]:
     """The top-level names that the program's sources import, from whatever place in a file."""
     names: set[str] = set()
