@@ -10,7 +10,13 @@
     │   ├── CertificateRevoked         its serial stands in the CRL
     │   ├── CertificateMalformed       not a certificate, or its korora://host/NAME is absent or not exactly one
     │   ├── PeerNameMismatch           a good certificate of a host that was not asked for
-    │   └── ResumeForged               a session is to be resumed by somebody who did not have it
+    │   ├── ResumeForged               a session is to be resumed by somebody who did not have it
+    │   └── AttestationError           the peer's platform has not shown its state, or it is not the one wanted
+    │       ├── AttestationMissing     nothing is shown, where it is required
+    │       ├── EvidenceMalformed      what is shown is not what a TPM or a firmware writes
+    │       ├── QuoteInvalid           it was not signed by that key, for this session, or over those values
+    │       ├── PlatformUnknown        that key was not enrolled for this peer
+    │       └── PlatformChanged        a PCR or a measured event is not what the reference allows
     ├── IntegrityError                 what arrived is not what was sent                            exit code 5
     │   ├── RecordMalformed            the header cannot be right
     │   ├── RecordTooLarge             longer than the limit
@@ -42,6 +48,10 @@
     │   ├── PkiCorrupt                 the CA's files do not agree or cannot be parsed
     │   ├── PkiExpired                 the CA's own certificate is no longer valid
     │   └── PkiNameInvalid             a host name the CA does not issue, or does not know
+    ├── TpmError                       our own TPM, or what is kept of others', is not in order     exit code 2
+    │   ├── TpmUnusable                no TPM answers there, or it refuses
+    │   ├── ReferenceInvalid           a file of reference values, or the folder of them, is not what it must be
+    │   └── EnrolmentFailed            a challenge at enrolment is not answered, or its key not certified
     └── ReceiptError                   a receipt, or a log of receipts, is not in order             exit code 5
         ├── ReceiptMalformed           not an envelope, or not a statement, as this program writes them
         ├── SignatureInvalid           a signature does not verify under the key that it names
@@ -59,6 +69,8 @@ holds key material. To the peer all authentication failures look alike (one aler
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class CryptoError(Exception):
@@ -103,6 +115,54 @@ class PeerNameMismatch(AuthenticationError):
 
 class ResumeForged(AuthenticationError):
     """The proof that a session was the peer's own does not verify."""
+
+
+class AttestationError(AuthenticationError):
+    """The peer's platform has not shown its state, or it is not the one wanted.
+
+    ``str()`` is all that a peer may learn: which value was expected would tell an attacker what to forge. The operator
+    on this side reads ``told``.
+
+    Args:
+        told: what was found, with the PCR, the value expected and the value seen.
+    """
+
+    reason: ClassVar[str] = "other"
+    """For a metric's label."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__("attestation failed")
+        self.told = told
+
+
+class AttestationMissing(AttestationError):
+    """Nothing was shown, where it is required."""
+
+    reason = "missing"
+
+
+class EvidenceMalformed(AttestationError):
+    """A structure is not what a TPM or a firmware writes."""
+
+    reason = "malformed"
+
+
+class QuoteInvalid(AttestationError):
+    """The quote was not signed by that key, is of another session, or is not over the values that are told."""
+
+    reason = "quote"
+
+
+class PlatformUnknown(AttestationError):
+    """The key that signed was not enrolled for this peer."""
+
+    reason = "unknown"
+
+
+class PlatformChanged(AttestationError):
+    """A PCR, an event of the firmware's log or a measured file is not what the reference allows."""
+
+    reason = "changed"
 
 
 class IntegrityError(CryptoError):
@@ -238,6 +298,22 @@ class PkiExpired(PkiError):
 
 class PkiNameInvalid(PkiError):
     """A name that no host can have, or that this CA does not know."""
+
+
+class TpmError(_WithRemedy):
+    """Our own TPM, or what is kept of other hosts', is not in order."""
+
+
+class TpmUnusable(TpmError):
+    """No TPM answers there, or it refuses."""
+
+
+class ReferenceInvalid(TpmError):
+    """A file of reference values, or the folder of them, is absent or is not what it must be."""
+
+
+class EnrolmentFailed(TpmError):
+    """A challenge at enrolment was not answered as only the right TPM can, or its key is not certified."""
 
 
 class ReceiptError(CryptoError):

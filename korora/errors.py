@@ -21,6 +21,9 @@ REMEDIES: Final = MappingProxyType(
         crypto.CertificateRevoked: "issue it a new identity if it is to be trusted again; keep the CRLs current",
         crypto.CertificateMalformed: "issue the peer's identity by korora pki issue",
         crypto.PeerNameMismatch: "connect to the right host, or name this one by --name or --pin",
+        crypto.AttestationError: "find out what has changed at that host; if that is meant: korora attest golden",
+        crypto.AttestationMissing: "let the other relay attest (--tpm), or do not require it here",
+        crypto.PlatformUnknown: "enrol that host: korora attest enrol",
         crypto.IntegrityError: "no wrong byte was handed on; find what alters traffic between the relays, then retry",
         crypto.SealBroken: "what this host keeps was altered, or its key is another one; see korora store status",
         crypto.ReceiptError: "keep what was found as evidence, and find out at its host who changed it",
@@ -39,7 +42,9 @@ REMEDIES: Final = MappingProxyType(
 
 def line_of(error: BaseException) -> str:
     """What went wrong and what to do about it, on one line."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    # What an attestation found is for this side's operator; str() is what a peer may learn.
+    found = str(getattr(error, "told", "")) or str(error)
+    message = " ".join(found.split()) or type(error).__name__
     if exit_code_of(error) == EXIT_BUG:
         return f"{PREFIX}{type(error).__name__}: {message}; this is a bug of Kororā: --log-level debug shows where"
     remedy = remedy_of(error)

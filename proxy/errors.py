@@ -26,7 +26,15 @@ ours: 70.
 from typing import ClassVar, Final
 
 from chunking.errors import StoreUnusable
-from crypto.errors import AuthenticationError, IdentityError, IntegrityError, LogUnusable, PkiError, ReceiptError
+from crypto.errors import (
+    AuthenticationError,
+    IdentityError,
+    IntegrityError,
+    LogUnusable,
+    PkiError,
+    ReceiptError,
+    TpmError,
+)
 
 EXIT_DONE: Final = 0
 EXIT_CONFIGURATION: Final = 2
@@ -177,7 +185,7 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_AUTHENTICATION
     if isinstance(error, IntegrityError):
         return EXIT_INTEGRITY
-    if isinstance(error, IdentityError | PkiError | StoreUnusable | LogUnusable):
+    if isinstance(error, IdentityError | PkiError | TpmError | StoreUnusable | LogUnusable):
         return EXIT_CONFIGURATION
     if isinstance(error, ReceiptError):
         return EXIT_INTEGRITY

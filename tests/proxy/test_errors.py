@@ -67,7 +67,7 @@ def test_the_docstrings_tree_is_the_tree(module: object, base: type[Exception]) 
     for line in str(module.__doc__).splitlines():
         match = re.match(
             r"^(?P<branch>[ │├└─]*)(?P<name>[A-Z]\w+(?:Error|Refused|Violation|Corrupt|Lost|Failed|Aborted|Cancelled"
-            r"|Unreachable|Vanished|Failure|Missing|Untrusted|Expired|Revoked|Malformed|Mismatch|TooLarge|Forged"
+            r"|Unreachable|Vanished|Failure|Unknown|Changed|Missing|Untrusted|Expired|Revoked|Malformed|Mismatch|TooLarge|Forged"
             r"|OutOfOrder|Replayed|Gap|AfterFinal|Invalid|Reused|Exhausted|Permissions|Exists|Broken|Busy|Damaged|Truncated|Forked|Unusable))\b",
             line,
         )
