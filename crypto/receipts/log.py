@@ -24,7 +24,7 @@ from typing import Final
 from nacl.signing import SigningKey
 
 from crypto.errors import HeadMalformed, LogDamaged, LogUnusable, ReceiptMalformed
-from crypto.files import fsync_directory, make_private_directory, read_bounded, write_private
+from crypto.files import fsync_directory, make_private_directory, read_bounded
 from crypto.receipts import checkpoint as heads
 from crypto.receipts.checkpoint import Checkpoint
 from crypto.receipts.dsse import Envelope, decode, encode
@@ -35,6 +35,7 @@ FOLDER: Final = "receipts"
 ENTRIES: Final = "entries"
 INDEX: Final = "index"
 HEAD: Final = "head"
+_HEAD_FILE_BYTES: Final = 512  # a sector, which a disk writes whole or not at all; no head is longer than 310 bytes
 _FILE_MODE: Final = 0o600
 END: Final = struct.Struct(">Q")
 _END_MAX: Final = 1 << 62  # bytes of entries: no file is longer, and no system call takes it
@@ -103,7 +104,7 @@ class ReceiptLog:
     def _signed_head(self, files: "_Files", name: str, key: SigningKey) -> str:
         text = heads.sign(Checkpoint(heads.origin_of(name), files.size, files.tree.root()), key)
         try:
-            write_private(self.folder / HEAD, text.encode(), durably=False)  # an older one is as good
+            _keep_head(self.folder / HEAD, text.encode())
         except OSError as error:
             raise self._unusable("write", error) from None
         return text
@@ -295,13 +296,17 @@ class _Files:
 
     def entry(self, index: int) -> Envelope:
         """One entry, which must be what its hash in the index says."""
+        try:
+            return decode(self._logged(index))
+        except ReceiptMalformed as error:
+            raise self._damaged(index, f"is no receipt: {error}") from None
+
+    def _logged(self, index: int) -> bytes:
+        """The line of an entry, which must be what its hash in the index says."""
         content = self._line(index)
         if leaf_hash(content) != self._record(index)[END.size :][:HASH_BYTES]:
             raise self._damaged(index, "is altered: it is not what its hash in the index says")
-        try:
-            return decode(content)
-        except ReceiptMalformed as error:
-            raise self._damaged(index, f"is no receipt: {error}") from None
+        return content
 
     def is_settled(self) -> bool:
         """Whether both files end with the same entry.
@@ -312,7 +317,7 @@ class _Files:
         if self._entries < 0:
             return True
         if self.size:
-            self.entry(self.size - 1)
+            self._logged(self.size - 1)
         whole = (os.fstat(self._index).st_size if self._index >= 0 else 0) == _start(self.size)
         return whole and os.fstat(self._entries).st_size == self._end(self.size - 1)
 
@@ -460,3 +465,15 @@ def _write_at(descriptor: int, content: bytes, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+def _keep_head(path: Path, text: bytes) -> None:
+    """Put a head where the last one is, and zeros behind it. It waits for no disk: an older one is as good.
+
+    In place, because ext4 waits for the disk where a file is replaced.
+    """
+    descriptor = open_file(path, write=True)
+    try:
+        _write_at(descriptor, text.ljust(_HEAD_FILE_BYTES, b"\0"), 0)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,7 @@
 """Other hosts' heads: whoever has shown one must continue it, for good. So nobody rewrites a log unseen.
 
-    FOLDER/peers/NAME.json             heads of that host that the next one has to continue, and the key they hold under
+    FOLDER/peers/NAME.json             heads of that host that the next one has to continue, and the key they hold
+                                       under: of its lines the last; earlier ones are of earlier sessions
     FOLDER/peers/NAME.DIGEST.evidence  a head that does not, beside the one that it should
 
 A head that is asked for takes a moment to come, and meanwhile another session with the same host may have got a newer
@@ -8,9 +9,10 @@ one. Each is proven against what was known when it was asked for, and both are r
 both. As a rule there is one.
 
 No disk is waited for: after a crash an older head may stand there, from which the next one is proven as well, and both
-stand in the session's receipts.
+stand in the session's receipts. That is why lines are appended: ext4 waits for the disk where a file is replaced.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -38,7 +40,10 @@ from crypto.receipts.merkle import HASH_BYTES, verify_consistency
 
 PEERS: Final = "peers"
 EVIDENCE_SUFFIX: Final = ".evidence"
-_FILE_BYTES_MAX: Final = 4 * HEADS_KNOWN_MAX * CHECKPOINT_BYTES_MAX  # JSON may take several bytes for a character
+_LINE_BYTES_MAX: Final = 4 * HEADS_KNOWN_MAX * CHECKPOINT_BYTES_MAX  # JSON may take several bytes for a character
+_EARLIER_BYTES_MAX: Final = 32 * 1024  # of a file, beside its last line: some 80 sessions; then it is made anew
+_HOLE: Final = b"\0"  # JSON has none
+_VERIFIED_MAX: Final = 4096  # hosts whose line this process remembers to have verified, half a KiB each
 
 _Key = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Text = Annotated[str, msgspec.Meta(max_length=CHECKPOINT_BYTES_MAX)]
@@ -94,6 +99,8 @@ class PeerHeads:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / PEERS
+        self._verified: dict[str, tuple[bytes, tuple[Seen, ...]]] = {}
+        """By host: the line that was verified last, and what it says: the same bytes say the same."""
 
     def known(self, name: str) -> tuple[Seen, ...]:
         """What that host is to prove its next head against: ``HEADS_ASKED_MAX`` at most, none if it was never met.
@@ -105,7 +112,7 @@ class PeerHeads:
             LogUnusable: it cannot be read.
         """
         with self._locked():
-            return self._read(name)[:HEADS_ASKED_MAX]
+            return self._read(name)[0][:HEADS_ASKED_MAX]
 
     def check(
         self,
@@ -135,7 +142,7 @@ class PeerHeads:
         if len(proofs) != len(asked):
             raise HeadMalformed(f"{name} proves its head against {len(proofs)} earlier ones, asked for {len(asked)}")
         with self._locked():
-            seen = self._read(name)
+            seen, length = self._read(name)
             for one, proof in zip(asked, proofs, strict=True):
                 self._continues(name, one, shown, proof)
             for one in seen:  # of one size there is one root, whoever asked
@@ -148,7 +155,7 @@ class PeerHeads:
                     f"{name} has {len(left)} heads that are not proven to be of one log", "let its sessions end first"
                 )
             if (*left, shown) != seen:
-                self._write(name, (*left, shown))
+                self._write(name, (*left, shown), length)
         return head
 
     def _continues(self, name: str, known: Seen, shown: Seen, proof: Sequence[bytes]) -> None:
@@ -194,34 +201,60 @@ class PeerHeads:
             return f"; the evidence cannot be kept: {error.strerror}"
         return f"; see {path}"
 
-    def _read(self, name: str) -> tuple[Seen, ...]:
+    def _read(self, name: str) -> tuple[tuple[Seen, ...], int]:
+        """What is kept of a host, and how many bytes of its file are whole lines."""
         path = self.folder / f"{check_name(name)}.json"
         try:
-            content, _ = read_bounded(path, _FILE_BYTES_MAX)
+            content, _ = read_bounded(path, _EARLIER_BYTES_MAX + 2 * _LINE_BYTES_MAX)
         except FileNotFoundError:
-            return ()
+            return (), 0
         except OSError as error:
             raise LogUnusable(f"cannot read {path}: {error.strerror}", "run as the user who owns it") from None
         except ValueError as error:
             raise HeadMalformed(f"{path} is {error}", self._remedy(name)) from None
         if not content:
-            return ()  # a crash left it so
+            return (), 0  # a crash left it so
+        lines = content.split(b"\n")
+        if len(lines) > 1:
+            lines.pop()  # empty, or what a crash left of a line; the first one was written whole
+        while len(lines) > 1 and _HOLE in lines[-1]:
+            lines.pop()  # the same: sectors that were never written read as zeros
+        return self._said(name, path, lines[-1]), min(len(content), sum(len(line) + 1 for line in lines))
+
+    def _said(self, name: str, path: Path, line: bytes) -> tuple[Seen, ...]:
+        """What a line says, verified."""
+        verified, known = self._verified.get(name, (b"", ()))
+        if verified == line:
+            return known
         try:
-            known = msgspec.json.decode(content, type=_Known).heads
+            if len(line) > _LINE_BYTES_MAX:
+                raise HeadMalformed(f"a line of {len(line)} bytes")
+            known = msgspec.json.decode(line, type=_Known).heads
             for one in known:
                 heads.verify(one.checkpoint, heads.origin_of(name), VerifyKey(bytes.fromhex(one.key)))
         except (msgspec.DecodeError, UnicodeDecodeError, HeadMalformed) as error:
             raise HeadMalformed(f"{path} is not what was written: {error}", self._remedy(name)) from None
+        self._remember(name, line, known)
         return known
 
-    def _write(self, name: str, seen: tuple[Seen, ...]) -> None:
-        path = self.folder / f"{name}.json"
+    def _remember(self, name: str, line: bytes, known: tuple[Seen, ...]) -> None:
+        if len(self._verified) >= _VERIFIED_MAX:
+            self._verified.clear()
+        self._verified[name] = line, known
+
+    def _write(self, name: str, seen: tuple[Seen, ...], length: int) -> None:
+        """Append a line behind so many bytes; or make the file anew where there is none, or enough in it."""
+        path, line = self.folder / f"{name}.json", msgspec.json.encode(_Known(seen))
         try:
-            write_private(path, msgspec.json.encode(_Known(seen)), durably=False)
+            if 0 < length <= _EARLIER_BYTES_MAX:
+                _append(path, line + b"\n", length)
+            else:
+                write_private(path, line + b"\n", durably=False)
         except OSError as error:
             raise LogUnusable(
                 f"cannot remember {name}'s head in {path}: {error.strerror}", "make room on its disk, or repair it"
             ) from None
+        self._remember(name, line, seen)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -242,3 +275,15 @@ class PeerHeads:
         finally:
             with suppress(OSError):
                 os.close(descriptor)
+
+
+def _append(path: Path, line: bytes, length: int) -> None:
+    """Write a line behind so many bytes of a file, and nothing behind it; or leave these as they were."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, length)
+        if os.pwrite(descriptor, line, length) < len(line):
+            os.ftruncate(descriptor, length)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from crypto.receipts.limits import CERTIFICATE_BYTES_MAX, SIGNERS_MAX
 
 SIGNERS: Final = "signers"
 _SUFFIX: Final = ".der"
+_REMEMBERED: Final = 256  # certificates of a process, 1 KiB each: of hosts met lately; reading one takes 0.1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Signer:
         return self.certificate.public_bytes(Encoding.DER)
 
 
+@lru_cache(_REMEMBERED)  # the same bytes say the same; what depends on the moment is not asked here
 def read_signer(der: bytes) -> Signer:
     """A signing certificate, of whichever CA.
 
@@ -88,7 +91,7 @@ def verified_signer(
     """
     signer = read_signer(der)
     certificate = signer.certificate
-    if not issued_by(certificate, ca):
+    if not _issued_by(certificate, ca):
         raise SignerUntrusted(f"the signing certificate of {signer.name} was not issued by the CA")
     if name and signer.name != name:
         raise SignerUntrusted(f"a signing certificate of {signer.name}, expected {name}")
@@ -103,6 +106,11 @@ def verified_signer(
             f"the signing certificate of {signer.name} was revoked at {revoked.revocation_date_utc:%Y-%m-%d %H:%M} UTC"
         )
     return signer
+
+
+@lru_cache(_REMEMBERED)  # of the same two certificates, byte for byte; times and revocation are looked at each time
+def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    return issued_by(certificate, ca)
 
 
 class Trust:
@@ -156,9 +164,11 @@ class Signers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / SIGNERS
+        self._kept: dict[str, tuple[bytes, tuple[int, ...]]] = {}
+        """By key: what this process has seen in its file, and the file's marks then."""
 
     def keep(self, der: bytes) -> Signer:
-        """Keep a certificate; costs a look at a file where it is kept already. Verify it first.
+        """Keep a certificate; costs a look at its file's marks where it is kept already. Verify it first.
 
         Raises:
             SignerUntrusted: it is no signing certificate.
@@ -167,7 +177,11 @@ class Signers:
         signer = read_signer(der)
         path = self._path(signer.keyid)
         with suppress(OSError, ValueError):  # not there, or not what it should be: then it is written
+            marks = _marks(path)
+            if self._kept.get(signer.keyid) == (der, marks):
+                return signer
             if read_bounded(path, CERTIFICATE_BYTES_MAX)[0] == der:
+                self._kept[signer.keyid] = der, marks  # of before it was read: what has changed since shows
                 return signer
         try:
             make_private_directory(self.folder)
@@ -215,3 +229,9 @@ class Signers:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
+
+
+def _marks(path: Path) -> tuple[int, ...]:
+    """What changes with a file: which one it is, how long, and when it was written to last."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

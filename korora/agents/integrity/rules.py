@@ -90,12 +90,11 @@ def respond(rules: Sequence[Rule[Any]], request: Request, state: State) -> tuple
         the answer and the next state, which is another one on YES only; ERROR if several rules deal with the request,
         QUESTION if none does.
     """
-    answers = [answer for rule in rules if (answer := rule.answer(request, state))[0] is not Answer.QUESTION]
-    match answers:
+    match [rule for rule in rules if isinstance(request, rule.request)]:
         case []:
             return Answer.QUESTION, state
-        case [(only, after)]:
-            return only, after
+        case [only]:
+            return only.answer(request, state)
     return Answer.ERROR, state
 
 

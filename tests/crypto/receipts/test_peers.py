@@ -1,6 +1,7 @@
 """Whoever rewrites or shortens his log shows it to every host that has seen a head of it."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,8 @@ def test_what_is_remembered_is_not_believed_either(tmp_path: Path) -> None:
     told: Any = msgspec.json.decode(content)
     for altered in (
         b"{}",
-        content[:-1],
+        content[:-2],
+        content[:9] + bytes(16) + content[25:],
         content.replace(b"\\n3\\n", b"\\n2\\n"),
         content.replace(b'"key":"', b'"key":"0', 1),
         msgspec.json.encode({"heads": []}),
@@ -196,6 +198,47 @@ def test_an_empty_file_after_a_crash_is_no_head(tmp_path: Path) -> None:
     assert exchange(peers, log).size == 3
 
 
+def test_a_line_that_a_crash_cut_short_leaves_the_head_before_it(tmp_path: Path) -> None:
+    peers, log = PeerHeads(tmp_path / "beta"), filled(tmp_path / "alpha", 3)
+    path = tmp_path / "beta" / "peers" / "alpha.json"
+    exchange(peers, log)
+    first = len(path.read_bytes())
+    log.append(receipt(3))
+    exchange(peers, log)
+    content = path.read_bytes()
+    assert [one.head.size for one in PeerHeads(tmp_path / "beta").known("alpha")] == [4]
+    for length in range(first, len(content)):
+        for left in (content[:length], content[:length] + bytes(len(content) - length - 1) + b"\n"):
+            path.write_bytes(left)
+            assert [one.head.size for one in peers.known("alpha")] == ([4] if left == content else [3])
+    path.write_bytes(content[:-9])
+    assert exchange(peers, log).size == 4
+    assert path.read_bytes() == content
+
+
+def test_a_line_that_is_whole_and_another_is_no_crash(tmp_path: Path) -> None:
+    peers, log = PeerHeads(tmp_path / "beta"), filled(tmp_path / "alpha", 3)
+    path = tmp_path / "beta" / "peers" / "alpha.json"
+    exchange(peers, log)
+    log.append(receipt(3))
+    exchange(peers, log)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\\n4\\n", b"\\n5\\n"))
+    with pytest.raises(HeadMalformed, match="does not verify"):
+        peers.known("alpha")
+
+
+def test_many_sessions_leave_a_short_file(tmp_path: Path) -> None:
+    peers, log = PeerHeads(tmp_path / "beta"), ReceiptLog(tmp_path / "alpha")
+    lengths = set()
+    for number in range(120):
+        log.append(receipt(number))
+        exchange(peers, log)
+        lengths.add((tmp_path / "beta" / "peers" / "alpha.json").stat().st_size)
+    assert max(lengths) < 34 * 1024
+    assert [one.head.size for one in PeerHeads(tmp_path / "beta").known("alpha")] == [120]
+
+
 def test_a_full_disk_is_said_and_the_verdict_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peers, log = PeerHeads(tmp_path / "beta"), filled(tmp_path / "alpha", 3)
 
@@ -207,6 +250,18 @@ def test_a_full_disk_is_said_and_the_verdict_stands(tmp_path: Path, monkeypatch:
         with pytest.raises(LogUnusable, match="No space left"):
             exchange(peers, log)
         assert peers.known("alpha") == ()
+    exchange(peers, log)
+    log.append(receipt(3))
+    with monkeypatch.context() as patched:
+        real = os.pwrite
+        patched.setattr(
+            peers_module.os,
+            "pwrite",
+            lambda file, content, at: real(file, content[:20] if bytes(content[:8]) == b'{"heads"' else content, at),
+        )
+        with pytest.raises(LogUnusable, match="No space left"):
+            exchange(peers, log)
+        assert [one.head.size for one in peers.known("alpha")] == [3]
     exchange(peers, log)
     monkeypatch.setattr(peers_module, "write_private", full)
     with pytest.raises(LogTruncated, match="cannot be kept: No space left"):

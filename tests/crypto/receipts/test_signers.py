@@ -102,6 +102,10 @@ def test_certificates_are_kept_and_read_back(alpha: Identity, tmp_path: Path) ->
     with pytest.raises(SignerUntrusted, match="larger"):
         kept.get(signer.keyid)
     assert kept.keep(signer.der) == signer  # written anew
+    for _ in range(2):
+        path.unlink()  # also behind the back of a process that has seen it there
+        kept.keep(signer.der)
+        assert kept.get(signer.keyid) == signer
 
 
 def test_certificates_do_not_fill_the_disk(alpha: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
