@@ -22,6 +22,7 @@ from pathlib import Path
 
 from korora.demo.relays import issue_identities
 from tests.chaos.proxy import ChaosProxy
+from tests.e2e.xen.agent import AgentError
 from tests.e2e.xen.host import GATEWAY, Domain, Guest, XenHost, qemu_command
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -89,14 +90,13 @@ class Pair:
     async def logs(self) -> str:
         """What may explain a failure."""
         texts = []
+        script = f"xl list -v; tail -n 40 {LOGS} 2>/dev/null; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['"
         for host in self.hosts:
-            say = await host.run(
-                [
-                    "sh",
-                    "-c",
-                    f"xl list -v; tail -n 40 {LOGS} 2>/dev/null; dmesg | tail -n 5; ps -o pid,args | grep -v ' \\['",
-                ]
-            )
+            try:
+                say = await host.run(["sh", "-c", script])
+            except AgentError as error:
+                texts.append(f"--- {host.name}: {error}")
+                continue
             texts.append(f"--- {host.name}\n{say.out}{say.err}")
         return "\n".join(texts)
 
