@@ -15,7 +15,7 @@ PRELOADED: Final = {"LD_PRELOAD": "/etc/rig/points.so"}
 
 POINT, STOPPED = "/run/rig/point", "/run/rig/stopped"
 REACHED_SECONDS = 90.0
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.15
 
 
 async def arm(host: XenHost, point: str) -> None:
