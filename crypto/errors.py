@@ -29,7 +29,8 @@
     │   ├── ControlForged              the control connection's TLS failed after ACCEPT
     │   ├── LaneReused                 a lane id that was already given out
     │   ├── KeyExhausted               the hard limit of a key is reached
-    │   └── SealBroken                 something sealed at rest does not open: altered, cut short, or another host's
+    │   ├── SealBroken                 something sealed at rest does not open: altered, cut short, or another host's
+    │   └── WrapBroken                 something wrapped to one session's key does not open, or there is no such key
     ├── IdentityError                  our own files are not in order; `remedy` says what to do     exit code 2
     │   ├── IdentityMissing            a directory or file is absent or unreadable
     │   ├── IdentityPermissions        a key can be read by group or others
@@ -226,6 +227,10 @@ class _WithRemedy(CryptoError):
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.remedy = remedy
+
+
+class WrapBroken(IntegrityError):
+    """What was wrapped for one recipient does not open with its key, or that key is none (RFC 9180 §5)."""
 
 
 class IdentityError(_WithRemedy):
