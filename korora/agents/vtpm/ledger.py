@@ -1,0 +1,140 @@
+"""The ledgers on a host's disk: a file for each vTPM, locked by whoever acts on it. Everything here blocks."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from korora.agents.vtpm import epochs
+from korora.agents.vtpm.epochs import LEDGER_BYTES_MAX, Entry, Ledger
+from proxy.errors import VtpmFailed
+
+FOLDER: Final = "vtpm"
+_SUFFIX: Final = ".ledger"
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class LedgerFile:
+    """One vTPM's, locked by this process until ``Ledgers.locked`` ends."""
+
+    def __init__(self, path: Path, descriptor: int, ledger: Ledger) -> None:
+        self.path, self.ledger, self._descriptor = path, ledger, descriptor
+
+    def write(self, entry: Entry) -> None:
+        """Append an entry; it is on the disk when this returns.
+
+        Raises:
+            VtpmFailed: the disk does not take it. Nothing may follow from it.
+        """
+        content = epochs.line(entry)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            if size + len(content) > LEDGER_BYTES_MAX:
+                raise VtpmFailed(f"{self.path} is full", "move it away while the vTPM is here; keep it")
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, size)  # half a line would make damage of the next one
+            raise VtpmFailed(f"cannot write {self.path}: {error.strerror}", "make room on its disk") from None
+        self.ledger.entries.append(entry)
+
+
+class Ledgers:
+    """All of a host.
+
+    Args:
+        state: where a relay keeps what outlives its sessions; ``vtpm`` is made in it when first needed.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.folder = state / FOLDER
+
+    def names(self) -> list[str]:
+        """The machines' UUIDs."""
+        return sorted(path.stem for path in self.folder.glob(f"*{_SUFFIX}"))
+
+    def kept(self, uuid: str) -> Path:
+        """Where what has arrived is, until it is released."""
+        return self.folder / f"{uuid}.arrived"
+
+    def read(self, uuid: str) -> Ledger:
+        """As it stands; empty where there is none.
+
+        Raises:
+            VtpmFailed: it cannot be read.
+        """
+        path = self.folder / f"{uuid}{_SUFFIX}"
+        try:
+            return epochs.read(path.read_bytes())[0]
+        except FileNotFoundError:
+            return Ledger()
+        except OSError as error:
+            raise VtpmFailed(f"cannot read {path}: {error.strerror}", "see to its owner and mode") from None
+
+    @contextmanager
+    def locked(self, uuid: str) -> Iterator[LedgerFile]:
+        """One ledger, to act on it.
+
+        Raises:
+            VtpmFailed: another process does, or it cannot be read.
+        """
+        path = self.folder / f"{uuid}{_SUFFIX}"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = not path.exists()
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fresh:
+                    sync_folder(self.folder)
+                ledger, good = epochs.read(os.pread(descriptor, LEDGER_BYTES_MAX + 1, 0))
+                os.ftruncate(descriptor, good)
+                yield LedgerFile(path, descriptor, ledger)
+            finally:
+                os.close(descriptor)
+        except BlockingIOError:
+            raise VtpmFailed(f"another process is at work on the vTPM of {uuid}", "wait, or stop it") from None
+        except OSError as error:
+            raise VtpmFailed(f"cannot keep {path}: {error.strerror}", "see to its owner, mode and disk") from None
+
+
+def keep(path: Path, content: bytes) -> None:
+    """A file of this host's alone, whole and on the disk when this returns."""
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    fresh.rename(path)
+    sync_folder(path.parent)
+
+
+def remove(*paths: Path) -> None:
+    """Files that must not be there any more when this returns; what is not there is no error."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        if folder.is_dir():
+            sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was made and removed in it is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
