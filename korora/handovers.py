@@ -28,6 +28,7 @@ from proxy.shell.errand import peek
 from proxy.shell.handovers import Handovers, Reach
 from proxy.shell.journal import Journal
 from proxy.shell.orders import give
+from proxy.vtpm import Carriers
 
 log = structlog.get_logger("korora.handover")
 
@@ -51,8 +52,20 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
 
 
 def open_handovers(state: Path, ended: Callable[[Record], None] | None = None) -> Handovers:
-    """The hand-overs of a relay that keeps its state in ``state``; ``ended``: see ``Handovers``."""
-    return Handovers(Journal(state), toolstack, ended=ended)
+    """The hand-overs of a relay that keeps its state in ``state``; ``ended``: see ``Handovers``.
+
+    Raises:
+        ConfigurationError: it is to move vTPMs along, and does not know how.
+    """
+    return Handovers(Journal(state), toolstack, ended=ended, vtpms=_vtpms(state))
+
+
+def _vtpms(state: Path) -> Carriers | None:
+    if not (state / "vtpm.toml").exists():
+        return None  # and nothing of it is loaded
+    from korora.agents.vtpm.host import open_agent
+
+    return open_agent(state)
 
 
 def reach(identity: Path, rules: PeerRules | None = None) -> Reach:

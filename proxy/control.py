@@ -26,6 +26,8 @@ from proxy.limits import (
     PAGES_WANTED_MAX,
     REASON_CHARACTERS_MAX,
     SEGMENTS_MAX,
+    VTPM_PART_BYTES,
+    VTPM_PROOF_BYTES_MAX,
 )
 
 PROTOCOL_VERSION: Final = 1
@@ -120,7 +122,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
     ``tenant`` whose stored pages may be referred to, empty for nobody's, and ``segments`` what of them is here.
     ``handover`` is the kind of hypervisor whose hand-over it can guard, empty for none. ``evidence`` is there where its
-    host signs receipts.
+    host signs receipts. ``vtpm`` says that it moves the machine's vTPM along, if it has one.
     """
 
     version: _U16
@@ -137,6 +139,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     segments: _Segments = ()
     handover: _Guardable = ""
     evidence: Evidence | None = None
+    vtpm: bool = False
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -145,7 +148,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments``, which the source offered
     and the destination has too, may be referred to, in the order given. ``handover`` is what was offered, if both can
     guard it; else the hypervisors hand over unguarded. ``evidence`` is the offer's with the destination's signature,
-    and ``head`` is of its log, if both sign receipts.
+    and ``head`` is of its log, if both sign receipts. ``vtpm`` says that it will ask for the machine's vTPM.
     """
 
     suite: _U16
@@ -159,6 +162,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     handover: _Guardable = ""
     evidence: Evidence | None = None
     head: LogHead | None = None
+    vtpm: bool = False
 
 
 class Resume(_Message, frozen=True, tag="resume"):
@@ -268,6 +272,25 @@ class Countersigned(_Message, frozen=True, tag="countersigned"):
     receipt: _Receipt
 
 
+class VtpmWanted(_Message, frozen=True, tag="vtpm_wanted"):
+    """Destination to source, when all of the machine has arrived: its vTPM, wrapped for this key (``crypto.hpke``)."""
+
+    recipient: Annotated[bytes, msgspec.Meta(min_length=1216, max_length=1216)]
+
+
+class VtpmGiven(_Message, frozen=True, tag="vtpm_given"):
+    """The answer, in as many messages as it takes; ``rest`` are still to come. Empty where the machine has none."""
+
+    part: Annotated[bytes, msgspec.Meta(max_length=VTPM_PART_BYTES)]
+    rest: Annotated[int, msgspec.Meta(ge=0, le=63)]
+
+
+class VtpmProved(_Message, frozen=True, tag="vtpm_proved"):
+    """Destination to source: it is here, and these are its own quotes."""
+
+    proof: Annotated[bytes, msgspec.Meta(max_length=VTPM_PROOF_BYTES_MAX)]
+
+
 class Finish(_Message, frozen=True, tag="finish", omit_defaults=True):
     """Source to destination: all channels have ended both ways and everything is acknowledged.
 
@@ -337,6 +360,9 @@ Message = (
     | Facts
     | Statement
     | Countersigned
+    | VtpmWanted
+    | VtpmGiven
+    | VtpmProved
     | Finish
     | Finished
     | Word

@@ -83,6 +83,13 @@ ORDER_DONE_SECONDS_MAX: Final = 120.0  # until it is done: to revive a copy take
 STOPPED_SECONDS_MAX: Final = 10.0  # a relay that is to end lets a last handshake finish: it usually takes below one
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 
+# ---- vTPM
+VTPM_BYTES_MAX: Final = (
+    1088 * KIB
+)  # one on its way: two blobs of 512 KiB are the most that swtpm takes, and their wrapping
+VTPM_PART_BYTES: Final = 48 * KIB  # of it in one control message
+VTPM_PROOF_BYTES_MAX: Final = 16 * KIB  # two quotes and 24 digests have about 1.4 KiB
+
 # ---- times
 CONNECT_SECONDS_MAX: Final = 10.0  # TCP connect, to the peer or to a local hypervisor
 FIRST_BYTE_SECONDS_MAX: Final = 5.0  # a connection that says nothing is dropped

@@ -32,6 +32,9 @@ from proxy.control import (
     Refuse,
     Shown,
     Statement,
+    VtpmGiven,
+    VtpmProved,
+    VtpmWanted,
     Word,
 )
 from proxy.errors import PeerLost, ProtocolViolation
@@ -69,7 +72,10 @@ ACCEPTED: Final = MappingProxyType(
     {
         (Role.SOURCE, State.GREETING): frozenset({Accept, Refuse}),
         (Role.SOURCE, State.OPEN): frozenset(
-            {ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted, Word, Facts, Countersigned}
+            {
+                *(ChannelOpened, LaneGranted, LaneLost, Heartbeat, PagesWanted, Word, Facts, Countersigned),
+                *(VtpmWanted, VtpmProved),
+            }
         ),
         (Role.SOURCE, State.FINISHING): frozenset(
             {Finished, LaneGranted, LaneLost, Heartbeat, Word, Facts, Countersigned}
@@ -77,7 +83,7 @@ ACCEPTED: Final = MappingProxyType(
         (Role.SOURCE, State.CLOSED): frozenset({LaneLost, Heartbeat, Word}),
         (Role.DESTINATION, State.GREETING): frozenset({Offer}),
         (Role.DESTINATION, State.OPEN): frozenset(
-            {ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish, Word, Shown, Statement}
+            {ChannelOpen, LaneRequest, LaneLost, Heartbeat, PagesGiven, Finish, Word, Shown, Statement, VtpmGiven}
         ),
         (Role.DESTINATION, State.FINISHING): frozenset({LaneRequest, LaneLost, Heartbeat, Word, Shown, Statement}),
         (Role.DESTINATION, State.CLOSED): frozenset({LaneRequest, LaneLost, Heartbeat, Word, Shown}),

@@ -32,6 +32,7 @@ from proxy.control import (
     Shown,
     Statement,
     StoredSegment,
+    VtpmGiven,
 )
 from proxy.endpoints.base import Egress
 from proxy.errors import HypervisorFailed, PeerLost, ProtocolViolation, RelayError
@@ -147,6 +148,7 @@ class DestinationRunner(Runner):
             handover="" if self.guard is None else self.guard.kind,
             evidence=self.evidence,
             head=self.head,
+            vtpm=self.custody is not None and self.custody.agreed,
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:
@@ -276,6 +278,8 @@ class DestinationRunner(Runner):
                 self.progress.wake()
             case Shown() | Statement():
                 self.testimony.hear(message)
+            case VtpmGiven() if self.custody is not None:
+                self.custody.hear(message)
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
 

@@ -62,6 +62,7 @@ class Peer:
     """Whether what connects while a session is open is another migration, as with xl, and has to wait."""
     rate_limit: float | None = None
     handover: Literal["", "xl", "qmp"] = ""
+    vtpm: bool = False
     """The kind of hypervisor whose hand-over can be guarded here."""
     guarded: bool = False
     """Whether no session is opened whose hand-over is not guarded."""
@@ -235,6 +236,7 @@ class Contact:
             tenant=paging.tenant,
             segments=aliased(segments, Direction.FORWARD, exporter),
             handover=where.handover,
+            vtpm=where.vtpm,
             evidence=evidence,
         )
         await link.send(offer)

@@ -25,6 +25,8 @@ from proxy.control import (
     PagesGiven,
     PagesWanted,
     Resumed,
+    VtpmProved,
+    VtpmWanted,
 )
 from proxy.endpoints.base import Connection, Ingress
 from proxy.endpoints.sockets import dial_tcp, explain
@@ -223,6 +225,8 @@ class SourceRunner(Runner):
                 self._done()
             case Facts() | Countersigned():
                 self.testimony.hear(message)
+            case VtpmWanted() | VtpmProved() if self.custody is not None:
+                self.custody.hear(message)
             case _:
                 raise ProtocolViolation(f"{type(message).__name__} has no place here")
 

@@ -41,6 +41,7 @@ from proxy.shell.party import Bare, Party
 from proxy.shell.waiting import Signal
 from proxy.shell.whose import theirs, until_received, whose
 from proxy.shell.xl_guard import XlBack, XlEnd
+from proxy.vtpm import Carrier, Carriers
 
 log = structlog.get_logger("korora.handover")
 
@@ -64,6 +65,7 @@ class Handovers:
         journal: of this relay.
         toolstack: makes the local hypervisor.
         approvals: who has a say before a machine changes hosts.
+        vtpms: who moves machines' vTPMs along; None: nobody.
         ended: told of each hand-over when the journal has how it ended, once, whoever in this process comes to that.
     """
 
@@ -73,9 +75,10 @@ class Handovers:
         toolstack: Toolstack,
         approvals: Sequence[Approval] = (),
         ended: Callable[[Record], None] | None = None,
+        vtpms: Carriers | None = None,
     ) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
-        self._ended = ended
+        self._ended, self._vtpms = ended, vtpms
         self._live: dict[_Key, Guard] = {}
         self._ears: dict[_Key, Ear] = {}
         self._untold: dict[_Key, None] = {}
@@ -87,6 +90,14 @@ class Handovers:
         self._turns = asyncio.Semaphore(RECOVERIES_MAX)
         self.left = Signal()
         """For whoever recovers: a session has left something unsettled."""
+
+    def carries(self, kind: str) -> bool:
+        """Whether vTPMs of such a hypervisor's machines are moved along: QEMU has them in its stream."""
+        return self._vtpms is not None and kind == "xl"
+
+    def carrier(self, head: Head) -> Carrier | None:
+        """Who moves the vTPM of that hand-over's machine; None where nobody does."""
+        return self._vtpms.of(head.session, head.peer) if self._vtpms is not None and self.carries(head.kind) else None
 
     # ---- of sessions
 
@@ -233,7 +244,7 @@ class Handovers:
         party = Party(
             file, hypervisor, Bare(hypervisor, paused=head.paused, **whose(self.journal, file.record)), silent
         )
-        party.ended = self._ended
+        party.ended, party.carrier = self._ended, self.carrier(head)
         return party
 
     # ---- what the journal has

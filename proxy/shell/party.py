@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 
@@ -16,10 +17,13 @@ from proxy.limits import HYPERVISOR_ATTEMPTS_MAX, HYPERVISOR_PAUSE_SECONDS, RESU
 from proxy.process import lives
 from proxy.shell.journal import JournalFile
 from proxy.shell.waiting import Signal
+from proxy.vtpm import Carrier
 
 log = structlog.get_logger("korora.handover")
 
 Say = Callable[[State, str], Awaitable[None]]
+VtpmEnd = Literal["stay", "given", "release", "wipe"]
+"""How a vTPM's part in a hand-over ends: methods of ``Carrier``."""
 
 
 class Hands(Protocol):
@@ -163,6 +167,8 @@ class Party:
         """Where the peer said last that it stands."""
         self.peer_agrees = False
         """Whether the peer has said that it ended the same way."""
+        self.carrier: Carrier | None = None
+        """Who moves the machine's vTPM; it is told how the hand-over goes before the hypervisor is."""
         self._lock = asyncio.Lock()
         self._working: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -278,7 +284,7 @@ class Party:
                     return [(Event.FAILED, str(error))]
                 return [(Event.APPROVED, "")]
             case Action.RELEASE:
-                await self.hands.release(self.state)
+                return await self._release()
             case Action.SAY:
                 word = self.handover.word
                 if word is not None:
@@ -286,16 +292,51 @@ class Party:
             case Action.TAKE:
                 return await self._take()
             case Action.START:
-                return await self._bring(action, self.hands.start, Event.STARTED)
+                return await self._bring(action, self._start, Event.STARTED)
             case Action.DESTROY:
-                return await self._bring(action, self.hands.destroy, Event.DESTROYED)
+                return await self._bring(action, self._destroy, Event.DESTROYED)
             case Action.REVIVE:
-                await self._bring(action, self.hands.revive, None)
+                await self._bring(action, self._revive, None)
             case Action.REMOVE:
-                await self._bring(action, self.hands.remove, None)
+                await self._bring(action, self._remove, None)
             case _:
                 raise ValueError(action)
         return []
+
+    # ---- the vTPM goes before: where that fails the hypervisor is not told, and both are tried again
+
+    async def _release(self) -> list[tuple[Event, str]]:
+        """From here on the destination may be told to run its copy, so the source's vTPM must answer nobody."""
+        if self.carrier is not None and self.handover.side is Side.SOURCE and self.state is State.VOTED:
+            try:
+                await asyncio.to_thread(self.carrier.part, self.vm.uuid)
+            except HypervisorFailed as error:
+                self.trouble = str(error)
+                return [(Event.FAILED, str(error))]
+        await self.hands.release(self.state)
+        return []
+
+    async def _start(self, vm: Vm) -> None:
+        await self._vtpm("release", vm)
+        await self.hands.start(vm)
+
+    async def _destroy(self, vm: Vm) -> None:
+        await self._vtpm("wipe", vm)
+        await self.hands.destroy(vm)
+
+    async def _revive(self, vm: Vm) -> None:
+        await self._vtpm("stay", vm)
+        await self.hands.revive(vm)
+
+    async def _remove(self, vm: Vm) -> None:
+        await self._vtpm("given", vm)
+        await self.hands.remove(vm)
+
+    async def _vtpm(self, step: VtpmEnd, vm: Vm) -> None:
+        carrier = self.carrier
+        if carrier is not None:
+            steps = {"stay": carrier.stay, "given": carrier.given, "release": carrier.release, "wipe": carrier.wipe}
+            await asyncio.to_thread(steps[step], vm.uuid)
 
     async def _take(self) -> list[tuple[Event, str]]:
         if self.state is State.COMMITTED:
@@ -359,12 +400,15 @@ class Party:
 
         Raises:
             JournalError: the disk does not take it.
+            HypervisorFailed: something is left of the vTPM where it must not be, or it is not where it must be.
         """
         await self._to_its_end(self._settle(why))
 
     async def _settle(self, why: str) -> None:
         async with self._lock:
             if self.decided and not self.record.settled:
+                # A copy that was found missing was neither removed nor destroyed: its vTPM is seen to here.
+                await self._vtpm(_LAST[self.handover.side, self.state], self.vm)
                 await self._keep(self.state, why or self.record.why, settled=True)
 
     async def idle(self) -> None:
@@ -383,6 +427,14 @@ class Party:
         self.hypervisor.let_go()
 
 
+_LAST: Final[Mapping[tuple[Side, State], VtpmEnd]] = MappingProxyType(
+    {
+        (Side.SOURCE, State.DONE): "given",
+        (Side.SOURCE, State.ABORTED): "stay",
+        (Side.DESTINATION, State.DONE): "release",
+        (Side.DESTINATION, State.ABORTED): "wipe",
+    }
+)
 _ENDS: Final = frozenset({State.DONE, State.ABORTED})
 _AGREED: Final = frozenset(
     {

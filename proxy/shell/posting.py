@@ -14,17 +14,22 @@ from proxy.control import Recover, Refuse, Word, printable
 from proxy.endpoints.base import Connection, Egress
 from proxy.errors import PeerLost, PolicyRefused, ProtocolViolation, RelayError, exit_code_of
 from proxy.handover.record import Head, Kind
+from proxy.hypervisors.base import Hypervisor
 from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import VISIT_SECONDS_MAX, WORDS_MAX
 from proxy.process import sender_above
 from proxy.shell.arrival import DestinationRunner
 from proxy.shell.contact import Contact
+from proxy.shell.custody import Custody
 from proxy.shell.departure import SourceRunner
+from proxy.shell.guard import Guard
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import now
 from proxy.shell.link import ControlLink
 from proxy.shell.qemu_guard import QemuDestinationGuard, QemuSourceGuard
+from proxy.shell.runner import Runner
 from proxy.shell.xl_guard import XlDestinationGuard, XlSourceGuard
+from proxy.vtpm import Carrier
 
 log = structlog.get_logger("korora.handover")
 
@@ -39,6 +44,7 @@ async def guard_departure(
     monitor: str,
     holder: str,
     first: Connection,
+    vtpm: bool = False,
 ) -> None:
     """Write down that a session has a hand-over, and stand guard over it.
 
@@ -50,6 +56,7 @@ async def guard_departure(
         monitor: where the local hypervisor is asked, if not by its kind.
         holder: the process that holds xl's pipes, if it is not this one.
         first: its connection.
+        vtpm: whether the destination takes vTPMs.
 
     Raises:
         JournalError: it cannot be written down.
@@ -71,7 +78,7 @@ async def guard_departure(
     hypervisor = handovers.toolstack(kind, monitor)
     if kind == "xl":
         file.tool = sender_above(int(holder.partition(" ")[0]) if holder else os.getpid())
-    approvals = (*handovers.approvals, runner.testimony.approve)
+    approvals = (*handovers.approvals, runner.keep_vtpm, runner.testimony.approve)
     guard: QemuSourceGuard | XlSourceGuard
     if isinstance(hypervisor, QemuMonitor):
         guard = QemuSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
@@ -79,6 +86,7 @@ async def guard_departure(
         guard = XlSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
     guard.connection = first
     handovers.guards(guard)
+    _entrust(runner, guard, hypervisor, handovers.carrier(head), agreed=vtpm)
     runner.guard, runner.let_go = guard, handovers.released
     runner.report.handover_kind = guard.kind
 
@@ -122,15 +130,23 @@ async def guard_arrival(
     )
     file = await handovers.begin(head)
     hypervisor = handovers.toolstack(kind, monitor)
-    approvals = (*handovers.approvals, runner.testimony.approve)
+    approvals = (*handovers.approvals, runner.keep_vtpm, runner.testimony.approve)
     guard: QemuDestinationGuard | XlDestinationGuard
     if isinstance(hypervisor, QemuMonitor):
         guard = QemuDestinationGuard(file, hypervisor, runner, approvals)
     else:
         guard = XlDestinationGuard(file, hypervisor, runner, approvals)
     handovers.guards(guard)
+    _entrust(runner, guard, hypervisor, handovers.carrier(head), agreed=runner.offer.vtpm)
     runner.guard, runner.let_go = guard, handovers.released
     runner.report.handover_kind = guard.kind
+
+
+def _entrust(runner: Runner, guard: Guard, hypervisor: Hypervisor, carrier: Carrier | None, *, agreed: bool) -> None:
+    """The machine's vTPM goes where the machine does."""
+    if carrier is not None:
+        guard.party.carrier = carrier
+        runner.custody = Custody(runner, guard, hypervisor, carrier, agreed=agreed)
 
 
 async def talk(link: ControlLink, handovers: Handovers | None, peer: str, recovery: Recover) -> None:

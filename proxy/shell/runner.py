@@ -30,6 +30,7 @@ from proxy.errors import (
 )
 from proxy.flow import Departure
 from proxy.guest import GuestView
+from proxy.handover.table import Side
 from proxy.hypervisors.base import Vm
 from proxy.limits import (
     ABORT_SECONDS_MAX,
@@ -43,6 +44,7 @@ from proxy.report import SessionReport, tally
 from proxy.session import Role, Session
 from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel
+from proxy.shell.custody import Custody
 from proxy.shell.decoding import DecodingLine
 from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing
@@ -79,6 +81,8 @@ class Runner(Linked):
         self.oversight = Oversight.none(session.id, report)
         """Who has a say on it: whoever made it says so before it runs (``testify``)."""
         self.testimony = Testimony(self, session.role, self.oversight, None)
+        self.custody: Custody | None = None
+        """Of the machine's vTPM, where those are moved."""
         self.complete = False
         """Whether all channels have ended, and no further one can come."""
         self.pool = BufferPool()
@@ -296,6 +300,8 @@ class Runner(Linked):
     def _came(self) -> None:
         """See ``Linked._came``."""
         self.testimony.repeat()
+        if self.custody is not None:
+            self.custody.repeat()
         if self.decoding is not None:
             self.decoding.ask_again()
 
@@ -319,6 +325,11 @@ class Runner(Linked):
         """Who has a say on this session, and who signs what it does; said before it runs."""
         self.oversight = oversight
         self.testimony = Testimony(self, self.session.role, oversight, witness)
+
+    async def keep_vtpm(self, side: Side, vm: Vm) -> None:
+        """See ``guard.Approval``: the machine's vTPM is where the machine is, before anybody promises anything."""
+        if self.custody is not None:
+            await self.custody.approve(side, vm)
 
     def account(self) -> None:
         """See ``testimony.Session``."""

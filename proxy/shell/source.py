@@ -71,7 +71,9 @@ class Source:
     def _contact_with(self, tls: TlsConfig, where: Peer) -> Contact:
         """How the destination is reached; nothing is offered that could not be kept here."""
         guards = self._handovers is not None and (where.handover != "qmp" or bool(self._monitor))
-        return Contact(tls, where if guards else replace(where, handover=""))
+        if self._handovers is None or not guards:
+            return Contact(tls, replace(where, handover=""))
+        return Contact(tls, replace(where, vtpm=self._handovers.carries(where.handover)))
 
     def _watch(self, monitor: str) -> None:
         self._monitor = monitor
@@ -224,6 +226,7 @@ class Source:
                 monitor=self._monitor,
                 holder=self._holder,
                 first=first,
+                vtpm=accept.vtpm,
             )
             return
         if self._contact.where.guarded:

@@ -45,6 +45,9 @@ from proxy.control import (
     Standing,
     Statement,
     StoredSegment,
+    VtpmGiven,
+    VtpmProved,
+    VtpmWanted,
     Word,
     encode,
     printable,
@@ -59,6 +62,9 @@ from proxy.limits import (
     PAGES_WANTED_MAX,
     REASON_CHARACTERS_MAX,
     SEGMENTS_MAX,
+    VTPM_BYTES_MAX,
+    VTPM_PART_BYTES,
+    VTPM_PROOF_BYTES_MAX,
 )
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "vectors" / "control.json").read_text())[
@@ -93,7 +99,9 @@ HEADS = st.builds(LogHead, st.text(max_size=200), PATHS)
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(
-        Offer, U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS, EVIDENCE
+        Offer,
+        *(U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS, EVIDENCE),
+        vtpm=st.booleans(),
     ),
     st.builds(
         Accept,
@@ -108,6 +116,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         KINDS,
         EVIDENCE,
         st.none() | HEADS,
+        st.booleans(),
     ),
     st.builds(PagesWanted, U63, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_WANTED_MAX).map(tuple)),
     st.builds(
@@ -129,6 +138,9 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Facts, RECEIPTS),
     st.builds(Statement, RECEIPTS),
     st.builds(Countersigned, RECEIPTS),
+    st.builds(VtpmWanted, st.binary(min_size=1216, max_size=1216)),
+    st.builds(VtpmGiven, RECEIPTS, st.integers(0, 63)),
+    st.builds(VtpmProved, RECEIPTS),
     st.builds(Finish, RECEIPTS),
     st.builds(Finished, RECEIPTS),
     st.builds(Word, STANDINGS, REASONS),
@@ -170,6 +182,12 @@ def test_no_message_reaches_the_limit(message: Message) -> None:
 def test_the_most_pages_in_one_message_stay_below_the_limit() -> None:
     ordinals = tuple(2**32 - 1 - n for n in range(PAGES_GIVEN_MAX))
     assert len(encode(PagesGiven(2**63 - 1, ordinals, bytes(4096 * PAGES_GIVEN_MAX)))) <= CONTROL_MESSAGE_BYTES_MAX
+
+
+def test_the_most_of_a_vtpm_in_one_message_stays_below_the_limit() -> None:
+    assert len(encode(VtpmGiven(bytes(VTPM_PART_BYTES), 63))) <= CONTROL_MESSAGE_BYTES_MAX
+    assert len(encode(VtpmProved(bytes(VTPM_PROOF_BYTES_MAX)))) <= CONTROL_MESSAGE_BYTES_MAX
+    assert VTPM_BYTES_MAX <= 64 * VTPM_PART_BYTES
 
 
 def test_a_message_byte_by_byte() -> None:

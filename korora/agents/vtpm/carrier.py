@@ -133,7 +133,7 @@ class Carrier:
                 volatile_flags=volatile.flags,
             )
             self._left = recipient, passage.wrap(held, recipient)
-            log.info("vtpm: leaving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=digest[:16])
+            log.info("vtpm", holding="leaving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=digest[:16])
             return self._left[1]
 
     def check(self, uuid: str, proof: bytes) -> None:
@@ -181,6 +181,8 @@ class Carrier:
                 entry = file.ledger.arrive(
                     passage.epoch, self._session, self._peer, identity=held.identity, digest=held.digest, at=now()
                 )
+                emulator = self._places.emulator(uuid)
+                emulator.require_idle()  # before the ledger says that it may be erased
                 proof = _prove(held.blobs, self._places.keys, passage.quoted(held.nonce))
                 if parcel.identity_of(proof) != held.identity:
                     raise VtpmRefused("what has arrived is another vTPM than the one that left")
@@ -189,10 +191,10 @@ class Carrier:
                 self._beat("arriving")
                 keep(self._ledgers.kept(uuid), msgspec.msgpack.encode(held))
                 self._beat("kept")
-                self._places.emulator(uuid).load(held.blobs)
+                emulator.load(held.blobs)
                 self._beat("loaded")
             self._arrived = wrapped, msgspec.msgpack.encode(proof)
-            log.info("vtpm: arrived", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=held.digest[:16])
+            log.info("vtpm", holding="arriving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=held.digest[:16])
             return self._arrived[1]
 
     def release(self, uuid: str) -> None:
@@ -220,7 +222,7 @@ class Carrier:
                     self._act(action, uuid, file, entry)
                     self._beat(f"{event.value} {action.value}")
             if entry is not None:
-                log.info(f"vtpm: {entry.holding}", vm=uuid, epoch=entry.epoch, peer=self._peer)
+                log.info("vtpm", holding=entry.holding, vm=uuid, epoch=entry.epoch, peer=self._peer)
 
     def _act(self, action: Action, uuid: str, file: LedgerFile, entry: Entry | None) -> None:
         emulator, kept = self._places.emulator(uuid), self._ledgers.kept(uuid)
@@ -243,6 +245,9 @@ class Carrier:
                 return
 
     def _resume(self, emulator: Swtpm, uuid: str) -> None:
+        if not emulator.listens:
+            log.warning("a vTPM stays here, and its emulator has ended", vm=uuid)
+            return  # with its machine or without: whoever starts that anew starts this, from what is stored
         if emulator.running():
             return  # it was not stopped yet, or it was resumed before
         volatile = self._places.files(uuid)[1]

@@ -45,6 +45,8 @@ class Swtpm:
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
                     return False
+                if error.errno == errno.EAGAIN:
+                    return True  # others are waiting there
                 raise VtpmFailed(f"{self.control} cannot be reached: {error.strerror}") from None
         return True
 
@@ -79,6 +81,18 @@ class Swtpm:
             blob.require_sealed()
         return blobs
 
+    def require_idle(self) -> None:
+        """That its TPM is not running, and so nobody's.
+
+        Raises:
+            VtpmFailed: it is.
+        """
+        if self.running():
+            raise VtpmFailed(
+                f"the vTPM at {self.control} is running, so it is somebody's",
+                "start the swtpm of the arriving machine, and leave it uninitialised",
+            )
+
     def load(self, blobs: tuple[StateBlob, ...]) -> None:
         """Give a TPM that is not running all of its state; ``start`` brings it up with that.
 
@@ -91,11 +105,7 @@ class Swtpm:
             )
         for blob in blobs:
             blob.require_sealed()
-        if self.running():
-            raise VtpmFailed(
-                f"the vTPM at {self.control} is running, so it is somebody's",
-                "start the swtpm of the arriving machine, and leave it uninitialised",
-            )
+        self.require_idle()
         try:
             for blob in blobs:
                 self._ask(Command.SET_STATEBLOB, ctrl.set_state(blob))
@@ -138,10 +148,23 @@ class Swtpm:
     def _ask(self, command: Command, message: bytes) -> bytes:
         return ctrl.require(command, self._exchange(command, message))
 
+    def _connect(self, sock: socket.socket) -> None:
+        """Its backlog is one connection, and what was closed there counts until it has been served."""
+        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        while True:
+            try:
+                sock.connect(str(self.control))
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
     def _exchange(self, command: Command, message: bytes) -> bytes:
         with _socket() as sock:
             try:
-                sock.connect(str(self.control))
+                self._connect(sock)
                 sock.sendall(message)
                 return receive(sock, lambda begun: ctrl.answer_bytes(command, begun))
             except TimeoutError:

@@ -31,6 +31,7 @@ from proxy.shell.guard import Approval
 from proxy.shell.handovers import Handovers, Toolstack
 from proxy.shell.journal import Journal
 from proxy.shell.source import Peer, Source
+from proxy.vtpm import Carriers
 from tests.proxy.shell.hosted import (
     DestinationXl,
     Host,
@@ -112,6 +113,7 @@ class Hosts:
             self.toolstack(life),
             self.approvals.get(side, ()),
             lambda record: self.counted.update([record.side]),
+            self.vtpms(life),
         )
         if side is Side.DESTINATION:
             self._listen(life)
@@ -126,6 +128,10 @@ class Hosts:
 
     def toolstack(self, life: Life) -> Toolstack:
         return lambda kind, monitor: Host(life)
+
+    def vtpms(self, life: Life) -> Carriers | None:
+        """Who moves vTPMs along; here nobody."""
+        return None
 
     def egress(self, inner: TcpEgress, life: Life) -> Egress:
         return XlEgress(inner, life)

@@ -1,0 +1,62 @@
+"""Whether this host's relay moves vTPMs, and where they are: ``vtpm.toml`` in its state directory.
+
+There, and not among a relay's options, because whoever acts on a hand-over has to follow it with the vTPM: the daemon,
+``korora xl`` by itself, ``korora handover resolve``. All of them know the state directory.
+"""
+
+from pathlib import Path
+from typing import Annotated, Final
+from uuid import UUID
+
+from msgspec import Meta
+
+from crypto.files import read_bounded
+from korora import tables
+from korora.agents.vtpm.carrier import Agent, Places
+from korora.agents.vtpm.rehearsal import Keys
+from korora.tables import Table
+from proxy.errors import ConfigurationError
+
+FILE: Final = "vtpm.toml"
+FILE_BYTES_MAX: Final = 16 * 1024
+_EXAMPLE: Final = "docs/vtpm.md"
+_UNIX_PATH_BYTES_MAX: Final = 107  # sun_path without its NUL, unix(7)
+_Place = Annotated[
+    str, Meta(pattern=r"^/[^\0]*\{uuid\}[^\0]*\Z", description="an absolute path with {uuid} in it, for the machine's")
+]
+_Key = Annotated[
+    str,
+    Meta(
+        pattern=r"^(file|pwdfile)=/[^,\0]+(,format=(hex|binary)|,kdf=(sha512|pbkdf2))?,mode=aes-256-cbc\Z",
+        description='what swtpm is given, as "file=/PATH,format=hex,mode=aes-256-cbc"',
+    ),
+]
+
+
+class HostFile(Table, frozen=True):
+    """``vtpm.toml``; see ``carrier.Places`` and ``rehearsal.Keys``."""
+
+    control: _Place
+    state: _Place
+    migration_key: _Key
+    state_key: _Key | None = None
+
+
+def open_agent(state: Path) -> Agent:
+    """The vTPM agent of the relay that keeps its state in ``state``.
+
+    Raises:
+        ConfigurationError: its ``vtpm.toml`` is not in order.
+    """
+    path = state / FILE
+    try:
+        content, _ = read_bounded(path, FILE_BYTES_MAX)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read {path}: {error}", f"{_EXAMPLE} has an example") from None
+    told = tables.convert(tables.load(content, str(path), _EXAMPLE), HostFile, str(path))
+    longest = told.control.replace("{uuid}", str(UUID(int=0)))
+    if len(longest.encode()) > _UNIX_PATH_BYTES_MAX:
+        raise ConfigurationError(
+            f"{path}: control: a path of more than {_UNIX_PATH_BYTES_MAX} bytes", "a unix socket's is no longer"
+        )
+    return Agent(Places(told.control, told.state, Keys(told.migration_key, told.state_key or "")), state)

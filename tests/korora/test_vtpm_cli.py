@@ -1,0 +1,119 @@
+"""`korora vtpm`, and the file that turns the agent on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from korora.agents.vtpm.carrier import Agent
+from korora.agents.vtpm.host import open_agent
+from korora.agents.vtpm.rehearsal import Keys
+from korora.cli.main import command_line
+from korora.handovers import open_handovers
+from proxy.errors import ConfigurationError
+from tests.korora.agents.vtpm.emulators import emulators, key, keys, lived_in
+from tests.korora.agents.vtpm.hosts import SESSION, UUID, Host
+
+__all__ = ["key"]
+
+
+def write(folder: Path, **changes: str) -> None:
+    """A vtpm.toml."""
+    told = {
+        "control": "/run/vtpm/{uuid}/c",
+        "state": "/var/lib/vtpm/{uuid}",
+        "migration_key": "file=/etc/korora/vtpm.key,format=hex,mode=aes-256-cbc",
+    } | changes
+    folder.mkdir(exist_ok=True)
+    (folder / "vtpm.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in told.items()))
+
+
+def run(*words: str) -> str:
+    ended = CliRunner().invoke(command_line(words), list(words))
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout
+
+
+def test_without_the_file_nothing_of_it_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from korora.handovers import open_handovers\n"
+        f"found = open_handovers(Path({str(tmp_path)!r}))\n"
+        "print(found.carries('xl'), any('vtpm' in name for name in sys.modules if name.startswith('korora.agents')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "False False\n"
+
+
+def test_with_the_file_xls_machines_are_accompanied(tmp_path: Path) -> None:
+    write(tmp_path, state_key="file=/etc/korora/state.key,mode=aes-256-cbc")
+    handovers = open_handovers(tmp_path)
+    assert handovers.carries("xl")
+    assert not handovers.carries("qmp")  # QEMU has its vTPM in the stream
+    assert open_agent(tmp_path).places.keys == Keys(
+        "file=/etc/korora/vtpm.key,format=hex,mode=aes-256-cbc", "file=/etc/korora/state.key,mode=aes-256-cbc"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"control": "/run/c"}, "control: expected an absolute path with {uuid} in it"),
+        ({"control": "run/{uuid}"}, "control: expected an absolute path"),
+        ({"control": "/" + "x" * 80 + "/{uuid}"}, "control: a path of more than 107 bytes"),
+        ({"migration_key": "file=/k"}, "migration_key: expected what swtpm is given"),
+        ({"migration_key": "file=/k,mode=aes-cbc"}, "migration_key: expected what swtpm is given"),
+        ({"migration_key": "file=/k,remove=true,mode=aes-256-cbc"}, "migration_key: expected what swtpm is given"),
+        ({"keys": "x"}, "keys: no such key"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, changes: dict[str, str], what: str) -> None:
+    write(tmp_path, **changes)
+    with pytest.raises(ConfigurationError, match=r"vtpm\.toml") as refused:
+        open_handovers(tmp_path)
+    assert what in str(refused.value)
+
+
+def test_status_and_epochs(tmp_path: Path, key: Path) -> None:
+    with emulators() as held:
+        source, destination = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
+        held += [source.emulator, destination.emulator]
+        lived_in(source.emulator)
+        for host in (source, destination):
+            write(
+                host.folder / "relay",
+                control=f"{host.folder}/{{uuid}}/c",
+                state=f"{host.folder}/{{uuid}}/state",
+                migration_key=keys(key).migration.replace(",mode=aes-256-cbc,format=binary", "")
+                + ",format=binary,mode=aes-256-cbc",
+            )
+        here, there = (str(host.folder / "relay") for host in (source, destination))
+        assert run("vtpm", "status", "--state", here) == "no vTPM has come or gone yet\n"
+        agents = [open_agent(Path(one)) for one in (here, there)]
+        assert all(isinstance(agent, Agent) for agent in agents)
+        leaving, arriving = agents[0].of(SESSION, "beta"), agents[1].of(SESSION, "alpha")
+        leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+        leaving.part(UUID)
+        (told,) = json.loads(run("vtpm", "status", "--state", there, "--json"))["vtpms"]
+        assert (told["uuid"], told["holding"], told["emulator"], told["epoch"]) == (UUID, "arriving", "idle", 1)
+        arriving.release(UUID)
+        leaving.given(UUID)
+        (told,) = json.loads(run("vtpm", "status", UUID, "--state", there, "--json"))["vtpms"]
+        assert (told["holding"], told["emulator"], told["peer"]) == ("here", "running", "alpha")
+        line = run("vtpm", "status", "--state", here).splitlines()[1].split()
+        assert line[:4] == [UUID, "1", "gone", "beta"]
+        assert "absent" in line
+        entries = json.loads(run("vtpm", "epochs", UUID, "--state", here, "--json"))["entries"]
+        assert [entry["holding"] for entry in entries] == ["leaving", "gone"]
+        assert [text.split()[3] for text in run("vtpm", "epochs", UUID, "--state", there).splitlines()] == [
+            "arriving",
+            "here",
+        ]
+
+
+def test_what_is_no_uuid_names_no_file(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(command_line(["vtpm"]), ["vtpm", "epochs", "../journal", "--state", str(tmp_path)])
+    assert isinstance(ended.exception, ConfigurationError)
+    assert "is no UUID" in str(ended.exception)
