@@ -36,6 +36,7 @@ LaneId = NewType("LaneId", int)
 
 SEGMENT_NAME_BYTES: Final = 16
 EXPORTER_LABEL: Final = b"EXPORTER-korora-v1"
+ATTESTATION_LABEL: Final = b"EXPORTER-korora-attest-v1"
 SESSION_ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
 KEY_BYTES: Final = 32

@@ -34,7 +34,7 @@ from crypto.errors import (
     TlsFailure,
 )
 from crypto.identity import Identity
-from crypto.keys import EXPORTER_LABEL, SECRET_BYTES, SessionId
+from crypto.keys import ATTESTATION_LABEL, EXPORTER_LABEL, SECRET_BYTES, SessionId
 
 GROUP_REQUIRED: Final = "X25519MLKEM768"
 GROUPS_CLASSICAL: Final = "X25519MLKEM768:X25519:P-256"
@@ -241,9 +241,20 @@ class TlsPeer:
         Raises:
             TlsFailure: the peer has not been verified on this side.
         """
+        return self._export(EXPORTER_LABEL, session_id)
+
+    def export_attestation(self, session_id: SessionId) -> bytes:
+        """What a quote is bound to this connection by: 32 bytes that tell nothing of the session's keys.
+
+        Raises:
+            TlsFailure: the peer has not been verified on this side.
+        """
+        return self._export(ATTESTATION_LABEL, session_id)
+
+    def _export(self, label: bytes, session_id: SessionId) -> bytes:
         if self._peer is None:
             raise TlsFailure("no key is exported before the peer is verified")
-        return self._connection.export_keying_material(EXPORTER_LABEL, SECRET_BYTES, session_id)
+        return self._connection.export_keying_material(label, SECRET_BYTES, session_id)
 
     def close(self) -> None:
         """Queue close_notify."""

@@ -13,11 +13,12 @@ from crypto.errors import CryptoError, HeadMalformed, LogForked, LogTruncated, R
 from crypto.identity import Identity
 from crypto.receipts import dsse, statement
 from crypto.receipts.dsse import Envelope
-from crypto.receipts.limits import DECISIONS_MAX, PROCEDURES_MAX, TEXT_CHARACTERS_MAX
+from crypto.receipts.limits import ATTESTATIONS_MAX, DECISIONS_MAX, PROCEDURES_MAX, TEXT_CHARACTERS_MAX
 from crypto.receipts.log import ReceiptLog
 from crypto.receipts.peers import PeerHeads, Seen
 from crypto.receipts.signers import Signer, Signers, read_signer, verified_signer
 from crypto.receipts.statement import (
+    Attestation,
     Decision,
     Heads,
     Machine,
@@ -60,6 +61,7 @@ class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: str
     decisions: tuple[Decision, ...]
     procedures: tuple[Procedure, ...]
+    attestations: tuple[Attestation, ...] = ()
 
 
 _FACTS: Final = msgspec.json.Decoder(_Facts)
@@ -223,7 +225,7 @@ class Deed:
 
     def facts(self) -> bytes:
         """See ``witness.Witness``."""
-        self._told = _Facts(self._report.policy or "", self._decisions(), self._procedures())
+        self._told = _Facts(self._report.policy or "", self._decisions(), self._procedures(), self._attestations())
         return msgspec.json.encode(self._told)
 
     def state(self, facts: bytes, digests: Sequence[str]) -> bytes:
@@ -236,6 +238,8 @@ class Deed:
             raise ReceiptMalformed(f"the destination's facts are none: {error}") from None
         if any(decision.side != "destination" for decision in self._theirs.decisions):
             raise ReceiptMalformed("the destination tells of decisions that are not its own")
+        if any(found.side != "source" for found in self._theirs.attestations):
+            raise ReceiptMalformed("the destination attests to what is not this host")
         mine = _digests(self._report)
         self._sent = self._signed(self._predicate(Stage.TRANSFER), {name: mine[name] for name in digests})
         return self._sent
@@ -348,9 +352,11 @@ class Deed:
         ended = told.stage is Stage.OUTCOME
         ours = tuple(one for one in told.decisions if one.side == "destination")
         did = self._told.procedures
+        found = tuple(one for one in told.attestations if one.side == "source")
         checks = {
             "machine": told.vm == own.vm or self._called_otherwise(told.vm, own.vm),
             "policy": told.policies.destination == self._told.policy,
+            "attestation of the source": found == self._told.attestations,
             "decisions of this host": ours == self._told.decisions,
             "procedures of this host": told.procedures[len(told.procedures) - len(did) :] == did,
             "bytes": told.bytes == own.bytes or not ended,  # before the end some may be under way
@@ -383,6 +389,7 @@ class Deed:
         decisions, procedures = self._decisions(), self._procedures()
         if theirs is not None:
             decisions, procedures = decisions + theirs.decisions, procedures + theirs.procedures
+        found = self._attestations() + (() if theirs is None else theirs.attestations)
         later = stage is not Stage.OFFER
         return Predicate(
             stage=stage,
@@ -395,6 +402,7 @@ class Deed:
             policies=Policies(*((own, other) if self._source else (other, own))),
             decisions=decisions,
             procedures=procedures[:PROCEDURES_MAX],
+            attestations=found[:ATTESTATIONS_MAX],
             pages=dict(report.pages) if later else {},
             bytes=Octets(report.bytes_in["forward"], report.bytes_in["backward"]) if later else Octets(),
             outcome=outcome,
@@ -408,6 +416,14 @@ class Deed:
             Decision(side, one.point, one.rule, one.allowed, one.reason[:TEXT_CHARACTERS_MAX], tuple(one.approvers))
             for one in self._report.decisions[-(DECISIONS_MAX // 2) :]
         )
+
+    def _attestations(self) -> tuple[Attestation, ...]:
+        """What this side has found of the other's platform."""
+        proved = self._report.attested
+        if not proved:
+            return ()
+        other: _SideName = "destination" if self._source else "source"
+        return (Attestation(other, proved.partition(" ")[0], passed=True, reason=proved[:TEXT_CHARACTERS_MAX]),)
 
     def _procedures(self) -> tuple[Procedure, ...]:
         return tuple(Procedure(act.subject, act.procedure, act.items) for act in self._report.procedures)[

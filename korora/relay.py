@@ -29,6 +29,7 @@ from korora.policy.board import Board
 from korora.policy.desk import Desk
 from korora.policy.file import PolicyFile
 from korora.progress import Progress
+from proxy.attestation import Platform
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
 from proxy.endpoints.sockets import listen_tcp
@@ -64,6 +65,23 @@ class Common:
     """Who may migrate what; None: whoever has authenticated, everything."""
     approvals: str | None = None
     """Path of the socket by which people approve."""
+
+    attestation: Path | None = None
+    """The folder of what peers' platforms may be; None: nothing is demanded of them."""
+    tpm: str = ""
+    """TCTI of this host's TPM; empty for none."""
+
+    def platform(self) -> Platform | None:
+        """What this host shows of itself and demands of others; None for neither.
+
+        Raises:
+            ReferenceInvalid: there is no such folder.
+        """
+        if self.attestation is None and not self.tpm:
+            return None
+        from korora.platform import open_platform
+
+        return open_platform(self.tpm, self.attestation)
 
     @property
     def state_folder(self) -> Path:
@@ -316,6 +334,7 @@ class _Receiver:
                 monitors={_EGRESS: options.monitor} if options.monitor else {},
                 guarded=frozenset({_EGRESS} if options.guarded else ()),
                 authority=office,
+                platform=common.platform(),
                 notary=self._notary,
             ),
             begin=self._begin,
@@ -426,7 +445,7 @@ class _Sender:
 
     async def run(self) -> int:
         with _host_store(self._options.common, self._options.peer.paging) as paging:
-            return await self._run(replace(self._options.peer, paging=paging))
+            return await self._run(replace(self._options.peer, paging=paging, platform=self._options.common.platform()))
 
     async def _run(self, peer: Peer) -> int:
         tls = _tls(self._options.common, TlsRole.CLIENT)

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum, unique
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy.hypervisors.base import Vm
 from proxy.session import Role
+
+ATTESTED: Final = "tpm2"
+"""The kind of attestation there is: a quote of the other host's TPM 2.0, judged by its reference."""
 
 
 @unique
@@ -33,6 +36,7 @@ class Question:
         user: the uid that began it here, by a unix socket or `korora xl`; None where that cannot be told.
         vm: the machine; None before IDENTITY, and later where its stream does not tell who it is.
         guarded: whether the relays guard its hand-over.
+        attested: what the other host has proved of its platform, its kind first; empty for nothing.
     """
 
     point: Point
@@ -45,6 +49,7 @@ class Question:
     user: int | None = None
     vm: Vm | None = None
     guarded: bool = False
+    attested: str = ""
 
 
 @dataclass(frozen=True, slots=True)

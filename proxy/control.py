@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from chunking.limits import CHAINS_MAX, SEGMENT_PAGES_MAX
+from crypto.attestation.limits import NONCE_BYTES, PCR_BANKS_MAX, PCR_COUNT
 from crypto.receipts.limits import (
     CERTIFICATE_BYTES_MAX,
     CHECKPOINT_BYTES_MAX,
@@ -21,6 +22,7 @@ from proxy.errors import ProtocolViolation
 from proxy.limits import (
     CHANNELS_MAX,
     CONTROL_MESSAGE_BYTES_MAX,
+    EVIDENCE_PART_BYTES_MAX,
     LANES_MAX,
     PAGES_GIVEN_MAX,
     PAGES_WANTED_MAX,
@@ -114,6 +116,48 @@ class LogHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     text: Annotated[str, msgspec.Meta(max_length=CHECKPOINT_BYTES_MAX)]
     proofs: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=HEADS_ASKED_MAX)]
+
+
+_Bank = Literal["sha1", "sha256", "sha384", "sha512"]
+_Pcrs = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=0, lt=PCR_COUNT)], ...], msgspec.Meta(min_length=1, max_length=PCR_COUNT)
+]
+
+
+class Bank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """PCRs of one bank, by index."""
+
+    bank: _Bank
+    pcrs: _Pcrs
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host is to show: a quote over these PCRs, and the logs that led to them."""
+
+    banks: Annotated[tuple[Bank, ...], msgspec.Meta(min_length=1, max_length=PCR_BANKS_MAX)]
+    event_log: bool = False
+    ima: bool = False
+
+
+class Challenge(_Message, frozen=True, tag="challenge"):
+    """Source to destination, before OFFER or RESUME: show what you are; without ``wanted`` nothing is demanded."""
+
+    version: _U16
+    session: _SessionBytes
+    nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+    wanted: Wanted | None = None
+
+
+class Attested(_Message, frozen=True, tag="attested"):
+    """The answer, in as many messages as it takes; and then the source's to what the last of them asks.
+
+    ``part`` is of the evidence (MessagePack). The destination's last one asks by ``nonce`` and ``wanted``, or does not.
+    """
+
+    part: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_PART_BYTES_MAX)]
+    more: bool
+    nonce: Annotated[bytes, msgspec.Meta(max_length=NONCE_BYTES)] = b""
+    wanted: Wanted | None = None
 
 
 class Offer(_Message, frozen=True, tag="offer"):
@@ -343,7 +387,9 @@ class Abort(_Message, frozen=True, tag="abort"):
 
 
 Message = (
-    Offer
+    Challenge
+    | Attested
+    | Offer
     | Accept
     | Refuse
     | Resume

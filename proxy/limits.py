@@ -57,6 +57,7 @@ MULTIFD_PAGES_MAX: Final = 12_800  # offsets in one packet: 128 in fact, and rec
 
 # ---- control connection
 CONTROL_MESSAGE_BYTES_MAX: Final = 64 * KIB
+EVIDENCE_PART_BYTES_MAX: Final = 48 * KIB  # of a platform's evidence in one message
 REASON_CHARACTERS_MAX: Final = 512  # a peer's words in our log
 
 # ---- hand-over

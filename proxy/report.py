@@ -65,6 +65,7 @@ class SessionReport:
     decisions: list[Decision] = field(default_factory=list)
     procedures: list[Act] = field(default_factory=list)
     policy: str | None = None
+    attested: str | None = None
     rate_limit: int | None = None
     outcome: str = ""
     error: str | None = None

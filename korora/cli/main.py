@@ -69,7 +69,7 @@ _COMMANDS: Final[dict[str, _Adder]] = {
     "inspect": _inspect,
     "top": _top,
     "ctl": _top,
-    **{name: _group(name) for name in ("pki", "store", "handover", "receipts", "policy", "vtpm")},
+    **{name: _group(name) for name in ("pki", "store", "handover", "receipts", "policy", "attest", "vtpm")},
     "approve": _approve,
     "demo": _demo,
 }

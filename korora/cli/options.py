@@ -118,6 +118,24 @@ Approvals = Annotated[
         show_default=False,
     ),
 ]
+Attestation = Annotated[
+    Path | None,
+    typer.Option(
+        "--attestation",
+        metavar="DIR",
+        help="What peers' platforms may be, a file each (korora attest); each has to prove it [default: nothing].",
+        show_default=False,
+    ),
+]
+Tpm = Annotated[
+    str | None,
+    typer.Option(
+        "--tpm",
+        metavar="TCTI",
+        help="This host's TPM 2.0, for peers that want it attested: device:/dev/tpmrm0.",
+        show_default=False,
+    ),
+]
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="What is kept between sessions [default: IDENTITY/state]."),

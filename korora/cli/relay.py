@@ -63,6 +63,8 @@ def receive(
     state: opt.State = None,
     policy: opt.Policy = None,
     approvals: opt.Approvals = None,
+    attestation: opt.Attestation = None,
+    tpm: opt.Tpm = None,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
@@ -88,6 +90,7 @@ def receive(
         allow_classical=allow_classical,
         state=state,
         office=(policy, approvals),
+        attest=(attestation, tpm),
         store_bytes=store_bytes,
     )
     from proxy.paging import PagingTerms
@@ -121,6 +124,8 @@ def send(
     state: opt.State = None,
     policy: opt.Policy = None,
     approvals: opt.Approvals = None,
+    attestation: opt.Attestation = None,
+    tpm: opt.Tpm = None,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     rate_limit: opt.RateLimit = None,
@@ -150,6 +155,7 @@ def send(
         allow_classical=allow_classical,
         state=state,
         office=(policy, approvals),
+        attest=(attestation, tpm),
         store_bytes=store_bytes,
     )
     from proxy.paging import Encode, PagingTerms
@@ -184,6 +190,8 @@ def xl(
     state: opt.State = None,
     policy: opt.Policy = None,
     approvals: opt.Approvals = None,
+    attestation: opt.Attestation = None,
+    tpm: opt.Tpm = None,
     recover_for: Annotated[
         int,
         typer.Option(
@@ -237,6 +245,7 @@ def xl(
         allow_classical=False,
         state=state,
         office=(policy, approvals),
+        attest=(attestation, tpm),
     )
     from proxy.paging import PagingTerms
 
@@ -279,6 +288,7 @@ def _common(
     state: Path | None = None,
     store_bytes: int | None = None,
     office: tuple[Path | None, str | None] = (None, None),
+    attest: tuple[Path | None, str | None] = (None, None),
 ) -> "Common":
     from chunking.limits import STORE_BYTES_DEFAULT
     from crypto.tls import PeerRules
@@ -293,6 +303,8 @@ def _common(
         state=state,
         policy=office[0],
         approvals=office[1],
+        attestation=attest[0],
+        tpm=attest[1] or "",
         store_bytes=STORE_BYTES_DEFAULT if store_bytes is None else store_bytes,
     )
 

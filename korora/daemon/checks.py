@@ -25,6 +25,7 @@ async def check(wanted: Config) -> str:
     """
     credentials = await asyncio.to_thread(build.Credentials.load, wanted)
     await asyncio.to_thread(build.policy_of, wanted)
+    await asyncio.to_thread(build.platform_of, wanted)
     for ingress in wanted.ingress:
         build.destination_of(wanted, ingress)
     for egress in build.egresses(wanted).values():

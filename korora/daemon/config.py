@@ -154,6 +154,8 @@ class Config(Table, frozen=True):
     control: str = "/run/korora/control.sock"
     policy: str = ""
     approvals: str = "/run/korora/approve.sock"
+    attestation: str = ""
+    tpm: str = ""
     workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     sessions_max: Annotated[int, Meta(ge=1, le=SESSIONS_MAX)] = SESSIONS_DEFAULT
     allow_classical: bool = False

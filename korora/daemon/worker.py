@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,7 @@ from korora.memory import give_back
 from korora.notary import Notary
 from korora.xl.desk import Desk
 from korora.xl.words import Carry
+from proxy.attestation import Platform
 from proxy.endpoints.handed import HandedIngress, HandedPipes
 from proxy.endpoints.sockets import GivenIngress
 from proxy.errors import (
@@ -115,6 +117,7 @@ class Worker:
         self._credentials: build.Credentials | None = None
         self._admission: Admission | None = None
         self._office: Office | None = None
+        self._platform: Platform | None = None
         self._notary: Notary | None = None
         self._host_store: HostStore | None = None
         self._destination: Destination | None = None
@@ -218,6 +221,7 @@ class Worker:
             credentials = await asyncio.to_thread(build.Credentials.load, config)
             egresses = build.egresses(config)
             policy = await asyncio.to_thread(build.policy_of, config)
+            self._platform = await asyncio.to_thread(build.platform_of, config)
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
@@ -248,6 +252,7 @@ class Worker:
             random=self._random,
             admit=self._admission.admit,
             authority=self._office,
+            platform=self._platform,
             notary=self._notary,
         )
         self._config, self._credentials, self._xl_max = config, credentials, message.xl_max
@@ -261,7 +266,7 @@ class Worker:
         for name, way in self._ways.items():
             ingress = config.ingress_named(name)
             if ingress is not None:
-                where = build.destination_of(config, ingress, self._host_store)
+                where = replace(build.destination_of(config, ingress, self._host_store), platform=self._platform)
                 way.source.reconfigure(credentials.clients[ingress.peer], where, build.monitor_of(ingress))
         self._wire.send(Configured(message.generation))
 
@@ -278,7 +283,7 @@ class Worker:
             self._task(given.close())
             self._wire.send(Left(name))
             return
-        where = build.destination_of(config, ingress, self._host_store)
+        where = replace(build.destination_of(config, ingress, self._host_store), platform=self._platform)
         source = Source(
             credentials.clients[ingress.peer],
             where,
@@ -299,6 +304,7 @@ class Worker:
         if self._desk.errands >= self._xl_max:
             raise PolicyRefused(f"{config.xl.sessions_max} sessions of korora xl run, and no more may")
         client, where = build.xl_destination(config, ask.peer, ask.names, ask.flags, self._host_store)
+        where = replace(where, platform=self._platform)
 
         def opened(runner: SourceRunner) -> None:
             begun()

@@ -48,7 +48,7 @@ class Match:
     Attributes:
         hold: YES, NO or LATER.
         why: what did not hold, or is not known yet; for YES, what held. For this host's operators: it shows the rules.
-        lacking: what nothing on this host can say yet, if that alone is amiss.
+        lacking: what was not proved, or nothing on this host can say yet, if that alone is amiss.
     """
 
     hold: Hold
@@ -143,7 +143,7 @@ class _Asked:
             (later if counts is Hold.LATER else held).append(f"{name}: {fact}")
         lacking = self._lacking(rule)
         if lacking:
-            return Match(Hold.NO, f"{lacking}, which nothing here can say yet", "" if later else lacking)
+            return Match(Hold.NO, lacking, "" if later else lacking)
         if later:
             return Match(Hold.LATER, "; ".join(later))
         return Match(Hold.YES, "; ".join(held) or "it asks for nothing")
@@ -222,10 +222,15 @@ class _Asked:
             yield "max_running_per_user", hold, "user not told" if asked.user is None else f"{known} of {most} run"
 
     def _lacking(self, rule: Rule) -> str:
-        """What agents have to say that are not there yet: until then it counts as not said."""
+        """What the peer has not proved, and what agents have to say that are not there yet."""
+        proved = self._question.attested.partition(" ")[0]
         wanted = [
-            *(f"the attestation {name}" for name in rule.table.requires_attestation or ()),
-            *(f"the scan {name}" for name in rule.table.requires_scans or ()),
+            *(
+                f"the attestation {name}, which the peer has not proved"
+                for name in rule.table.requires_attestation or ()
+                if name != proved
+            ),
+            *(f"the scan {name}, which nothing here can say yet" for name in rule.table.requires_scans or ()),
         ]
         return " and ".join(wanted)
 

@@ -10,7 +10,7 @@ from korora.policy.file import Policy
 from korora.policy.ledger import Usage
 from korora.policy.names import Glob
 from korora.policy.rules import OBLIGATIONS, Rule
-from proxy.authority import Question
+from proxy.authority import ATTESTED, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,10 @@ def _alone(rule: Rule, now: datetime) -> Iterator[str]:
     table = rule.table
     if rule.allows and rule.peers is None and rule.pins is None:
         yield "it allows it to any host that has a certificate of the CA: name hosts by peer or pin"
-    if rule.allows and (table.requires_attestation or table.requires_scans):
-        yield "nothing on this host attests or scans yet: it allows nothing"
+    if rule.allows and table.requires_scans:
+        yield "nothing on this host scans yet: it allows nothing"
+    if rule.allows and set(table.requires_attestation or ()) - {ATTESTED}:
+        yield f"nobody attests but by {ATTESTED!r}: it allows nothing"
     if rule.not_after is not None and rule.not_after <= now:
         yield "its not_after is past: it never holds again"
     if rule.users is not None or table.max_running_per_user is not None:

@@ -9,9 +9,10 @@ from typing import Literal, Protocol
 import msgspec
 
 from chunking.pages import PAGE_BYTES
-from crypto.errors import AuthenticationError, PeerNameMismatch, ReceiptError
+from crypto.errors import AttestationError, AuthenticationError, PeerNameMismatch, ReceiptError
 from crypto.keys import Direction, ResumeSecret, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
+from proxy.attestation import Platform, Proved
 from proxy.control import (
     PROTOCOL_VERSION,
     Accept,
@@ -39,6 +40,7 @@ from proxy.errors import (
 from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX
 from proxy.paging import PagingTerms
 from proxy.session import Session
+from proxy.shell.attesting import begin
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.linked import Meeting
@@ -64,6 +66,8 @@ class Peer:
     handover: Literal["", "xl", "qmp"] = ""
     vtpm: bool = False
     """The kind of hypervisor whose hand-over can be guarded here."""
+    platform: Platform | None = field(default=None, repr=False)
+    """Of this host, and what it demands of others'; None: nothing is shown and nothing demanded."""
     guarded: bool = False
     """Whether no session is opened whose hand-over is not guarded."""
     paging: PagingTerms = field(default_factory=PagingTerms)
@@ -79,8 +83,12 @@ class Peer:
 class Introduction(Protocol):
     """What the two sides show one another beside their certificates."""
 
-    async def admit(self, peer: PeerInfo) -> Evidence | None:
+    async def admit(self, peer: PeerInfo, proved: Proved) -> Evidence | None:
         """The peer has authenticated, and nothing was offered to it yet: what is shown to it.
+
+        Args:
+            peer: who it is.
+            proved: what it has proved of its platform.
 
         Raises:
             PolicyRefused: nothing is to be offered to it.
@@ -117,7 +125,8 @@ class Contact:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
-                evidence = await introduction.admit(peer)
+                proved = await begin(link, session.id, peer, where.platform)
+                evidence = await introduction.admit(peer, proved)
                 answer = await self._offer(link, session, evidence)
                 await introduction.accepted(answer)
                 link.mark_open()
@@ -157,6 +166,7 @@ class Contact:
                 peer = await link.handshake()
                 if peer.name != name:
                     raise PeerNameMismatch(f"the session is {name!r}'s, and {peer.name!r} answers")
+                await begin(link, session.id, peer, self.where.platform)
                 exporter = link.tls.export(session.id)
                 proof = secret.proof(Direction.FORWARD, exporter)
                 await link.send(
@@ -167,6 +177,9 @@ class Contact:
         except TimeoutError:
             link.drop()
             raise PeerVanished(f"no answer in {RESUME_ATTEMPT_SECONDS_MAX:.0f} s") from None
+        except AttestationError as error:
+            await _part(link, error)
+            raise
         except BaseException:
             link.drop()
             raise
@@ -274,8 +287,8 @@ class Contact:
 
 
 async def _part(link: ControlLink, error: Exception) -> None:
-    """End a connection before the session is open; a destination that has accepted is told why there is none."""
-    if isinstance(error, ReceiptError):
+    """End a connection before the session is open; a destination that has accepted, or attested, is told why."""
+    if isinstance(error, ReceiptError | AttestationError):
         await link.abort(exit_code_of(error), str(error))
     await link.close()
 

@@ -49,6 +49,7 @@ from proxy.limits import (
 from proxy.paging import PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Role, Session
+from proxy.shell import attesting
 from proxy.shell.arrival import DestinationRunner, agreed_cache_bytes
 from proxy.shell.greeting import HalfOpen
 from proxy.shell.lane import LaneKeys
@@ -218,14 +219,17 @@ class Destination:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
                 message = await link.receive()
+                attested = ""
+                if not isinstance(message, Recover):
+                    message, attested = await attesting.answer(link, peer, message, self._terms.platform)
                 recovery = message if isinstance(message, Recover) else None
                 if returning and recovery is None:
-                    await self._take_back(link, peer, message, address)
+                    await self._take_back(link, peer, message, address, attested)
                     return
-                runner = None if recovery else await self._answer(link, peer, message, address)
+                runner = None if recovery else await self._answer(link, peer, message, address, attested)
         except (CryptoError, RelayError, TimeoutError) as error:
             failure = as_refusal(error)
-            log.warning("a peer was not let in", address=address, reason=str(failure))
+            log.warning("a peer was not let in", address=address, reason=getattr(failure, "told", "") or str(failure))
             if not returning:
                 self._failed(failure)
             await link.close()
@@ -271,7 +275,9 @@ class Destination:
         """Wait until every source knows how its session ended, or has had its time to ask."""
         await self._ended.told()
 
-    async def _take_back(self, link: ControlLink, peer: PeerInfo, message: Message, address: str) -> None:
+    async def _take_back(
+        self, link: ControlLink, peer: PeerInfo, message: Message, address: str, attested: str
+    ) -> None:
         """Answer a RESUME: the session goes on, or its verdict, or why not.
 
         Raises:
@@ -294,6 +300,7 @@ class Destination:
                 known.check()
                 answer = Resumed(known.secret.proof(Direction.BACKWARD, exporter), 0, (), (), "closed")
             else:
+                known.oversight.question = replace(known.oversight.question, attested=attested)
                 await self._judge_again(peer, known)
                 answer = known.resume(message, exporter)
         except (RelayError, AuthenticationError) as refusal:
@@ -338,7 +345,9 @@ class Destination:
             destination_leaf=link.tls.own_leaf_sha256,
         )
 
-    async def _answer(self, link: ControlLink, peer: PeerInfo, offer: Message, address: str) -> DestinationRunner:
+    async def _answer(
+        self, link: ControlLink, peer: PeerInfo, offer: Message, address: str, attested: str
+    ) -> DestinationRunner:
         """ACCEPT an offer, or say why not.
 
         Raises:
@@ -354,7 +363,7 @@ class Destination:
         terms, session = self._terms, SessionId(offer.session)
         self._reserved[session] = offer.egress
         try:
-            runner = await self._prepare(link, peer, offer, suite, address)
+            runner = await self._prepare((link, peer, address), offer, suite, attested)
             self._sessions[session] = runner
         except (PolicyRefused, PeerRefused, ReceiptError, StreamCorrupt) as refusal:
             await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
@@ -372,18 +381,19 @@ class Destination:
         return runner
 
     async def _prepare(
-        self, link: ControlLink, peer: PeerInfo, offer: Offer, suite: Suite, address: str
+        self, contact: tuple[ControlLink, PeerInfo, str], offer: Offer, suite: Suite, attested: str
     ) -> DestinationRunner:
         """A session that was let in, if those who have a say here allow it.
 
         Raises:
             PolicyRefused: they do not, or it cannot be guarded as it has to be.
         """
+        link, peer, address = contact
         session = Session(Role.DESTINATION, SessionId(offer.session))
         session.received(offer)
         report = SessionReport(role=Role.DESTINATION.value, session_id=offer.session.hex(), started=datetime.now(UTC))
         report.peer, report.peer_address = peer.name, address
-        report.group, report.cipher = peer.group, suite.label
+        report.group, report.cipher, report.attested = peer.group, suite.label, attested or None
         terms, egress = self._terms, self._egresses[offer.egress]  # by other rules the next one is judged
         question = Question(
             point=Point.OFFER,
@@ -394,6 +404,7 @@ class Destination:
             egress=offer.egress,
             tenant=offer.tenant,
             guarded=terms.guards(offer.egress, egress.handover, offer.handover),
+            attested=attested,
         )
         oversight = Oversight(terms.authority, question, report)
         witness = None if terms.notary is None else terms.notary.begin(question, report)

@@ -10,6 +10,7 @@ import structlog
 
 from crypto.keys import SESSION_ID_BYTES, SessionId, Suite, segment_name
 from crypto.tls import PeerInfo, TlsConfig
+from proxy.attestation import Proved
 from proxy.authority import Authority, Point, Question
 from proxy.control import Accept, Evidence, LogHead
 from proxy.endpoints.base import Connection, Ingress
@@ -253,11 +254,14 @@ class _Introduction:
         self.head: LogHead | None = None
         """Of our log, for the destination to see."""
 
-    async def admit(self, peer: PeerInfo) -> Evidence | None:
+    async def admit(self, peer: PeerInfo, proved: Proved) -> Evidence | None:
         """See ``contact.Introduction``."""
         oversight = self.oversight
         oversight.report.peer = peer.name
-        oversight.question = replace(oversight.question, peer=peer.name, pin=peer.spki_sha256.hex())
+        oversight.report.attested = proved.attested or None
+        oversight.question = replace(
+            oversight.question, peer=peer.name, pin=peer.spki_sha256.hex(), attested=proved.attested
+        )
         if self._notary is not None:
             self.witness = self._notary.begin(oversight.question, oversight.report)
         await oversight.ask(Point.OFFER)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from crypto.keys import Suite
 from crypto.tls import PeerInfo
+from proxy.attestation import Platform
 from proxy.authority import Authority
 from proxy.control import Offer
 from proxy.limits import SESSIONS_MAX
@@ -44,6 +45,8 @@ class Terms:
     """Raises PolicyRefused where a peer may not use an egress."""
     authority: Authority | None = field(default=None, repr=False)
     """Who has a say on sessions beyond that; None: nobody."""
+    platform: Platform | None = field(default=None, repr=False)
+    """Of this host, and what it demands of others'; None: nothing is shown and nothing demanded."""
     notary: Notary | None = field(default=None, repr=False)
     """Who signs receipts; None: nobody."""
 

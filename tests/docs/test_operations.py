@@ -119,7 +119,9 @@ def commands(page: Path) -> list[str]:
 def test_every_command_line_names_what_exists(page: Path) -> None:
     for line in commands(page):
         words = [word for word in shlex.split(line.partition("  #")[0]) if word not in {"…", "..."}][1:]
-        command = words[:2] if words[0] in {"pki", "ctl", "store", "handover", "receipts", "policy"} else words[:1]
+        command = (
+            words[:2] if words[0] in {"pki", "ctl", "store", "handover", "receipts", "policy", "attest"} else words[:1]
+        )
         if command[0] == "--version":
             continue
         shown = help_of(*command)

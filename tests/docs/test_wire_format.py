@@ -154,6 +154,8 @@ def test_tls() -> None:
 
 
 PARTS = {
+    control.Bank: "bank",
+    control.Wanted: "wanted",
     control.StoredSegment: "stored segment",
     control.LaneGrant: "lane grant",
     control.LaneProgress: "lane progress",

@@ -18,7 +18,22 @@ RECEIPTS = ("list", "show", "verify", "prove", "consistency", "export")
 POLICY = ("check", "explain")
 CTL = ("cancel", "limit", "reload", "drain")
 COMMANDS = (
-    *("", "receive", "send", "xl", "serve", "top", "demo", "inspect", "pki", "ctl", "store", "receipts", "policy"),
+    *(
+        "",
+        "receive",
+        "send",
+        "xl",
+        "serve",
+        "top",
+        "demo",
+        "inspect",
+        "pki",
+        "ctl",
+        "store",
+        "receipts",
+        "policy",
+        "attest",
+    ),
     "approve",
     *(f"policy {name}" for name in POLICY),
     *(f"pki {name}" for name in PKI),
@@ -136,9 +151,10 @@ def test_every_import_is_declared() -> None:
     What an extra brings counts: the program names the extra where it is missing.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     declared = {
         re.split(r"[<>=!~\[ ]", requirement)[0].lower().replace("_", "-")
-        for requirement in project["dependencies"] + project["optional-dependencies"]["plot"]
+        for requirement in [*project["dependencies"], *extras["plot"], *extras["tpm"]]
     }
     providers = importlib.metadata.packages_distributions()
     foreign = _imported() - set(sys.stdlib_module_names) - set(PACKAGES)

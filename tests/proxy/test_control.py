@@ -17,6 +17,9 @@ from crypto.receipts.limits import HEADS_ASKED_MAX
 from proxy.control import (
     Abort,
     Accept,
+    Attested,
+    Bank,
+    Challenge,
     ChannelOpen,
     ChannelOpened,
     ChannelState,
@@ -48,6 +51,7 @@ from proxy.control import (
     VtpmGiven,
     VtpmProved,
     VtpmWanted,
+    Wanted,
     Word,
     encode,
     printable,
@@ -76,6 +80,13 @@ U63 = st.integers(0, 2**63 - 1)
 CHANNELS = st.integers(0, CHANNELS_MAX - 1)
 IDS = st.binary(min_size=16, max_size=16)
 REASONS = st.text(max_size=REASON_CHARACTERS_MAX)
+INDICES = st.lists(st.integers(0, 23), min_size=1, max_size=24).map(tuple)
+WANTED = st.builds(
+    Wanted,
+    st.lists(st.builds(Bank, st.sampled_from(["sha1", "sha256"]), INDICES), min_size=1, max_size=4).map(tuple),
+    st.booleans(),
+    st.booleans(),
+)
 NUMBERS = st.lists(U16, min_size=1, max_size=16).map(tuple)
 GRANTS = st.builds(LaneGrant, U16, IDS)
 EGRESSES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
@@ -144,6 +155,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Finish, RECEIPTS),
     st.builds(Finished, RECEIPTS),
     st.builds(Word, STANDINGS, REASONS),
+    st.builds(Challenge, U16, IDS, st.binary(min_size=32, max_size=32), st.none() | WANTED),
+    st.builds(Attested, st.binary(max_size=64), st.booleans(), st.binary(max_size=32), st.none() | WANTED),
     st.builds(Recover, U16, IDS, STANDINGS, REASONS),
     st.builds(Abort, U16, REASONS),
 )

@@ -12,6 +12,8 @@ from crypto.keys import Direction, SessionId
 from proxy.control import (
     Abort,
     Accept,
+    Attested,
+    Challenge,
     ChannelOpen,
     ChannelOpened,
     Countersigned,
@@ -72,6 +74,8 @@ EXAMPLES: dict[type, Message] = {
     Finish: Finish(),
     Finished: Finished(),
     Word: Word("voted"),
+    Challenge: Challenge(1, ID, bytes(32)),
+    Attested: Attested(b"", more=False),
     Recover: Recover(1, ID, "voted"),
     Abort: Abort(7, "no"),
 }

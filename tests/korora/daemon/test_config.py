@@ -110,7 +110,7 @@ PIN = "ab" * 32
         ("listen = 8010\n" + GOOD, "listen: expected a table, got 8010"),
         ('ingress = "x"\n' + PEER, "ingress: expected tables in double brackets, at most 512, got 'x'"),
         # keys
-        ("worker = 1\n" + GOOD, "worker: no such key; expected one of allow_classical, approvals, control, egress, "),
+        ("worker = 1\n" + GOOD, "worker: no such key; expected one of allow_classical, approvals, attestation, "),
         ("[limits]\nrate = 1\n" + GOOD, "limits.rate: no such key; expected one of drain_timeout, rate_limit, "),
         (
             PEER + INGRESS.replace("from", "source"),

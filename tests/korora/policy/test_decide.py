@@ -129,7 +129,10 @@ def test_at_the_offer_nobody_knows_whether_the_peer_guards() -> None:
     assert answer(deny, told(guarded=True)) == (True, "all")
 
 
-WANTS = "no rule allows it; the rule it would, but wants the attestation vtpm-quote and the scan clamav"
+WANTS = (
+    "no rule allows it; the rule it would, but wants the attestation vtpm-quote, which the peer has not proved and the "
+    "scan clamav, which nothing here can say yet"
+)
 
 
 def test_facts_that_no_agent_gives_yet_refuse_and_say_so() -> None:
@@ -138,6 +141,15 @@ def test_facts_that_no_agent_gives_yet_refuse_and_say_so() -> None:
     assert (decision.allowed, decision.rule) == (False, DEFAULT_RULE)
     assert decision.reason == WANTS
     assert ask(rule("it", "allow", peer=["x"], requires_scans=["clamav"])).reason == "no rule allows it"
+
+
+@pytest.mark.parametrize(
+    ("attested", "allowed"),
+    [("tpm2 ak 000b pcrs sha256:0", True), ("", False), ("tpm2x", False), ("none tpm2", False)],
+)
+def test_what_the_peer_has_proved(attested: str, allowed: bool) -> None:
+    text = rule("it", "allow", requires_attestation=["tpm2"])
+    assert answer(text, replace(told(), attested=attested))[0] is allowed
 
 
 # ---------------------------------------------------------------- hostile names

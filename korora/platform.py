@@ -1,0 +1,85 @@
+"""This host's platform, as sessions see it: a TPM that attests, and a folder of what other hosts may be."""
+
+import threading
+from pathlib import Path
+
+import structlog
+
+from crypto.attestation import evidence as messages
+from crypto.attestation.binding import Binding
+from crypto.attestation.evidence import Attester, NoAttester
+from crypto.attestation.reference import Appraisal, Reference, appraise, load
+from crypto.attestation.structures import Clock, Selection
+from crypto.errors import ReferenceInvalid
+from korora.agents.vtpm.tcti import Tpm
+from proxy.attestation import Proved
+from proxy.control import Bank, Wanted
+
+log = structlog.get_logger("korora.attestation")
+
+
+class HostPlatform:
+    """See ``proxy.attestation.Platform``.
+
+    Args:
+        attester: shows what this host is.
+        references: the folder of what other hosts may be; None: nothing is demanded of them.
+    """
+
+    def __init__(self, attester: Attester, references: Path | None) -> None:
+        self._attester, self._references = attester, references
+        self._clocks: dict[str, Clock] = {}
+        self._lock = threading.Lock()
+
+    def demands(self, peer: str) -> Wanted | None:
+        """See ``Platform.demands``."""
+        if self._references is None:
+            return None
+        reference = load(self._references, peer)
+        banks = tuple(Bank(bank, indices) for bank, indices in reference.selection.banks)  # type: ignore[arg-type]
+        return Wanted(banks, event_log=bool(reference.events), ima=reference.files is not None)
+
+    def attest(self, binding: Binding, wanted: Wanted) -> bytes:
+        """See ``Platform.attest``."""
+        shown = self._attester.attest(
+            binding.qualifying(),
+            Selection.of({bank.bank: bank.pcrs for bank in wanted.banks}),
+            event_log=wanted.event_log,
+            ima=wanted.ima,
+            hpke_public=binding.hpke_public,
+        )
+        return messages.encode(shown)
+
+    def appraise(self, peer: str, evidence: bytes, binding: Binding) -> Proved:
+        """See ``Platform.appraise``."""
+        if self._references is None:
+            return Proved()
+        found = self._appraised(load(self._references, peer), evidence, binding)
+        return Proved(found.proved, found.hpke_public)
+
+    def _appraised(self, reference: Reference, evidence: bytes, binding: Binding) -> Appraisal:
+        with self._lock:
+            earlier = self._clocks.get(reference.host)
+        found = appraise(messages.decode(evidence), expected=reference, binding=binding, earlier=earlier)
+        with self._lock:
+            self._clocks[reference.host] = found.quoted.clock
+        return found
+
+
+def open_platform(tpm: str, references: Path | None) -> HostPlatform:
+    """The platform of a process.
+
+    Args:
+        tpm: TCTI of this host's TPM; empty for none.
+        references: the folder of what other hosts may be; None: nothing is demanded of them.
+
+    Raises:
+        ReferenceInvalid: there is no such folder.
+    """
+    if references is not None and not references.is_dir():
+        raise ReferenceInvalid(f"{references} is no folder of reference values", "make it by korora attest enrol")
+    if references is None:
+        log.warning("this host attests, and demands nothing of its peers: give --attestation for that")
+    if not tpm:
+        log.warning("this host has no TPM to attest by, and peers that demand it will refuse: give --tpm for that")
+    return HostPlatform(Tpm(tpm) if tpm else NoAttester(), references)
