@@ -53,5 +53,8 @@ class Carrier(Protocol):
 class Carriers(Protocol):
     """Makes the carriers of a process."""
 
+    def recipient(self, session: str, peer: str) -> bytes:
+        """The key of a session that is to come, for this host's TPM to vouch for; its carrier has it, too."""
+
     def of(self, session: str, peer: str) -> Carrier:
         """Of that session, by its id in hex, with the host of that name; after a restart, too."""

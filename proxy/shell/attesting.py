@@ -11,6 +11,7 @@ Each is bound to this very connection by its exporter. To the peer every refusal
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -28,6 +29,8 @@ from proxy.shell.link import ControlLink
 
 log = structlog.get_logger("korora.attestation")
 
+Recipient = Callable[[str, str], bytes]
+"""By session, in hexadecimal, and peer: see ``proxy.vtpm.Carriers``."""
 REFUSAL: Final = "attestation failed"
 
 
@@ -64,7 +67,7 @@ async def begin(link: ControlLink, session: SessionId, peer: PeerInfo, platform:
 
 
 async def answer(
-    link: ControlLink, peer: PeerInfo, message: Message, platform: Platform | None, hpke_public: bytes = b""
+    link: ControlLink, peer: PeerInfo, message: Message, platform: Platform | None, recipient: Recipient | None = None
 ) -> tuple[Message, str]:
     """Destination: answer a challenge, if ``message`` is one, and challenge the source; it is told of a refusal.
 
@@ -73,7 +76,7 @@ async def answer(
         peer: who has authenticated.
         message: its first one.
         platform: of this process; None: nothing is demanded, and nothing can be shown.
-        hpke_public: the key that a vTPM is to be wrapped to, for this host's TPM to vouch for.
+        recipient: makes the key that a vTPM is to be wrapped for, so that this host's TPM vouches for it.
 
     Returns:
         What comes after that, or ``message``; and what was proved.
@@ -83,14 +86,14 @@ async def answer(
         TpmError: this host cannot attest, or has no reference to judge by.
     """
     try:
-        return await _answer(link, peer, message, platform, hpke_public)
+        return await _answer(link, peer, message, platform, recipient)
     except (AttestationError, TpmError):
         await link.send(Refuse(EXIT_AUTHENTICATION, REFUSAL))
         raise
 
 
 async def _answer(
-    link: ControlLink, peer: PeerInfo, message: Message, platform: Platform | None, hpke_public: bytes
+    link: ControlLink, peer: PeerInfo, message: Message, platform: Platform | None, recipient: Recipient | None
 ) -> tuple[Message, str]:
     wanted = None if platform is None else await asyncio.to_thread(platform.demands, peer.name)
     if not isinstance(message, Challenge):
@@ -106,7 +109,8 @@ async def _answer(
     if message.wanted is not None:
         if platform is None:
             raise AttestationMissing(f"{peer.name!r} demands attestation, and this host is not set up for it")
-        binding = Binding(exporter, session, Side.DESTINATION, message.nonce, hpke_public)
+        key = b"" if recipient is None else await asyncio.to_thread(recipient, session.hex(), peer.name)
+        binding = Binding(exporter, session, Side.DESTINATION, message.nonce, key)
         shown = await asyncio.to_thread(platform.attest, binding, message.wanted)
     await _send(link, shown, nonce, wanted)
     proved = Proved()

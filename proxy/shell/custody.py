@@ -37,6 +37,9 @@ class Session(Protocol):
     def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
         """Do ``work`` beside the session; its failure is the session's."""
 
+    vouched: bytes | None
+    """The key that the destination's TPM has vouched for; None where it did not have to attest."""
+
 
 class Custody:
     """One session's vTPM.
@@ -138,6 +141,8 @@ class Custody:
                 self._changed.wake()
 
     async def _give(self, recipient: bytes) -> None:
+        if self._session.vouched not in (None, recipient):
+            raise VtpmRefused("the destination asks for a vTPM by a key that its TPM has not vouched for")
         async with self._turn:
             vm = self._guard.party.vm
             if not await asyncio.to_thread(self._carrier.has, vm.uuid):

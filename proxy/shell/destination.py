@@ -221,7 +221,13 @@ class Destination:
                 message = await link.receive()
                 attested = ""
                 if not isinstance(message, Recover):
-                    message, attested = await attesting.answer(link, peer, message, self._terms.platform)
+                    message, attested = await attesting.answer(
+                        link,
+                        peer,
+                        message,
+                        self._terms.platform,
+                        None if self._terms.handovers is None else self._terms.handovers.recipient,
+                    )
                 recovery = message if isinstance(message, Recover) else None
                 if returning and recovery is None:
                     await self._take_back(link, peer, message, address, attested)

@@ -99,6 +99,10 @@ class Handovers:
         """Who moves the vTPM of that hand-over's machine; None where nobody does."""
         return self._vtpms.of(head.session, head.peer) if self._vtpms is not None and self.carries(head.kind) else None
 
+    def recipient(self, session: str, peer: str) -> bytes:
+        """The key that a vTPM of that session is to be wrapped for; empty where none are moved along."""
+        return b"" if self._vtpms is None else self._vtpms.recipient(session, peer)
+
     # ---- of sessions
 
     async def begin(self, head: Head) -> JournalFile:

@@ -83,6 +83,8 @@ class Runner(Linked):
         self.testimony = Testimony(self, session.role, self.oversight, None)
         self.custody: Custody | None = None
         """Of the machine's vTPM, where those are moved."""
+        self.vouched: bytes | None = None
+        """Source: the key that the destination's TPM has vouched for; None where it did not have to attest."""
         self.complete = False
         """Whether all channels have ended, and no further one can come."""
         self.pool = BufferPool()

@@ -197,6 +197,8 @@ class Source:
         )
         oversight = introduction.oversight
         oversight.question = replace(oversight.question, guarded=bool(accept.handover))
+        if introduction.proved.attested:
+            runner.vouched = introduction.proved.hpke_public
         runner.testify(oversight, introduction.witness)
         if introduction.head is not None:
             runner.testimony.show(introduction.head)
@@ -251,6 +253,7 @@ class _Introduction:
     def __init__(self, oversight: Oversight, notary: Notary | None) -> None:
         self.oversight, self._notary = oversight, notary
         self.witness: Witness | None = None
+        self.proved = Proved()
         self.head: LogHead | None = None
         """Of our log, for the destination to see."""
 
@@ -258,6 +261,7 @@ class _Introduction:
         """See ``contact.Introduction``."""
         oversight = self.oversight
         oversight.report.peer = peer.name
+        self.proved = proved
         oversight.report.attested = proved.attested or None
         oversight.question = replace(
             oversight.question, peer=peer.name, pin=peer.spki_sha256.hex(), attested=proved.attested

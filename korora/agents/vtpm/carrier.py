@@ -28,6 +28,8 @@ STATE_FILES: Final = ("tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.saves
 Beat = Callable[[str], None]
 """Told of each step as it has been done; tests end the process there."""
 
+VOUCHED_MAX: Final = 64  # keys of sessions that have not begun: attestation is followed by the offer at once
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -64,6 +66,23 @@ class Agent:
 
     def __init__(self, places: Places, state: Path, beat: Beat = lambda step: None) -> None:
         self.places, self.ledgers, self.beat = places, Ledgers(state), beat
+        self._vouched: dict[tuple[str, str], Recipient] = {}
+        """Keys of sessions that are to come, the oldest first."""
+        self._lock = threading.Lock()
+
+    def recipient(self, session: str, peer: str) -> bytes:
+        """See ``proxy.vtpm.Carriers``."""
+        made = Recipient()
+        with self._lock:
+            self._vouched[session, peer] = made
+            while len(self._vouched) > VOUCHED_MAX:
+                del self._vouched[next(iter(self._vouched))]
+        return made.public
+
+    def vouched(self, session: str, peer: str) -> Recipient | None:
+        """The key that was made for that session before it began, once."""
+        with self._lock:
+            return self._vouched.pop((session, peer), None)
 
     def of(self, session: str, peer: str) -> "Carrier":
         """See ``proxy.vtpm.Carriers``."""
@@ -81,7 +100,7 @@ class Carrier:
     def __init__(self, agent: Agent, session: str, peer: str) -> None:
         self._agent, self._session, self._peer = agent, session, peer
         self._places, self._ledgers, self._beat = agent.places, agent.ledgers, agent.beat
-        self._recipient: Recipient | None = None
+        self._recipient = agent.vouched(session, peer)
         self._left: tuple[bytes, bytes] | None = None
         """For whose key it was wrapped, and that."""
         self._arrived: tuple[bytes, bytes] | None = None

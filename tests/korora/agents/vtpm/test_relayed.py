@@ -64,6 +64,10 @@ class Mortal:
     def __init__(self, life: Life, agent: Any) -> None:
         self._life, self._agent = life, agent
 
+    def recipient(self, session: str, peer: str) -> bytes:
+        key: bytes = self._agent.recipient(session, peer)
+        return key
+
     def of(self, session: str, peer: str) -> Any:
         return MortalCarrier(self._life, self._agent.of(session, peer))
 
