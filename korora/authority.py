@@ -17,6 +17,7 @@ import msgspec
 from korora.agents.integrity.items import RELAY, Item
 from korora.agents.integrity.monitor import RULE, Monitor
 from korora.agents.integrity.procedures import Procedure
+from korora.custody import Custody
 from korora.policy.board import Board, Facts
 from korora.policy.decide import Decision, decide
 from korora.policy.file import PolicyFile
@@ -68,6 +69,7 @@ class Office:
     ) -> None:
         self.here, self._policy, self._folder, self._now = here, policy, folder, now
         self._monitor = Monitor(policy.current.certification)
+        self.custody = Custody(here, self._monitor)
         self._ledger = Ledger(folder / LEDGER)
         self._sessions: dict[str, _Session] = {}
         self._watch = watch or Unwatched()

@@ -1,6 +1,7 @@
 """Hand-overs in a relay's process: its journal, its hypervisors, and the round that finishes what was left."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import structlog
 from crypto.errors import CryptoError
 from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
+from proxy.authority import Trustee
 from proxy.control import printable
 from proxy.endpoints.spec import parse_address
-from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, RelayError
+from proxy.errors import ConfigurationError, HypervisorFailed, JournalBusy, PolicyRefused, RelayError
 from proxy.handover.machine import Handover
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side, State
@@ -51,13 +53,15 @@ def toolstack(kind: str, monitor: str) -> Hypervisor:
     raise ConfigurationError(f"no hypervisor of kind {kind!r} can be asked here", "update this relay")
 
 
-def open_handovers(state: Path, ended: Callable[[Record], None] | None = None) -> Handovers:
-    """The hand-overs of a relay that keeps its state in ``state``; ``ended``: see ``Handovers``.
+def open_handovers(
+    state: Path, ended: Callable[[Record], None] | None = None, trustee: Trustee | None = None
+) -> Handovers:
+    """The hand-overs of a relay that keeps its state in ``state``; ``ended``, ``trustee``: see ``Handovers``.
 
     Raises:
         ConfigurationError: it is to move vTPMs along, and does not know how.
     """
-    return Handovers(Journal(state), toolstack, ended=ended, vtpms=_vtpms(state))
+    return Handovers(Journal(state), toolstack, ended=ended, vtpms=_vtpms(state), trustee=trustee)
 
 
 def _vtpms(state: Path) -> Carriers | None:
@@ -301,6 +305,7 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
 
     Raises:
         ConfigurationError: the hand-over is not one that needs it.
+        PolicyRefused: this user may not decide it.
         JournalBusy: who has it in hand does not listen.
         HypervisorFailed: it could not be done.
     """
@@ -310,7 +315,7 @@ async def decide(handovers: Handovers, record: Record, *, run_here: bool) -> Rec
     while True:
         before = record.state
         try:
-            party = await handovers.recover_one(record, None, operator=event)
+            party = await handovers.recover_one(record, None, operator=(event, os.getuid()))
         except JournalBusy:
             if await _ordered(handovers.journal, record, event):
                 return _again(handovers, record)
@@ -367,6 +372,7 @@ async def _ordered(journal: Journal, record: Record, event: Event) -> bool:
         ConfigurationError: nothing is to be decided, as it stands.
         JournalBusy: it is not done in time.
         HypervisorFailed: it could not be done.
+        PolicyRefused: this user may not decide it.
     """
     if not Handover(record.side, record.state).takes(event):
         raise ConfigurationError(
@@ -387,6 +393,8 @@ async def _ordered(journal: Journal, record: Record, event: Event) -> bool:
             await asyncio.sleep(_ANSWER_POLL_SECONDS)
     finally:
         given.close()
+    if answer.rule:
+        raise PolicyRefused(answer.trouble, answer.rule)
     if answer.trouble:
         raise HypervisorFailed(answer.trouble)
     return True

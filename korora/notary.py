@@ -31,7 +31,7 @@ from crypto.receipts.statement import (
     Statement,
 )
 from korora.watched import Unwatched, Watch
-from proxy.authority import Question
+from proxy.authority import Act, Question
 from proxy.control import Evidence, LogHead
 from proxy.errors import PeerRefused, StreamCorrupt
 from proxy.handover.record import Record
@@ -119,8 +119,12 @@ class Notary:
         """Whether the session of a hand-over is not over here: its own outcome will tell."""
         return f"{record.head.session}-{record.head.side}" in self._ours
 
-    def settled(self, record: Record) -> None:
+    def settled(self, record: Record, acts: Sequence[Act] = ()) -> None:
         """A hand-over was decided without its session, by recovery or by an operator: that is signed by us alone.
+
+        Args:
+            record: of the hand-over.
+            acts: what was performed on it.
 
         It reads and writes the disk; what the log does not take is told of.
         """
@@ -134,6 +138,7 @@ class Notary:
             vm=Machine(record.vm.name, record.vm.uuid) if record.vm.name or record.vm.uuid else None,
             started=record.head.began,
             ended=datetime.now(UTC).isoformat(),
+            procedures=tuple(Procedure(act.subject, act.procedure, act.items) for act in acts)[:PROCEDURES_MAX],
             outcome="done" if record.state is State.DONE else "aborted",
             error=record.why[:TEXT_CHARACTERS_MAX],
             flags=(RECOVERED,),

@@ -20,6 +20,7 @@ from crypto.identity import Identity
 from crypto.tls import PeerRules, TlsConfig, TlsRole
 from korora import report as reports
 from korora.authority import APPROVALS, Office
+from korora.custody import Custody, note_policy
 from korora.errors import complain, line_of
 from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
 from korora.host_store import open_host_store
@@ -177,6 +178,7 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
         ConfigurationError: the policy is bad, or the socket for approvals cannot be listened on.
     """
     policy = PolicyFile(common.policy)
+    note_policy(common.state_folder, policy)
     office = Office(tls.identity.name, policy, common.state_folder)
 
     def reload() -> None:
@@ -198,13 +200,13 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
             await desk.close()
 
 
-def _on_record(notary: Notary | None) -> Callable[[Record], None]:
+def _on_record(notary: Notary | None, custody: Custody) -> Callable[[Record], None]:
     """What puts the end of a hand-over on record whose session is over."""
 
     def settled(record: Record) -> None:
         if notary is not None and not notary.knows(record):
             # A thread has it when this returns, and the loop's end waits for threads.
-            asyncio.get_running_loop().run_in_executor(None, notary.settled, record)
+            asyncio.get_running_loop().run_in_executor(None, notary.settled, record, custody.acts(record))
 
     return settled
 
@@ -321,7 +323,7 @@ class _Receiver:
         _check_streams(options.egress)
         await options.egress.check()
         listener = listen_tcp(*options.listen, options.listen_text)
-        handovers = open_handovers(common.state_folder, _on_record(self._notary))
+        handovers = open_handovers(common.state_folder, _on_record(self._notary, office.custody), office.custody)
         self._destination = Destination(
             tls,
             {_EGRESS: options.egress},
@@ -458,7 +460,8 @@ class _Sender:
         reports.check_writable(common.report)
         _check_streams(options.ingress)
         await options.ingress.open()
-        handovers = self._handovers = open_handovers(common.state_folder, _on_record(self._notary))
+        told = _on_record(self._notary, office.custody)
+        handovers = self._handovers = open_handovers(common.state_folder, told, office.custody)
         self._source = Source(
             tls,
             peer,

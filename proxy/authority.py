@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Final, Protocol
 
+from proxy.handover.record import Record
 from proxy.hypervisors.base import Vm
 from proxy.session import Role
 
@@ -94,3 +95,47 @@ class Authority(Protocol):
 
     def ended(self, question: Question) -> None:
         """The session that was last asked about so is over, at this side of it."""
+
+
+class Trustee(Protocol):
+    """Is asked about hand-overs whose sessions are over, and about an operator's word; answers at once."""
+
+    def recover(self, record: Record) -> None:
+        """This process takes a hand-over up where its journal ends.
+
+        Raises:
+            PolicyRefused: it may not.
+        """
+
+    def commit(self, record: Record) -> None:
+        """What was taken up goes on to where one side may run the machine for good.
+
+        Raises:
+            PolicyRefused: it may not.
+        """
+
+    def resolve(self, record: Record, uid: int) -> None:
+        """A user of this host, whom the kernel knows by that uid, decides which copy is to run.
+
+        Raises:
+            PolicyRefused: he may not; the message names the rule.
+        """
+
+    def over(self, record: Record) -> None:
+        """This process lets it go."""
+
+
+class Nobody:
+    """The trustee where nobody has a say."""
+
+    def recover(self, record: Record) -> None:
+        """See ``Trustee``."""
+
+    def commit(self, record: Record) -> None:
+        """See ``Trustee``."""
+
+    def resolve(self, record: Record, uid: int) -> None:
+        """See ``Trustee``."""
+
+    def over(self, record: Record) -> None:
+        """See ``Trustee``."""

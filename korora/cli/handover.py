@@ -146,10 +146,12 @@ def recover(
     import asyncio
     import json
 
+    from korora.custody import custody_beside
     from korora.handovers import finish, open_handovers, reach
 
     state, identity, rules = _settings(config, state, identity, pin, allow_classical=allow_classical)
-    handovers = open_handovers(_state(state, identity))
+    folder = _state(state, identity)
+    handovers = open_handovers(folder, trustee=custody_beside(folder))
     records = [record for record in handovers.journal.records() if not record.settled]
     if session is not None:
         records = _find(handovers.journal.records(), session)
@@ -186,12 +188,14 @@ def resolve(
     import asyncio
     import json
 
+    from korora.custody import custody_beside
     from korora.handovers import decide, meaning, open_handovers
     from proxy.errors import ConfigurationError
 
     if run_here == give_up:
         raise ConfigurationError("nothing says which copy is to run", "give --run-here or --give-up, not both")
-    handovers = open_handovers(_state(state, identity))
+    folder = _state(state, identity)
+    handovers = open_handovers(folder, trustee=custody_beside(folder))
     record = _one(_find(handovers.journal.records(), session), session, side)
     if not certain:
         raise ConfigurationError(

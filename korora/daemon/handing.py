@@ -12,6 +12,7 @@ from korora.daemon.observer import Observer
 from korora.handovers import open_handovers, reach, recover_for_ever
 from korora.xl.desk import lost, verdict_on
 from korora.xl.words import Verdict
+from proxy.authority import Trustee
 from proxy.endpoints.handed import HandedPipes
 from proxy.errors import JournalBusy
 from proxy.handover.record import UNREADABLE, Record
@@ -35,11 +36,11 @@ class Handing:
         """None before the first configuration."""
         self._config: Config | None = None
 
-    def configure(self, config: Config) -> bool:
+    def configure(self, config: Config, trustee: Trustee) -> bool:
         """Take a configuration over: whether it is the first. The journal stays where that one said."""
         first = self.handovers is None
         if self.handovers is None:
-            self.handovers = open_handovers(Path(config.state), self._ended)
+            self.handovers = open_handovers(Path(config.state), self._ended, trustee)
         self._config = config
         return first
 

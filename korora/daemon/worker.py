@@ -23,6 +23,7 @@ import uvloop
 from crypto.errors import CryptoError
 from korora import report as reports
 from korora.authority import Office
+from korora.custody import note_policy
 from korora.daemon import build
 from korora.daemon.admission import Admission
 from korora.daemon.config import XL, Config
@@ -222,17 +223,18 @@ class Worker:
             egresses = build.egresses(config)
             policy = await asyncio.to_thread(build.policy_of, config)
             self._platform = await asyncio.to_thread(build.platform_of, config)
+            await asyncio.to_thread(note_policy, Path(config.state), policy)
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
-        if self._handing.configure(config) and self._index == 0:  # one of us is enough
-            self._services.append(asyncio.create_task(self._handing.recover()))
         if self._office is None:
             self._office = Office(credentials.identity.name, policy, Path(config.state), watch=self._observer)
         else:
             self._office.reload(policy)
+        if self._handing.configure(config, self._office.custody) and self._index == 0:  # one of us is enough
+            self._services.append(asyncio.create_task(self._handing.recover()))
         if self._notary is None:
             self._notary = Notary(credentials.identity, Path(config.state), self._observer)
         else:
@@ -421,8 +423,8 @@ class Worker:
     def _settled(self, record: Record) -> None:
         """A hand-over is decided; where its session is over, its outcome is put on record."""
         notary = self._notary
-        if notary is not None and not notary.knows(record):
-            self._task(asyncio.to_thread(notary.settled, record))
+        if notary is not None and self._office is not None and not notary.knows(record):
+            self._task(asyncio.to_thread(notary.settled, record, self._office.custody.acts(record)))
 
     def _refused(self, failure: Exception) -> None:
         """See ``Destination.failed``."""

@@ -127,7 +127,7 @@ class PolicyFile:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
         self.current = NO_POLICY if path is None else Policy.read(path)
 
     @property
@@ -141,10 +141,10 @@ class PolicyFile:
         Raises:
             ConfigurationError: it is bad, and why.
         """
-        if self._path is None:
+        if self.path is None:
             return self.current
         try:
-            fresh = Policy.read(self._path)
+            fresh = Policy.read(self.path)
         except ConfigurationError as error:
             log.warning("the policy's file is refused: the old policy stays", reason=str(error), policy=self.digest)
             raise

@@ -11,6 +11,7 @@ import structlog
 
 from crypto.errors import CryptoError
 from crypto.keys import SessionId
+from proxy.authority import Nobody, Trustee
 from proxy.control import PROTOCOL_VERSION, Recover, Word, printable
 from proxy.endpoints.base import Connection
 from proxy.errors import (
@@ -67,6 +68,7 @@ class Handovers:
         approvals: who has a say before a machine changes hosts.
         vtpms: who moves machines' vTPMs along; None: nobody.
         ended: told of each hand-over when the journal has how it ended, once, whoever in this process comes to that.
+        trustee: is asked before one is taken up again whose session is over, and whether an operator may decide.
     """
 
     def __init__(
@@ -76,9 +78,10 @@ class Handovers:
         approvals: Sequence[Approval] = (),
         ended: Callable[[Record], None] | None = None,
         vtpms: Carriers | None = None,
+        trustee: Trustee | None = None,
     ) -> None:
         self.journal, self.toolstack, self.approvals = journal, toolstack, tuple(approvals)
-        self._ended, self._vtpms = ended, vtpms
+        self._ended, self._vtpms, self._trustee = ended, vtpms, trustee or Nobody()
         self._live: dict[_Key, Guard] = {}
         self._ears: dict[_Key, Ear] = {}
         self._untold: dict[_Key, None] = {}
@@ -119,7 +122,7 @@ class Handovers:
         key = _key(guard.party.record)
         self._live[key] = guard
         guard.bare.theirs = theirs(self.journal, guard.party.record)
-        self._ears[key] = Ear(self.journal, guard.party, guard.ordered)
+        self._ears[key] = Ear(self.journal, guard.party, guard.ordered, self._trustee)
 
     def released(self, guard: Guard) -> None:
         """It is not any more."""
@@ -131,6 +134,7 @@ class Handovers:
             _remember(self._untold, key)  # its source may never come
         if guard.party.decided:
             _remember(self._over, key)
+        self._trustee.over(guard.party.record)
         guard.close()
         if not guard.party.record.settled:
             self.left.wake()
@@ -198,6 +202,7 @@ class Handovers:
             _same_peer(file.record, peer)
             if word.state == "asked":
                 return _standing(party)  # it only looks
+            self._trustee.recover(file.record)
             self._has_heard(key)
             if _began(file.record):
                 await _look(party)
@@ -209,7 +214,7 @@ class Handovers:
                 await party.settle()
             return _standing(party)
         finally:
-            party.close()
+            self._let_go(party)
 
     async def _look_again(self, party: Party) -> None:
         """``_look``, and do not go on towards a second copy: what was given away may have been started here since.
@@ -248,8 +253,12 @@ class Handovers:
         party = Party(
             file, hypervisor, Bare(hypervisor, paused=head.paused, **whose(self.journal, file.record)), silent
         )
-        party.ended, party.carrier = self._ended, self.carrier(head)
+        party.ended, party.permit, party.carrier = self._ended, self._trustee.commit, self.carrier(head)
         return party
+
+    def _let_go(self, party: Party) -> None:
+        self._trustee.over(party.record)
+        party.close()
 
     # ---- what the journal has
 
@@ -327,7 +336,7 @@ class Handovers:
 
         Raises:
             JournalBusy: another process is at work on it; the pipes are untouched.
-            JournalError, HypervisorFailed: it cannot be taken up; likewise.
+            JournalError, HypervisorFailed, PolicyRefused: it cannot be taken up; likewise.
         """
         file = await _kept(self.journal.open, session, Side.SOURCE)
         if file is None or file.record.state is State.OPEN:
@@ -338,23 +347,29 @@ class Handovers:
             return None
         party = self._bare(file)
         try:
+            self._trustee.recover(file.record)
             end = XlEnd(connection, READY_END, party.log)
             party.hands = XlBack(party.hypervisor, end, **whose(self.journal, file.record))
             await self._look_again(party)
             contact = reach(file.record)
             if contact is not None:
-                with Ear(self.journal, party, party.tell):
+                with Ear(self.journal, party, party.tell, self._trustee):
                     await run_errand(contact, party)
             elif not party.decided:
                 raise HypervisorFailed("the journal does not say where the destination is")
             await _settle(party, await _standing_here(party))
             return party
         finally:
-            party.close()
+            self._let_go(party)
             self.left.wake()
 
     async def recover_one(
-        self, record: Record, contact: Contact | None, *, seconds: float = 0.0, operator: Event | None = None
+        self,
+        record: Record,
+        contact: Contact | None,
+        *,
+        seconds: float = 0.0,
+        operator: tuple[Event, int] | None = None,
     ) -> Party | None:
         """Take one hand-over up where its journal ends.
 
@@ -362,33 +377,37 @@ class Handovers:
             record: as it was read.
             contact: of a source: how its destination is reached; None to leave it out.
             seconds: how long to try to reach it.
-            operator: RUN_HERE or GIVE_UP, if an operator says so.
+            operator: RUN_HERE or GIVE_UP, and whose word it is, if an operator says so: his uid.
 
         Raises:
             JournalBusy, JournalError: it cannot be taken up.
             HypervisorFailed: the hypervisor cannot be asked.
+            PolicyRefused: this process may not take it up, or he may not decide.
         """
         file = await _kept(self.journal.open, record.head.session, record.side)
         if file is None:
             return None
         party = self._bare(file)
         try:
+            self._trustee.recover(file.record)
+            if operator is not None:
+                self._trustee.resolve(file.record, operator[1])
             if not _began(file.record):
                 await _never_began(party)
-            elif operator is Event.RUN_HERE:
+            elif operator is not None and operator[0] is Event.RUN_HERE:
                 await _look(party)
             else:
                 await self._look_again(party)
             if operator is not None:
-                await party.tell(operator, WHY)
+                await party.tell(operator[0], WHY)
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
-                with Ear(self.journal, party, party.tell):
+                with Ear(self.journal, party, party.tell, self._trustee):
                     await run_errand(contact, party, seconds=seconds)
             await _settle(party, await _standing_here(party) if file.record.begun else None)
             return party
         finally:
-            party.close()
+            self._let_go(party)
 
 
 async def _kept(make: Callable[P, F], *args: P.args, **kwargs: P.kwargs) -> F:

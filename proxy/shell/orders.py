@@ -11,6 +11,7 @@ the lock's holder, whatever process that is: a daemon's worker, `korora xl`, a p
                                        adds a line: what came of it
     reads that line
 
+Whose word it is says the file's owner, whom the kernel knows: root's is left root's, for the relay's group to answer.
 An order counts only as long as its giver waits for it, which the lock shows: what somebody ordered who went away is not
 done hours later. One operator gives orders at a time, in all of a relay's state.
 """
@@ -27,7 +28,8 @@ from typing import Final, Literal
 import msgspec
 import structlog
 
-from proxy.errors import JournalBusy, JournalError, RelayError
+from proxy.authority import Trustee
+from proxy.errors import JournalBusy, JournalError, PolicyRefused, RelayError
 from proxy.handover.record import Record
 from proxy.handover.table import Event, Side
 from proxy.limits import ORDER_BYTES_MAX, ORDER_POLL_SECONDS, REASON_CHARACTERS_MAX
@@ -52,6 +54,8 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Its second line: what came of it; ``trouble`` is empty if it was done."""
 
     trouble: str = ""
+    rule: str = ""
+    """Which refused it, if one did."""
 
 
 # ------------------------------------------------------------------ who gives it
@@ -134,7 +138,8 @@ def _leave(path: Path, content: bytes, folder: int) -> Given:
     try:
         owner = os.fstat(folder)
         if owner.st_uid != os.fstat(descriptor).st_uid:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)  # we are root, and the relay is not
+            os.fchown(descriptor, -1, owner.st_gid)  # we are root, and the relay is not
+            os.fchmod(descriptor, 0o660)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, content)
         fresh.rename(path)
@@ -152,6 +157,8 @@ class _Taken:
 
     def __init__(self, event: Event, descriptor: int) -> None:
         self.event, self._descriptor = event, descriptor
+        self.uid = os.fstat(descriptor).st_uid
+        """Of its giver."""
 
     def answer(self, answer: Answer) -> None:
         """Tell its giver, who may be gone."""
@@ -208,10 +215,13 @@ class Ear:
         journal: of this relay.
         party: at work; its journal's file is locked by this process.
         tell: takes the event, and does all that follows from it.
+        trustee: is asked whether whoever gave it may.
     """
 
-    def __init__(self, journal: Journal, party: Party, tell: Callable[[Event, str], Awaitable[None]]) -> None:
-        self._journal, self._party, self._tell = journal, party, tell
+    def __init__(
+        self, journal: Journal, party: Party, tell: Callable[[Event, str], Awaitable[None]], trustee: Trustee
+    ) -> None:
+        self._journal, self._party, self._tell, self._trustee = journal, party, tell, trustee
         self._closing = self._at_work = False
         self._task = asyncio.get_running_loop().create_task(self._listen(), name="listen for orders")
 
@@ -224,21 +234,25 @@ class Ear:
             self._at_work = True
             taken = await asyncio.to_thread(take, self._journal, head.session, handover.side)
             if taken is not None:
-                self._party.log.warning("an operator's order", order=taken.event.value)
+                self._party.log.warning("an operator's order", order=taken.event.value, uid=taken.uid)
                 answer = Answer("the relay could not do it: its log says why")
                 try:
-                    answer = await self._obey(taken.event)
+                    answer = await self._obey(taken.event, taken.uid)
                 finally:  # whoever waits is told, also of an error that nobody expected
                     await asyncio.to_thread(taken.answer, answer)
             self._at_work = False
 
-    async def _obey(self, event: Event) -> Answer:
+    async def _obey(self, event: Event, uid: int) -> Answer:
         if not self._party.handover.takes(event):
             return Answer(
                 f"it stands at {self._party.state.value}, where that cannot be said: see korora handover show"
             )
         try:
+            self._trustee.resolve(self._party.record, uid)
             await self._tell(event, WHY)
+        except PolicyRefused as refusal:
+            self._party.log.warning("an operator's order is refused", uid=uid, rule=refusal.rule, reason=str(refusal))
+            return Answer(str(refusal)[:REASON_CHARACTERS_MAX], refusal.rule)
         except RelayError as error:
             return Answer(str(error)[:REASON_CHARACTERS_MAX])
         return Answer(self._party.trouble[:REASON_CHARACTERS_MAX])

@@ -174,6 +174,8 @@ class Party:
         self._closing = False
         self.ended: Callable[[Record], None] | None = None
         """Told when the journal has how it ended; it says so once, whichever process comes to that."""
+        self.permit: Callable[[Record], None] | None = None
+        """Asked before it is committed, of a hand-over whose session is over; raises PolicyRefused."""
         self._undone: Action | None = None
         """What could not be done to the local copy, if that is still to be done."""
         self.log = log.bind(session=record.head.session[:8], side=record.head.side)
@@ -198,6 +200,7 @@ class Party:
 
         Raises:
             JournalError: the disk does not take the state that follows; nothing was done.
+            PolicyRefused: it may not be committed here; likewise.
         """
         await self._to_its_end(self._tell(event, why))
 
@@ -248,6 +251,8 @@ class Party:
         before = self.handover.state
         actions = self.handover.step(event)
         after, self.handover.state = self.handover.state, before
+        if self.permit is not None and after is State.COMMITTED is not before:
+            self.permit(self.record)
         if Action.WRITE in actions:
             await self._write(after, event, why)
         self.handover.state = after

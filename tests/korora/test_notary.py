@@ -24,7 +24,7 @@ from korora.notary import RECEIPTS, RECOVERED, Deed, Notary
 from korora.policy.file import PolicyFile
 from korora.receipts import Given, Receipts, verify_file
 from korora.watched import Unwatched
-from proxy.authority import Point, Question
+from proxy.authority import Act, Point, Question
 from proxy.control import LogHead
 from proxy.errors import EXIT_INTEGRITY, PolicyRefused, StreamCorrupt, exit_code_of
 from proxy.handover.record import Entry, Head, Record
@@ -448,7 +448,8 @@ def test_a_hand_over_that_was_decided_after_its_session_is_put_on_record(
     head = Head("5e" * 16, side, "xl", "beta", now())  # type: ignore[arg-type]
     record = Record(head, [Entry("open", now(), name="vm1", uuid=""), Entry(state, now(), why="the source says so")])  # type: ignore[arg-type]
     assert not notary.knows(record)
-    notary.settled(record)
+    acts = (Act("relay", "recover", ("journal", "memory")), Act("uid:1001", "resolve", ("journal", "reason")))
+    notary.settled(record, acts)
     assert both.told[0].logged == [(side, "outcome", False)]
     ((made, signed),) = both.entries(0)
     assert signed == 1
@@ -460,5 +461,6 @@ def test_a_hand_over_that_was_decided_after_its_session_is_put_on_record(
         "the source says so",
     )
     assert (told.source.name, told.destination.name) == (("alpha", "beta") if side == "source" else ("beta", "alpha"))
+    assert tuple(Act(one.subject, one.procedure, one.items) for one in told.procedures) == acts
     assert told.vm is not None
     assert told.vm.name == "vm1"

@@ -316,7 +316,7 @@ async def agreed(left: Left, operator: Event | None = None) -> Party | None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handovers, "run_errand", run_errand)
-        return await left.handovers.recover_one(left.journal.records()[0], contact, operator=operator)
+        return await left.handovers.recover_one(left.journal.records()[0], contact, operator=operator and (operator, 0))
 
 
 # ------------------------------------------------------------------ what stays
