@@ -76,6 +76,7 @@ class Handovers:
         journal: Journal,
         toolstack: Toolstack,
         approvals: Sequence[Approval] = (),
+        *,
         ended: Callable[[Record], None] | None = None,
         vtpms: Carriers | None = None,
         trustee: Trustee | None = None,

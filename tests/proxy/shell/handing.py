@@ -112,8 +112,8 @@ class Hosts:
             journal,
             self.toolstack(life),
             self.approvals.get(side, ()),
-            lambda record: self.counted.update([record.side]),
-            self.vtpms(life),
+            ended=lambda record: self.counted.update([record.side]),
+            vtpms=self.vtpms(life),
         )
         if side is Side.DESTINATION:
             self._listen(life)
