@@ -1,6 +1,7 @@
 """This host's platform, as sessions see it: a TPM that attests, and a folder of what other hosts may be."""
 
 import threading
+import time
 from pathlib import Path
 
 import structlog
@@ -10,8 +11,9 @@ from crypto.attestation.binding import Binding
 from crypto.attestation.evidence import Attester, NoAttester
 from crypto.attestation.reference import Appraisal, Reference, appraise, load
 from crypto.attestation.structures import Clock, Selection
-from crypto.errors import ReferenceInvalid
+from crypto.errors import AttestationError, ReferenceInvalid
 from korora.agents.vtpm.tcti import Tpm
+from korora.watched import Unwatched, Watch
 from proxy.attestation import Proved
 from proxy.control import Bank, Wanted
 
@@ -24,10 +26,12 @@ class HostPlatform:
     Args:
         attester: shows what this host is.
         references: the folder of what other hosts may be; None: nothing is demanded of them.
+        watch: counts.
     """
 
-    def __init__(self, attester: Attester, references: Path | None) -> None:
+    def __init__(self, attester: Attester, references: Path | None, watch: Watch | None = None) -> None:
         self._attester, self._references = attester, references
+        self._watch = watch or Unwatched()
         self._clocks: dict[str, Clock] = {}
         self._lock = threading.Lock()
 
@@ -41,6 +45,7 @@ class HostPlatform:
 
     def attest(self, binding: Binding, wanted: Wanted) -> bytes:
         """See ``Platform.attest``."""
+        began = time.perf_counter()
         shown = self._attester.attest(
             binding.qualifying(),
             Selection.of({bank.bank: bank.pcrs for bank in wanted.banks}),
@@ -48,13 +53,19 @@ class HostPlatform:
             ima=wanted.ima,
             hpke_public=binding.hpke_public,
         )
+        self._watch.attested(time.perf_counter() - began)
         return messages.encode(shown)
 
     def appraise(self, peer: str, evidence: bytes, binding: Binding) -> Proved:
         """See ``Platform.appraise``."""
         if self._references is None:
             return Proved()
-        found = self._appraised(load(self._references, peer), evidence, binding)
+        try:
+            found = self._appraised(load(self._references, peer), evidence, binding)
+        except AttestationError as error:
+            self._watch.appraised(error.reason)
+            raise
+        self._watch.appraised("proved")
         return Proved(found.proved, found.hpke_public)
 
     def _appraised(self, reference: Reference, evidence: bytes, binding: Binding) -> Appraisal:
@@ -66,15 +77,17 @@ class HostPlatform:
         return found
 
 
-def open_platform(tpm: str, references: Path | None) -> HostPlatform:
+def open_platform(tpm: str, references: Path | None, watch: Watch | None = None) -> HostPlatform:
     """The platform of a process.
 
     Args:
         tpm: TCTI of this host's TPM; empty for none.
         references: the folder of what other hosts may be; None: nothing is demanded of them.
+        watch: counts.
 
     Raises:
         ReferenceInvalid: there is no such folder.
+        TpmUnusable: the bindings to TPMs are not installed.
     """
     if references is not None and not references.is_dir():
         raise ReferenceInvalid(f"{references} is no folder of reference values", "make it by korora attest enrol")
@@ -82,4 +95,7 @@ def open_platform(tpm: str, references: Path | None) -> HostPlatform:
         log.warning("this host attests, and demands nothing of its peers: give --attestation for that")
     if not tpm:
         log.warning("this host has no TPM to attest by, and peers that demand it will refuse: give --tpm for that")
-    return HostPlatform(Tpm(tpm) if tpm else NoAttester(), references)
+        return HostPlatform(NoAttester(), references, watch)
+    attester = Tpm(tpm)
+    attester.prepare()
+    return HostPlatform(attester, references, watch)

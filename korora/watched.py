@@ -26,6 +26,12 @@ class Watch(Protocol):
     def log_disputed(self, error: ReceiptError) -> None:
         """A peer's log is not what it was, or its head is none."""
 
+    def attested(self, seconds: float) -> None:
+        """This host has shown its platform, and its TPM took so long."""
+
+    def appraised(self, verdict: str) -> None:
+        """A peer's platform was judged: ``proved``, or why not (``AttestationError.reason``)."""
+
 
 class Unwatched:
     """Counts nothing."""
@@ -43,4 +49,10 @@ class Unwatched:
         """See ``Watch``."""
 
     def log_disputed(self, error: ReceiptError) -> None:
+        """See ``Watch``."""
+
+    def attested(self, seconds: float) -> None:
+        """See ``Watch``."""
+
+    def appraised(self, verdict: str) -> None:
         """See ``Watch``."""

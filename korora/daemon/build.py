@@ -13,6 +13,7 @@ from korora.daemon.config import Egress as EgressEntry
 from korora.daemon.rates import least
 from korora.memory import affordable
 from korora.policy.file import PolicyFile
+from korora.watched import Watch
 from proxy.attestation import Platform
 from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor, parse_xl_flags
@@ -176,17 +177,18 @@ def policy_of(config: Config) -> PolicyFile:
     return PolicyFile(Path(config.policy) if config.policy else None)
 
 
-def platform_of(config: Config) -> Platform | None:
-    """What this host shows of itself and demands of its peers; None for neither.
+def platform_of(config: Config, watch: Watch | None = None) -> Platform | None:
+    """What this host shows of itself and demands of its peers; None for neither. ``watch`` counts.
 
     Raises:
         ReferenceInvalid: there is no such folder.
+        TpmUnusable: the bindings to TPMs are not installed.
     """
     if not config.attestation and not config.tpm:
         return None
     from korora.platform import open_platform
 
-    return open_platform(config.tpm, Path(config.attestation) if config.attestation else None)
+    return open_platform(config.tpm, Path(config.attestation) if config.attestation else None, watch)
 
 
 def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:

@@ -222,11 +222,12 @@ class Worker:
             credentials = await asyncio.to_thread(build.Credentials.load, config)
             egresses = build.egresses(config)
             policy = await asyncio.to_thread(build.policy_of, config)
-            self._platform = await asyncio.to_thread(build.platform_of, config)
+            platform = await asyncio.to_thread(build.platform_of, config, self._observer)
             await asyncio.to_thread(note_policy, Path(config.state), policy)
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
+        self._platform = platform
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
         if self._office is None:

@@ -45,7 +45,7 @@ REFUSALS: Final = (
     "key_exhausted",
     "other",
 )
-CAUSES: Final = ("record", "stream", "receipt", "protocol", "peer", "unknown")
+CAUSES: Final = ("record", "stream", "vtpm", "receipt", "protocol", "peer", "unknown")
 REASONS: Final = (
     "tls",
     "group",
@@ -56,6 +56,12 @@ REASONS: Final = (
     "malformed",
     "name",
     "resume",
+    "attestation",
+    "attestation_missing",
+    "attestation_malformed",
+    "attestation_quote",
+    "attestation_unknown",
+    "attestation_changed",
     "policy",
     "protocol",
     "record",
@@ -164,6 +170,21 @@ LOG_DISPUTES: Final = Family(
     Kind.COUNTER,
     "Peers' logs of receipts that were not what they had been, by what was wrong",
     (("kind", DISPUTES),),
+)
+
+ATTESTATIONS: Final = Family(
+    "korora_attestations_total",
+    Kind.COUNTER,
+    "Peers' platforms that were judged here, by what was found",
+    (("result", ("proved", "missing", "malformed", "quote", "unknown", "changed", "other")),),
+)
+ATTESTATION_SECONDS: Final = Family(
+    "korora_attestation_seconds",
+    Kind.HISTOGRAM,
+    "How long this host's TPM took to show its platform",
+    (),
+    unit="seconds",
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 
 # ---- throughput
@@ -448,6 +469,8 @@ FAMILIES: Final = (
     RECEIPTS,
     RECEIPTS_FAILED,
     LOG_DISPUTES,
+    ATTESTATIONS,
+    ATTESTATION_SECONDS,
     STREAM_BYTES,
     WIRE_BYTES,
     FRAMES,

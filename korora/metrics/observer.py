@@ -23,7 +23,15 @@ from korora.metrics import families as f
 from korora.metrics.family import Family, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.usage import Usage, usage_of_this_process
-from proxy.errors import EXIT_INTEGRITY, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt
+from proxy.errors import (
+    EXIT_INTEGRITY,
+    PeerAborted,
+    PeerRefused,
+    PolicyRefused,
+    ProtocolViolation,
+    StreamCorrupt,
+    VtpmRefused,
+)
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.status import SessionStatus
@@ -101,6 +109,7 @@ CAUSES: Final = MappingProxyType(
     {
         crypto.IntegrityError: "record",
         StreamCorrupt: "stream",
+        VtpmRefused: "vtpm",
         crypto.ReceiptError: "receipt",
         ProtocolViolation: "protocol",
         PeerAborted: "peer",
@@ -118,6 +127,12 @@ REASONS: Final = MappingProxyType(
         crypto.CertificateMalformed: "malformed",
         crypto.PeerNameMismatch: "name",
         crypto.ResumeForged: "resume",
+        crypto.AttestationError: "attestation",
+        crypto.AttestationMissing: "attestation_missing",
+        crypto.EvidenceMalformed: "attestation_malformed",
+        crypto.QuoteInvalid: "attestation_quote",
+        crypto.PlatformUnknown: "attestation_unknown",
+        crypto.PlatformChanged: "attestation_changed",
         crypto.IntegrityError: "record",
         crypto.ReceiptError: "receipt",
         PolicyRefused: "policy",
@@ -295,6 +310,14 @@ class Observer:
         """A receipt is in the log, signed by both hosts or by this one alone."""
         self._in.counter(f.RECEIPTS, role, stage, "both" if both else "alone").inc()
 
+    def attested(self, seconds: float) -> None:
+        """This host has shown its platform, and its TPM took so long."""
+        self._in.histogram(f.ATTESTATION_SECONDS).observe(seconds)
+
+    def appraised(self, verdict: str) -> None:
+        """A peer's platform was judged, and this was found."""
+        self._in.counter(f.ATTESTATIONS, verdict).inc()
+
     def receipt_failed(self) -> None:
         """A session is over, and its outcome cannot be logged."""
         self._in.counter(f.RECEIPTS_FAILED).inc()
@@ -311,7 +334,7 @@ class Observer:
         self._record_refused(error)
 
     def _record_refused(self, error: BaseException | None) -> None:
-        if isinstance(error, crypto.IntegrityError) and not isinstance(error, crypto.SealBroken):
+        if isinstance(error, crypto.IntegrityError) and not isinstance(error, crypto.SealBroken | crypto.WrapBroken):
             self._in.counter(f.RECORD_REFUSALS, _closest(REFUSALS, error, "other")).inc()
 
     def _count(self, key: tuple[str, str], counts: dict[str, float]) -> _Seen:

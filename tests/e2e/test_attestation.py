@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from bench.tpms import SoftTpm, soft_tpm
 from korora.agents.vtpm.tcti import Tpm
 from tests.attacks.processes import KORORA, Relay
-from tests.tpm import SoftTpm, soft_tpm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 STREAM = os.urandom(2 * 1024 * 1024)

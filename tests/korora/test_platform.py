@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.tpms import SoftTpm, soft_tpm
 from crypto.attestation.binding import Binding, Side
 from crypto.attestation.reference import Reference, render
 from crypto.errors import AttestationMissing, PlatformUnknown, QuoteInvalid, ReferenceInvalid
@@ -14,7 +15,6 @@ from crypto.keys import SessionId
 from korora.agents.vtpm.tcti import Tpm
 from korora.platform import HostPlatform, open_platform
 from proxy.control import Bank, Wanted
-from tests.tpm import SoftTpm, soft_tpm
 
 WANTED = Wanted((Bank("sha256", (0, 7)),))
 BINDING = Binding(b"e" * 32, SessionId(b"s" * 16), Side.SOURCE, b"n" * 32)

@@ -84,16 +84,26 @@ class Tpm:
         self._tcti, self._event_log, self._ima = tcti, event_log, ima
         self._lock = threading.Lock()
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
+    def prepare(self) -> None:
+        """Load the bindings now, so that the first session does not wait for it.
+
+        Raises:
+            TpmUnusable: they are not installed.
+        """
         os.environ.setdefault("TSS2_LOG", "all+none")  # its libraries write to standard error by themselves
         try:
-            from tpm2_pytss.ESAPI import ESAPI
-            from tpm2_pytss.TSS2_Exception import TSS2_Exception
+            import tpm2_pytss.ESAPI  # noqa: F401
         except ImportError as error:
             raise TpmUnusable(
                 f"the bindings to TPMs are not installed: {error}", "install korora[tpm], and libtss2 with it"
             ) from None
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        self.prepare()
+        from tpm2_pytss.ESAPI import ESAPI
+        from tpm2_pytss.TSS2_Exception import TSS2_Exception
+
         with self._lock:
             try:
                 tpm = ESAPI(self._tcti)

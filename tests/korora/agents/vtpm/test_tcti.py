@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.tpms import SoftTpm, soft_tpm
 from crypto.attestation.endorsement import challenge
 from crypto.attestation.quote import verify_quote
 from crypto.attestation.structures import Alg, Public, Selection
 from crypto.errors import TpmUnusable
 from korora.agents.vtpm import tcti
 from korora.agents.vtpm.tcti import Tpm
-from tests.tpm import SoftTpm, soft_tpm
 
 SELECTION = Selection.of({"sha1": (0,), "sha256": range(24)})
 
