@@ -72,6 +72,8 @@ byte late = LATE;
 #define ERRAND_GOES_ON 12    /* the source asks until both sides have ended, also when it has itself */
 #define LOSS_IS_SEEN 13      /* LOST: in time, where the session that was is over */
 #define WORDS_ARE_REPEATED 14 /* a session that was cut and goes on: each side says again where it stands */
+#define VTPM_STOPS_FIRST 15   /* the source's vTPM answers nobody before GO may cross */
+#define VTPM_ARRIVES_FIRST 16 /* and the destination has it before it is prepared */
 
 #define NO_RECORD 15 /* the journal was lost */
 #define FOREVER 255  /* `late`: any word, at any time, as often as it likes */
@@ -83,6 +85,9 @@ byte late = LATE;
 #define GONE 4
 byte s_copy = RUNS;
 byte d_copy = PART;
+/* Their vTPMs (docs/vtpm.md), which follow: RUNS, STILL, PART (not there yet) or GONE, as the copies. QEMU has its own. */
+byte s_vtpm = RUNS;
+byte d_vtpm = PART;
 bit s_ran_on; /* since it was whole at the destination */
 bit d_ran;
 bit d_named;  /* has the machine's name */
@@ -188,6 +193,7 @@ hidden unsigned rest : 16;
 inline never_two()
 {
     assert(!(s_copy == RUNS && d_copy == RUNS)); /* two copies run */
+    assert(!(s_vtpm == RUNS && s_copy != GONE && d_vtpm == RUNS && d_copy != GONE)) /* two vTPMs answer */
 }
 
 inline source_runs()
@@ -214,6 +220,10 @@ inline nothing_is_left_behind()
     assert(s_state != ABORTED || s_copy == RUNS || s_copy == GONE);
     assert(d_state != ABORTED || d_copy == GONE);
     assert(d_state != DONE || d_copy == GONE || d_copy == RUNS && d_named);
+    assert(qemu || s_copy != RUNS || s_vtpm == RUNS); /* a machine runs, and its vTPM does not answer */
+    assert(qemu || d_copy != RUNS || d_vtpm == RUNS);
+    assert(qemu || s_state != DONE || s_vtpm == GONE); /* something of it is left where it must not be */
+    assert(qemu || d_state != ABORTED || d_vtpm == GONE);
     assert((s_state == s_journal || s_unwritten) && (d_state == d_journal || d_unwritten))
 }
 
@@ -243,12 +253,13 @@ inline source_does(act, state)
     :: act == WRITE -> s_journal = state
     :: act == APPROVE -> s_asks = 1
     :: act == RELEASE && state == PREPARED -> s_lets = 1; assert(s_agreed && d_agreed) /* somebody was not asked */
-    :: act == RELEASE && state == VOTED -> go = session; s_voted = 1
+    :: act == RELEASE && state == VOTED -> go = session; s_voted = 1;
+        if :: !qemu && HOLDS(VTPM_STOPS_FIRST) && s_vtpm == RUNS -> s_vtpm = STILL :: else fi
     :: act == SAY ->
         if :: WORD(state) -> s_said = s_said | (1 << state) :: else fi;
         if :: WORD(state) && session -> s_fresh = s_fresh | (1 << state) :: else fi
-    :: act == REVIVE -> s_revive = GIVEN
-    :: act == REMOVE -> s_remove = GIVEN
+    :: act == REVIVE -> s_revive = GIVEN; s_vtpm = (s_vtpm == STILL -> RUNS : s_vtpm); never_two()
+    :: act == REMOVE -> s_remove = GIVEN; s_vtpm = (qemu -> s_vtpm : GONE)
     :: else
     fi
 }
@@ -265,8 +276,8 @@ inline destination_does(act, state)
         if :: WORD(state) && session -> d_fresh = d_fresh | (1 << state) :: else fi
     :: act == RELEASE && state == DONE -> reported = session
     :: act == TAKE -> d_take = GIVEN
-    :: act == START -> d_start = GIVEN
-    :: act == DESTROY -> d_destroy = GIVEN
+    :: act == START -> d_start = GIVEN; d_vtpm = (d_vtpm == STILL -> RUNS : d_vtpm); never_two()
+    :: act == DESTROY -> d_destroy = GIVEN; d_vtpm = (qemu -> d_vtpm : GONE)
     :: else
     fi
 }
@@ -327,6 +338,7 @@ inline source_is_gone()
     excused = (excused || s_journal == ABORTED || s_unwritten && s_state == ABORTED || !PROMISED(d_journal) || !PROMISED(D_STANDS) || d_copy == GONE);
     unkept = (unkept || s_anew && s_journal != ABORTED);
     s_copy = GONE;
+    s_vtpm = (s_vtpm == RUNS && !qemu -> STILL : s_vtpm); /* its state is on the disk; nobody asks it for anything */
     s_xl = ENDED
 }
 
@@ -334,6 +346,7 @@ inline destination_is_gone()
 {
     excused = (excused || d_copy == RUNS || s_copy == GONE || s_state == DONE || s_journal == DONE);
     d_copy = GONE;
+    d_vtpm = (d_vtpm == RUNS && !qemu -> STILL : d_vtpm);
     d_xl = ENDED
 }
 
@@ -380,7 +393,9 @@ active proctype world()
     /* ------------------------------------------------------------------------------ everybody who has a say */
     :: d_step { S_IDLE && s_asks -> s_asks = 0; s_agreed = 1; source(APPROVED) }
     :: d_step { S_IDLE && s_asks -> s_asks = 0; refused = 1; source(FAILED) }
-    :: d_step { D_IDLE && d_asks -> d_asks = 0; d_agreed = 1; destination(APPROVED) }
+    :: d_step { D_IDLE && d_asks -> d_asks = 0; d_agreed = 1;
+        if :: !qemu && HOLDS(VTPM_ARRIVES_FIRST) -> d_vtpm = STILL :: else fi;
+        destination(APPROVED) }
     :: d_step { D_IDLE && d_asks -> d_asks = 0; refused = 1; destination(FAILED) }
 
     /* -------------------------------------------------------------------- the hypervisors, and what is seen of them */
@@ -438,6 +453,9 @@ active proctype world()
     :: d_step { d_destroy -> d_copy = GONE; d_xl = ENDED; d_destroyed = (d_destroyed || d_destroy == GIVEN); d_destroy = 0 }
     :: d_step { !HOLDS(DESTROYED_IS_SEEN) && d_destroy == GIVEN -> d_destroy = ORPHAN; d_destroyed = 1 }
     :: d_step { !HOLDS(STARTED_IS_SEEN) && d_start == GIVEN -> d_start = 0; d_started = 1 }
+    /* Before a hand-over is settled its vTPM is seen to, where a copy was missing and no command was given. */
+    :: d_step { S_IDLE && s_state == DONE && s_vtpm != GONE && !qemu -> s_vtpm = GONE }
+    :: d_step { D_IDLE && d_state == ABORTED && d_vtpm != GONE && !qemu -> d_vtpm = GONE }
     :: d_step { D_IDLE && d_took -> d_took = 0; destination(TOOK) }
     :: d_step { D_IDLE && d_started -> d_started = 0; destination(STARTED) }
     :: d_step { D_IDLE && d_destroyed -> d_destroyed = 0; destination(DESTROYED) }
@@ -505,7 +523,7 @@ active proctype world()
     :: d_step { faults && localhost -> faults--; source_is_gone(); destination_is_gone(); source_dies(false); destination_dies(false) }
     /* the source's, which starts its machines as it comes up: this one anew, from its disks */
     :: d_step { faults && !localhost && !operated && (s_journal < COMMITTED || s_journal == ABORTED) ->
-        faults--; source_dies(false); s_xl = ENDED; s_copy = RUNS; s_ran_on = 1; s_anew = 1; never_two() }
+        faults--; source_dies(false); s_xl = ENDED; s_copy = RUNS; s_vtpm = (qemu -> s_vtpm : RUNS); s_ran_on = 1; s_anew = 1; never_two() }
     /* one copy alone, by a crash of QEMU or somebody's xl destroy; seen at once, or when a command meets nothing */
     :: d_step { faults && s_copy != GONE -> faults--; excused = (excused || s_state == ABORTED); source_is_gone(); s_missing = s_up }
     :: d_step { faults && d_copy != GONE -> faults--; destination_is_gone(); d_missing = d_up }

@@ -46,4 +46,4 @@ def test_a_budget_is_told_by_the_environment() -> None:
 
 
 def test_the_models_assumptions_are_numbered_one_by_one() -> None:
-    assert sorted(environment_names().values()) == list(range(1, 15))
+    assert sorted(environment_names().values()) == list(range(1, 17))

@@ -75,5 +75,7 @@ TABLE: Final[Mapping[tuple[Holding, Event], Step]] = MappingProxyType(
         (Holding.HERE, Event.RELEASE): Step(Holding.HERE, (Action.FORGET,)),
         (Holding.ARRIVING, Event.WIPE): Step(Holding.WIPED, (Action.ERASE, Action.FORGET, Action.WRITE)),
         (Holding.WIPED, Event.WIPE): Step(Holding.WIPED),
+        # It answered, and its machine was lost before it ran: an operator has given that copy up.
+        (Holding.HERE, Event.WIPE): Step(Holding.WIPED, (Action.ERASE, Action.FORGET, Action.WRITE)),
     }
 )

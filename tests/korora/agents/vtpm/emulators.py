@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import pytest
 
@@ -24,6 +24,19 @@ NOTHING = bytes(32)
 _TSS = 0x8002
 _PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
 NV_INDEX = 0x01800001
+STORAGE = (  # TPMT_PUBLIC of a storage key: ECC P-256, AES-128-CFB (TPM 2.0 Library, Part 2 §12.2.4)
+    struct.pack(">HHIH", 0x0023, 0x000B, 0x00030472, 0)
+    + struct.pack(">HHHHHH", 0x0006, 128, 0x0043, 0x0010, 0x0003, 0x0010)
+    + struct.pack(">HH", 0, 0)
+)
+POLICY_FAILED = 0x99D  # TPM_RC_POLICY_FAIL of the first session
+SECRET = b"what its disk is encrypted with."
+
+
+class Asked(Protocol):
+    """A TPM, however it is reached."""
+
+    def ask(self, command: bytes) -> commands.Response: ...
 
 
 class Emulator:
@@ -45,6 +58,8 @@ class Emulator:
             stderr=subprocess.DEVNULL,
         )
         self.swtpm = Swtpm(self.control)
+        self.sealed = b"", b""
+        """What its guest keeps on its disk, once it has been lived in."""
         if wait:
             deadline = time.monotonic() + SECONDS_MAX
             while not self.swtpm.listens:
@@ -73,8 +88,8 @@ class Emulator:
 class Guest:
     """Commands of a guest's, raw, with what they must answer."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.tpm = sock, Tpm(sock)
+    def __init__(self, sock: socket.socket, tpm: Asked | None = None) -> None:
+        self.sock, self.tpm = sock, tpm or Tpm(sock)
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +134,48 @@ class Guest:
         rest = struct.pack(">II", NV_INDEX, NV_INDEX) + _PASSWORD + struct.pack(">HH", size, 0)
         return self.send(0x14E, rest, tag=_TSS)[6 : 6 + size]
 
+    def storage(self) -> int:
+        """A storage key of the owner's hierarchy, the same each time."""
+        rest = struct.pack(">I", 0x40000001) + _PASSWORD + struct.pack(">HHHH", 4, 0, 0, len(STORAGE)) + STORAGE
+        return int.from_bytes(self.send(0x131, rest + struct.pack(">HI", 0, 0), tag=_TSS)[:4], "big")
+
+    def session(self, pcr: int, *, trial: bool) -> tuple[int, bytes]:
+        """A policy session that wants the PCR as it is, and the policy's digest."""
+        kind = 3 if trial else 1
+        rest = struct.pack(">IIH", 0x40000007, 0x40000007, 16) + bytes(16) + struct.pack(">HBHH", 0, kind, 0x10, 0x0B)
+        handle = self.send(0x176, rest)[:4]
+        selected = bytes(1 << pcr % 8 if pcr // 8 == byte else 0 for byte in range(3))
+        self.send(0x17F, handle + struct.pack(">HIHB", 0, 1, 0x000B, 3) + selected)
+        return int.from_bytes(handle, "big"), self.send(0x189, handle)[2:]
+
+    def flush(self, *handles: int) -> None:
+        for handle in handles:
+            self.tpm.ask(commands.flush(handle)).require("to flush")
+
+    def seal(self, secret: bytes, pcr: int) -> tuple[bytes, bytes]:
+        """Sealed to this TPM and to the PCR as it is: what the guest would keep on its disk."""
+        trial, policy = self.session(pcr, trial=True)
+        parent = self.storage()
+        sensitive = struct.pack(">HH", 0, len(secret)) + secret
+        public = struct.pack(">HHIH", 0x0008, 0x000B, 0x12, len(policy)) + policy + struct.pack(">HH", 0x0010, 0)
+        rest = struct.pack(">I", parent) + _PASSWORD + struct.pack(">H", len(sensitive)) + sensitive
+        rest += struct.pack(">H", len(public)) + public + struct.pack(">HI", 0, 0)
+        body = self.send(0x153, rest, tag=_TSS)[4:]
+        private, rest = body[2 : 2 + int.from_bytes(body[:2], "big")], body[2 + int.from_bytes(body[:2], "big") :]
+        self.flush(trial, parent)
+        return private, rest[2 : 2 + int.from_bytes(rest[:2], "big")]
+
+    def unseal(self, sealed: tuple[bytes, bytes], pcr: int, *, expected: int = 0) -> bytes:
+        parent = self.storage()
+        rest = struct.pack(">I", parent) + _PASSWORD + b"".join(struct.pack(">H", len(part)) + part for part in sealed)
+        loaded = int.from_bytes(self.send(0x157, rest, tag=_TSS)[:4], "big")
+        self.flush(parent)
+        session, _ = self.session(pcr, trial=False)
+        auth = struct.pack(">IIHBH", 9, session, 0, 1, 0)  # continueSession
+        body = self.send(0x15E, struct.pack(">I", loaded) + auth, tag=_TSS, expected=expected)
+        self.flush(loaded, session)
+        return b"" if expected else body[6 : 6 + int.from_bytes(body[4:6], "big")]
+
     def names(self) -> tuple[bytes, ...]:
         """The public areas of its identity keys."""
         return tuple(quote.public for quote in ask(self.tpm, NOTHING).quotes)
@@ -150,10 +207,17 @@ def emulators() -> Iterator[list[Emulator]]:
 
 
 def lived_in(emulator: Emulator) -> None:
-    """Start it and use it: NV, two PCRs, a transient object, the things that must survive."""
+    """Start it and use it: two PCRs, NV, a secret sealed to one of them: what must survive."""
     emulator.swtpm.start()
     with emulator.guest() as guest:
         guest.startup()
         guest.extend(16, b"\x11" * 32)
         guest.extend(10, b"\x22" * 32)
         guest.write_nv(b"kept in NV")
+        emulator.sealed = guest.seal(SECRET, 16)
+
+
+def known_by(emulator: Emulator, sealed: tuple[bytes, bytes]) -> object:
+    """What a guest knows its TPM by: its identity, what it measured, kept and sealed."""
+    with emulator.guest() as guest:
+        return guest.names(), guest.pcr(16), guest.pcr(10), guest.read_nv(10), guest.unseal(sealed, 16)

@@ -14,12 +14,14 @@ from korora.agents.vtpm.carrier import Beat
 from korora.agents.vtpm.handover import Holding
 from korora.agents.vtpm.parcel import Parcel, Passage, Proof
 from proxy.errors import VtpmFailed, VtpmRefused
-from tests.korora.agents.vtpm.emulators import emulators, key, lived_in
+from tests.korora.agents.vtpm.emulators import emulators, key, known_by, lived_in
 from tests.korora.agents.vtpm.hosts import SESSION, UUID, Host
 
 __all__ = ["key"]
 
 Pair = tuple[Host, Host]
+SEALED: list[tuple[bytes, bytes]] = []
+"""On the disk of the machine that a test is about."""
 
 
 @pytest.fixture
@@ -28,14 +30,14 @@ def pair(tmp_path: Path, key: Path) -> Iterator[Pair]:
     with emulators() as held:
         source, destination = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
         lived_in(source.emulator)
+        SEALED[:] = [source.emulator.sealed]
         yield source, destination
         held += [source.emulator, destination.emulator]
 
 
 def look(host: Host) -> object:
-    """What a guest knows its TPM by."""
-    with host.emulator.guest() as guest:
-        return guest.names(), guest.pcr(16), guest.pcr(10), guest.read_nv(10)
+    """What a guest knows its TPM by, which has lived at ``alpha``."""
+    return known_by(host.emulator, SEALED[0])
 
 
 def test_it_moves_exactly_once(pair: Pair) -> None:
@@ -376,6 +378,21 @@ def test_a_lost_volatile_state_is_told_and_not_passed_over(pair: Pair) -> None:
     with pytest.raises(VtpmFailed, match="would come up as after a reset"):
         leaving.stay(UUID)
     assert not source.usable
+
+
+def test_a_machine_that_was_lost_before_it_ran_takes_its_vtpm_along(pair: Pair) -> None:
+    """It was released, its machine could not be started, an operator runs the source's: the other must not stay."""
+    source, destination = pair
+    before = look(source)
+    leaving, arriving = source.carrier(), destination.carrier()
+    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+    leaving.part(UUID)
+    arriving.release(UUID)
+    arriving.wipe(UUID)
+    leaving.stay(UUID)
+    assert (source.usable, destination.usable) == (True, False)
+    assert destination.traces() == []
+    assert look(source) == before
 
 
 def test_an_older_session_has_no_say_any_more(pair: Pair) -> None:

@@ -16,7 +16,7 @@ from proxy.errors import HypervisorFailed, PolicyRefused, VtpmFailed
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState
 from proxy.vtpm import Carriers
-from tests.korora.agents.vtpm.emulators import emulators, key, lived_in
+from tests.korora.agents.vtpm.emulators import emulators, key, known_by, lived_in
 from tests.korora.agents.vtpm.hosts import Host as VtpmHost
 from tests.proxy.shell.handing import Hosts, quick, turned_back
 from tests.proxy.shell.hosted import Life
@@ -40,6 +40,7 @@ class Both(Hosts):
     """Both hosts, with a swtpm each for the machine; a relay that is killed does nothing to them any more."""
 
     vtpm: dict[Side, VtpmHost]
+    sealed: tuple[bytes, bytes]
     without: frozenset[Side] = frozenset()
 
     def vtpms(self, life: Life) -> Carriers | None:
@@ -52,6 +53,10 @@ class Both(Hosts):
                 raise VtpmFailed("this relay was killed")
 
         return Mortal(life, self.vtpm[life.side].agent(beat))
+
+    def look(self, side: Side) -> object:
+        """What the machine's guest knows its TPM by."""
+        return known_by(self.vtpm[side].emulator, self.sealed)
 
     @property
     def usable(self) -> set[Side]:
@@ -101,6 +106,7 @@ def tell(tmp_path: Path, key: Path, client_tls: TlsConfig, server_tls: TlsConfig
             async def whole() -> None:
                 both = Both(tmp_path, client_tls, server_tls, **options)
                 both.vtpm, both.without = hosts, without
+                both.sealed = hosts[Side.SOURCE].emulator.sealed
                 try:
                     await story(both)
                     assert not both.world.wrong
@@ -113,19 +119,13 @@ def tell(tmp_path: Path, key: Path, client_tls: TlsConfig, server_tls: TlsConfig
         held += [host.emulator for host in hosts.values()]
 
 
-def known_by(host: VtpmHost) -> object:
-    """What a guest knows its TPM by."""
-    with host.emulator.guest() as guest:
-        return guest.names(), guest.pcr(16), guest.pcr(10), guest.read_nv(10)
-
-
 async def end_of(both: Both, before: object) -> None:
     """The vTPM is where the machine is, and nowhere else."""
     await both.settle()
     (at,) = (side for side in Side if both.world.copies[side] is CopyState.RUNNING)
     (other,) = set(Side) - {at}
     assert both.usable == {at}, both.world.story
-    assert known_by(both.vtpm[at]) == before
+    assert both.look(at) == before
     assert both.vtpm[other].traces() == []
     assert both.vtpm[at].ledger.holding in (Holding.HERE, Holding.UNKNOWN)
     assert both.vtpm[other].ledger.holding in (Holding.GONE, Holding.WIPED, Holding.UNKNOWN)
@@ -133,7 +133,7 @@ async def end_of(both: Both, before: object) -> None:
 
 def test_it_goes_where_its_machine_goes(tell: Callable[..., None]) -> None:
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         await both.migrate()
         await until(lambda: len(both.ended) == 2)
         assert [ended.error for ended in both.ended.values()] == [None, None]
@@ -162,7 +162,7 @@ def test_a_relay_is_killed_and_comes_back(tell: Callable[..., None], side: Side,
         moment = f"{'source' if source else 'destination'} {moment}"
 
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         both.world.at[moment] = lambda: both.kill(side)
         await both.migrate()
         await until(lambda: side in both.killed)
@@ -177,7 +177,7 @@ def test_a_relay_is_killed_and_comes_back(tell: Callable[..., None], side: Side,
 @pytest.mark.parametrize("moment", ["destination vtpm kept", "source vtpm leaving", "source vtpm part stop"])
 def test_the_network_is_lost_and_comes_back(tell: Callable[..., None], moment: str) -> None:
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         both.world.at[moment] = both.lose
         await both.migrate()
         await until(lambda: both.middle.refuses)
@@ -192,7 +192,7 @@ def test_the_network_is_lost_and_comes_back(tell: Callable[..., None], moment: s
 )
 def test_the_network_is_cut_and_the_session_goes_on(tell: Callable[..., None], moment: str) -> None:
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         both.world.at[moment] = lambda: both.lose(mend=True)
         await both.migrate()
         await until(lambda: len(both.ended) == 2)
@@ -205,7 +205,7 @@ def test_the_network_is_cut_and_the_session_goes_on(tell: Callable[..., None], m
 
 def test_a_destination_that_takes_no_vtpm_gets_no_machine_that_has_one(tell: Callable[..., None]) -> None:
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         await both.migrate()
         await until(lambda: Side.SOURCE in both.ended)
         error = both.ended[Side.SOURCE].error
@@ -229,17 +229,18 @@ def test_a_source_that_moves_none_leaves_the_destinations_alone(tell: Callable[.
 
 def test_a_destination_whose_emulator_is_somebodys_leaves_it_alone(tell: Callable[..., None]) -> None:
     async def story(both: Both) -> None:
-        before = known_by(both.vtpm[Side.SOURCE])
+        before = both.look(Side.SOURCE)
         lived_in(both.vtpm[Side.DESTINATION].emulator)
-        others = known_by(both.vtpm[Side.DESTINATION])
+        emulator = both.vtpm[Side.DESTINATION].emulator
+        others = known_by(emulator, emulator.sealed)
         await both.migrate()
         await until(lambda: len(both.ended) == 2)
         error = both.ended[Side.DESTINATION].error
         assert isinstance(error, HypervisorFailed)
         assert "is running, so it is somebody's" in str(error)
         await turned_back(both)
-        assert known_by(both.vtpm[Side.SOURCE]) == before
-        assert known_by(both.vtpm[Side.DESTINATION]) == others
+        assert both.look(Side.SOURCE) == before
+        assert known_by(emulator, emulator.sealed) == others
         assert both.vtpm[Side.DESTINATION].ledger.holding is Holding.UNKNOWN
 
     tell(story)
