@@ -10,7 +10,7 @@ from proxy import errors as proxy
 
 BASES = {crypto.CryptoError, proxy.RelayError}
 # Raised with words and a remedy of their own, or with other arguments.
-OWN = (crypto.IdentityError, crypto.PkiError, crypto.LogUnusable, proxy.ConfigurationError)
+OWN = (crypto.IdentityError, crypto.PkiError, crypto.TpmError, crypto.LogUnusable, proxy.ConfigurationError)
 
 
 def descendants(kind: type[Exception]) -> Iterator[type[Exception]]:

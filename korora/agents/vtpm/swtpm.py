@@ -47,7 +47,7 @@ class Swtpm:
                     return False
                 if error.errno == errno.EAGAIN:
                     return True  # others are waiting there
-                raise VtpmFailed(f"{self.control} cannot be reached: {error.strerror}") from None
+                raise VtpmFailed(f"{self.control} cannot be reached: {error.strerror or error}") from None
         return True
 
     def running(self) -> bool:

@@ -31,7 +31,15 @@ from korora.metrics.family import Family, Kind, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, STORED, SUMMED, Observer
 from korora.metrics.usage import Usage, usage_of_this_process
-from proxy.errors import OUTCOMES, PeerAborted, PeerRefused, PolicyRefused, ProtocolViolation, StreamCorrupt
+from proxy.errors import (
+    OUTCOMES,
+    PeerAborted,
+    PeerRefused,
+    PolicyRefused,
+    ProtocolViolation,
+    StreamCorrupt,
+    VtpmRefused,
+)
 from proxy.handover.table import State
 from proxy.status import SessionStatus
 from tests.korora.metrics.support import NO_USAGE, NOW, report, report_of, samples, status, value
@@ -406,6 +414,7 @@ def test_refused_replays_and_other_integrity_failures() -> None:
         ProtocolViolation("what"),
         PeerAborted(5, "x"),
         SignatureMissing("of beta"),
+        VtpmRefused("an older one"),
         None,
     ]
     for number, error in enumerate(errors):
@@ -414,7 +423,15 @@ def test_refused_replays_and_other_integrity_failures() -> None:
     observer.session_ended(report(97, code=2), None, LogUnusable("the disk is full"))  # nobody has lied
     observer.session_ended(report(98, code=7), None, SealBroken("what is stored here is no record of a peer's"))
     by_cause = {cause: value(registry, f.INTEGRITY_FAILURES, "source", cause) for cause in f.CAUSES}
-    assert by_cause == {"record": 2, "stream": 1, "receipt": 1, "protocol": 1, "peer": 1, "unknown": 1}
+    assert by_cause == {
+        "record": 2,
+        "stream": 1,
+        "receipt": 1,
+        "vtpm": 1,
+        "protocol": 1,
+        "peer": 1,
+        "unknown": 1,
+    }
     by_kind = {kind: value(registry, f.RECORD_REFUSALS, kind) for kind in f.REFUSALS}
     assert {kind: count for kind, count in by_kind.items() if count} == {"replayed": 1, "forged": 1}
 
