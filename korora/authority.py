@@ -18,7 +18,7 @@ from korora.agents.integrity.items import RELAY, Item
 from korora.agents.integrity.monitor import RULE, Monitor
 from korora.agents.integrity.procedures import Procedure
 from korora.custody import Custody
-from korora.policy.board import Board, Facts
+from korora.policy.board import Facts, put_up
 from korora.policy.decide import Decision, decide
 from korora.policy.file import PolicyFile
 from korora.policy.ledger import Usage
@@ -142,10 +142,11 @@ class Office:
         given = tuple(uid for uid in session.approvers if uid in wanted.users and session.shown == shown)
         if len(given) >= wanted.count:
             return given
-        board = Board(self._folder / APPROVALS)
+        up = put_up(self._folder / APPROVALS, question.session, facts, wanted, question.user)
         try:
-            with board.wanted(question.session, facts, wanted, question.user) as request, self._waits(question.role):
-                session.approvers, session.shown = await request.enough(), shown
+            with self._waits(question.role):
+                async with up as request:
+                    session.approvers, session.shown = await request.enough(), shown
         except PolicyRefused as refusal:
             raise PolicyRefused(f"refused by the policy of {self.here}: {refusal}", decision.rule) from None
         return session.approvers

@@ -18,6 +18,8 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -208,6 +210,40 @@ class Wanted:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@asynccontextmanager
+async def put_up(
+    folder: Path, session: str, facts: Facts, approvals: Approvals, initiator: int | None
+) -> AsyncIterator[Wanted]:
+    """Have a request up meanwhile, on the board in that folder; the loop does not wait for its disk.
+
+    Args:
+        folder: see ``Board``.
+        session, facts, approvals, initiator: see ``Board.wanted``.
+
+    Raises:
+        ConfigurationError, PolicyRefused: as ``Board`` and ``Board.wanted``.
+    """
+
+    def put() -> Wanted:
+        return Board(folder).wanted(session, facts, approvals, initiator)
+
+    putting = asyncio.ensure_future(asyncio.to_thread(put))
+    try:
+        wanted = await asyncio.shield(putting)
+    except asyncio.CancelledError:
+        putting.add_done_callback(_taken_back)
+        await asyncio.wait({putting})  # a thread cannot be called back: what it puts up is taken down again
+        raise
+    with wanted:
+        yield wanted
+
+
+def _taken_back(putting: "asyncio.Future[Wanted]") -> None:
+    """Who wanted it has gone before it was up."""
+    if not putting.cancelled() and putting.exception() is None:
+        putting.result().close()
 
 
 class Board:
