@@ -1,4 +1,4 @@
-"""A rate limit for one session's sending side: a token bucket, sans-IO. Rates in bytes a second.
+"""A rate limit for one side of a session: a token bucket, sans-IO. Rates in bytes a second.
 
 The bucket saves no more than ``BURST_SECONDS_MAX`` of the rate, so that a session that was idle does not flood the
 link. A frame may overdraw it, and makes its sender wait until that is made up for; slow rates want smaller frames.

@@ -30,6 +30,9 @@ class Carrier(Protocol):
     session: Session
     report: SessionReport
     bucket: TokenBucket
+    """Of what leaves for the peer."""
+    intake: TokenBucket
+    """Of what has come from it, and goes to the hypervisor."""
 
     def framing(self, half: SendHalf) -> Framing:
         """How frames are made of what is read from a channel's hypervisor."""
@@ -242,7 +245,8 @@ class Channel:
             self._naming.saw(body)
         if self._guard is not None:
             self._guard.arrived(body)
-        if not self._inbound and not self._blocked and self._may_pass and (self._guard is None or self._guard.free):
+        free = self._may_pass and self._carrier.intake.rate is None and (self._guard is None or self._guard.free)
+        if free and not self._inbound and not self._blocked:
             body = body[self._local(self.connection.write, body) :]
             if not body:
                 self._carrier.written(self.number, owner, size)
@@ -291,11 +295,19 @@ class Channel:
                 return
             owner, view, size = item
             self._blocked = True
+            await self._take_in(size)
             await self._write(view)
             self._blocked = False
             self._carrier.written(self.number, owner, size)
             if connection.write_fd is None:
                 await asyncio.sleep(0)
+
+    async def _take_in(self, size: int) -> None:
+        """Wait until the rule of this host lets more in; meanwhile nothing is acknowledged, and credit runs out."""
+        intake, loop = self._carrier.intake, asyncio.get_running_loop()
+        intake.spend(size, loop.time())
+        if (seconds := intake.wait_seconds(loop.time())) > 0:
+            await asyncio.sleep(seconds)
 
     async def _write(self, view: memoryview) -> None:
         connection, guard = self.connection, self._guard

@@ -91,7 +91,7 @@ class Runner(Linked):
         session.agree(resume_seconds, self._release)
         self.bundle = Bundle(self)
         self.channels: dict[ChannelId, Channel] = {}
-        self.bucket = TokenBucket()
+        self.bucket, self.intake = TokenBucket(), TokenBucket()
         self._rate: float | None = None
         self._rate_max: float | None = None
         """Of a policy's rule."""
@@ -363,8 +363,12 @@ class Runner(Linked):
 
     async def _may_pass(self, vm: Vm | None) -> None:
         await self.oversight.ask(Point.IDENTITY, vm)
-        if self.report.rate_limit is not None and self.session.role is Role.SOURCE:
+        if self.report.rate_limit is None:
+            return
+        if self.session.role is Role.SOURCE:
             self.limit_rate(self.report.rate_limit)
+        else:  # the peer's word that it sends no faster is not needed
+            self.intake.change(self.report.rate_limit, self._loop.time())
 
     def start_delivery(self, channel: Channel) -> None:
         """Begin to write what arrives for a channel whose receiving half is reserved.

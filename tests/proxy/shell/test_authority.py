@@ -234,3 +234,34 @@ def test_a_rules_rate_holds_whatever_an_operator_sets(client_tls: TlsConfig, ser
             hypervisors.close()
 
     run(story())
+
+
+def test_a_destinations_rule_holds_whatever_its_source_sends(client_tls: TlsConfig, server_tls: TlsConfig) -> None:
+    """The source is asked nothing, and would send it in a few milliseconds."""
+    size, rate = 800_000, 1_000_000
+
+    async def story(rate_limit: int | None) -> float:
+        hypervisors = over_tcp()
+        loop = asyncio.get_running_loop()
+        try:
+            async with relays(
+                client_tls,
+                server_tls,
+                hypervisors.ingress,
+                hypervisors.egress,
+                authorities=(None, Clerk(rate_limit=rate_limit)),
+            ) as pair:
+                near, far = await pair.channel(hypervisors)
+                began = loop.time()
+                await near.send(bytes(range(256)) * (size // 256))
+                near.shut()
+                assert len(await far.to_end()) == size
+                took = loop.time() - began
+                far.shut()
+                await pair.ended_well()
+                return took
+        finally:
+            hypervisors.close()
+
+    assert run(story(rate)) > 0.8 * (size - 0.05 * rate) / rate
+    assert run(story(None)) < 0.8 * (size - 0.05 * rate) / rate
