@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,6 +17,8 @@ from korora.cli.handover import app
 from korora.custody import POLICY, Custody, custody_beside, note_policy
 from korora.handovers import decide
 from korora.policy.file import PolicyFile
+from korora.relay import _on_record
+from proxy.authority import Act
 from proxy.control import PROTOCOL_VERSION, Recover
 from proxy.errors import EXIT_POLICY, ConfigurationError, PolicyRefused
 from proxy.handover.record import Entry, Head, Record
@@ -22,8 +26,12 @@ from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import Journal, now
+from tests.proxy.shell.handing import quick
 from tests.proxy.shell.hosted import VM, Host, Life, World
 from tests.proxy.support import run, until
+
+__all__ = ["quick"]
+pytestmark = pytest.mark.usefixtures("quick")
 
 SESSION = "1" * 32
 RELAY = ["recover", "commit", "record"]
@@ -225,3 +233,35 @@ def test_who_takes_it_up_again_and_again_is_asked_again(tmp_path: Path, me: int)
     monitor.reload(policy(tmp_path, me, ["recover", "record"]).current.certification)
     with pytest.raises(PolicyRefused, match="no triple for commit"):
         custody.commit(left.record)
+
+
+def test_the_end_of_a_recovered_hand_over_is_on_record_although_the_loop_ends_at_once(tmp_path: Path) -> None:
+    """`korora handover recover` and a command that has been told to stop end with it."""
+    left = Left(tmp_path, Certification.default(), State.ABORTED)
+    settled: list[tuple[str, int]] = []
+
+    class Slow:
+        def knows(self, record: Record) -> bool:
+            return False
+
+        def settled(self, record: Record, acts: tuple[Act, ...]) -> None:
+            settled.append((record.head.session, len(acts)))
+
+    may = Event()
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, may.wait, 10.0)  # a disk that is slow: what comes now has to queue
+        left.custody.recover(left.record)
+        _on_record(Slow(), left.custody)(left.record)  # type: ignore[arg-type]
+        left.custody.over(left.record)
+        await asyncio.sleep(0)
+
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(asyncio.run, story())
+        with pytest.raises(TimeoutError):
+            running.result(0.3)  # it waits for that thread
+        may.set()
+        running.result(10.0)
+    assert settled == [(SESSION, 2)]
