@@ -1,8 +1,10 @@
 """Signs what this host's sessions did, holds its peers to what they have signed, and logs both (``proxy.witness``)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Final, Literal
 
 import msgspec
@@ -30,6 +32,7 @@ from crypto.receipts.statement import (
     Stage,
     Statement,
 )
+from korora.refusals import Refusals
 from korora.watched import Unwatched, Watch
 from proxy.authority import Act, Question
 from proxy.control import Evidence, LogHead
@@ -85,6 +88,7 @@ class Notary:
         self.watch = watch or Unwatched()
         self._ours: dict[str, Deed] = {}
         """Of sessions that are not over, by session and role."""
+        self._refusals, self._turn = Refusals(), Lock()
 
     def reload(self, identity: Identity) -> None:
         """Sessions that begin from now on are signed for by this identity."""
@@ -96,9 +100,19 @@ class Notary:
         return deed
 
     def refused(self, report: SessionReport, reason: str) -> None:
-        """See ``witness.Notary.refused``."""
+        """See ``witness.Notary.refused``. Of one peer, only so many an hour are logged."""
         report.ended, report.outcome, report.error = datetime.now(UTC), "refused", reason
-        self.ended(report)
+        peer = report.peer or ""
+        with self._turn:
+            logged = self._refusals.leaves_receipt(peer, report.ended)
+            news = not logged and self._refusals.is_news(peer)
+        if logged:
+            self.ended(report)
+            return
+        self._ours.pop(_key(report), None)
+        self.watch.receipt_spared()
+        if news:
+            log.warning("a peer is refused so often that no more receipts are kept of it", peer=peer, reason=reason)
 
     def ended(self, report: SessionReport) -> None:
         """A session is over, and its report is whole: an outcome that both have not signed is signed by us alone.
@@ -109,8 +123,7 @@ class Notary:
         if deed is None:
             return
         try:
-            if not deed.concluded_by_both:
-                deed.end()
+            deed.end()
             self.log.checkpoint(self.identity.name, self.identity.signing_key)  # it covers the outcome
         except CryptoError as error:
             self._failed(report.session_id, error)
@@ -188,7 +201,9 @@ class Deed:
         """What the source was told: when it comes back it is judged again, perhaps by other rules; stated it is not."""
         self._sent: bytes = b""
         """The envelope that we have signed, and wait for."""
-        self.concluded_by_both = False
+        self._last, self._ended = Lock(), False
+        """Whose turn it is to log the outcome: a session that is cancelled may leave a thread at it."""
+        self._by_both = False
 
     # ---- the offer
 
@@ -268,19 +283,38 @@ class Deed:
 
     def concluded(self, receipt: bytes) -> bytes:
         """See ``witness.Witness``."""
-        envelope, made = self._verified(receipt, Stage.OUTCOME, {self._other.keyid})
-        self._agrees(made, _digests(self._report))
-        signed = self._countersigned(envelope, Stage.OUTCOME)
-        self.concluded_by_both = True
-        return signed
+        with self._concluding():
+            envelope, made = self._verified(receipt, Stage.OUTCOME, {self._other.keyid})
+            self._agrees(made, _digests(self._report))
+            return self._countersigned(envelope, Stage.OUTCOME)
 
     def over(self, receipt: bytes) -> None:
         """See ``witness.Witness``."""
-        self._ours_again(receipt, Stage.OUTCOME)
-        self.concluded_by_both = True
+        if not self._by_both:  # the destination may say it again
+            with self._concluding():
+                self._ours_again(receipt, Stage.OUTCOME)
+
+    @contextmanager
+    def _concluding(self) -> Iterator[None]:
+        """An outcome that both have signed is logged, and no other after it.
+
+        Raises:
+            StreamCorrupt: one is logged already.
+        """
+        with self._last:
+            if self._ended:
+                raise StreamCorrupt("the session was over here before its outcome came")
+            yield
+            self._ended = self._by_both = True
 
     def end(self) -> None:
-        """Sign how it ended alone, and log it."""
+        """It is over: where both have not signed how it ended, we sign that alone, and log it; once."""
+        with self._last:
+            if not self._ended:
+                self._ended = True
+                self._state_alone()
+
+    def _state_alone(self) -> None:
         report = self._report
         outcome = _OUTCOMES.get(report.outcome, "failed")
         if report.handover == "doubt":
@@ -365,6 +399,7 @@ class Deed:
             "decisions of this host": ours == self._told.decisions,
             "procedures of this host": told.procedures[len(told.procedures) - len(did) :] == did,
             "bytes": told.bytes == own.bytes or not ended,  # before the end some may be under way
+            "heads": told.heads == own.heads,
             "outcome": told.outcome == ("done" if ended else ""),
         }
         wrong += [name for name, holds in checks.items() if not holds]

@@ -23,6 +23,9 @@ class Watch(Protocol):
     def receipt_failed(self) -> None:
         """A session is over, and its outcome cannot be logged."""
 
+    def receipt_spared(self) -> None:
+        """An offer was refused, and left no receipt: its peer has left enough of late."""
+
     def log_disputed(self, error: ReceiptError) -> None:
         """A peer's log is not what it was, or its head is none."""
 
@@ -46,6 +49,9 @@ class Unwatched:
         """See ``Watch``."""
 
     def receipt_failed(self) -> None:
+        """See ``Watch``."""
+
+    def receipt_spared(self) -> None:
         """See ``Watch``."""
 
     def log_disputed(self, error: ReceiptError) -> None:

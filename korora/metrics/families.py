@@ -165,6 +165,11 @@ RECEIPTS: Final = Family(
 RECEIPTS_FAILED: Final = Family(
     "korora_receipts_failed_total", Kind.COUNTER, "Sessions that are over and whose outcome could not be logged here"
 )
+RECEIPTS_SPARED: Final = Family(
+    "korora_receipts_spared_total",
+    Kind.COUNTER,
+    "Refused offers that left no receipt, because their peers had left enough within the hour",
+)
 LOG_DISPUTES: Final = Family(
     "korora_log_disputes_total",
     Kind.COUNTER,
@@ -468,6 +473,7 @@ FAMILIES: Final = (
     APPROVALS_WAITING,
     RECEIPTS,
     RECEIPTS_FAILED,
+    RECEIPTS_SPARED,
     LOG_DISPUTES,
     ATTESTATIONS,
     ATTESTATION_SECONDS,

@@ -322,6 +322,10 @@ class Observer:
         """A session is over, and its outcome cannot be logged."""
         self._in.counter(f.RECEIPTS_FAILED).inc()
 
+    def receipt_spared(self) -> None:
+        """An offer was refused, and left no receipt: its peer has left enough of late."""
+        self._in.counter(f.RECEIPTS_SPARED).inc()
+
     def log_disputed(self, error: crypto.ReceiptError) -> None:
         """A peer's log is not what it was, or its head is none."""
         self._in.counter(f.LOG_DISPUTES, _closest(DISPUTES, error, "malformed")).inc()

@@ -45,7 +45,7 @@ class Told(Unwatched):
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, str, bool]] = []
-        self.failed = 0
+        self.failed = self.spared = 0
         self.disputes: list[type[ReceiptError]] = []
 
     def receipt_logged(self, role: str, stage: str, *, both: bool) -> None:
@@ -53,6 +53,9 @@ class Told(Unwatched):
 
     def receipt_failed(self) -> None:
         self.failed += 1
+
+    def receipt_spared(self) -> None:
+        self.spared += 1
 
     def log_disputed(self, error: ReceiptError) -> None:
         self.disputes.append(type(error))
@@ -294,6 +297,8 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "a policy before any": ("offer", lambda made: made["predicate"]["policies"].update(destination="ab" * 32)),
     "a machine before any": ("offer", lambda made: made["predicate"].update(vm={"name": "vm1", "uuid": ""})),
     "an end before the beginning": ("offer", lambda made: made["predicate"].update(outcome="done")),
+    "another head": ("state", lambda made: made["predicate"]["heads"].update(source="korora/alpha")),
+    "no head": ("state", lambda made: made["predicate"]["heads"].update(destination="")),
     "an end before the end": ("state", lambda made: made["predicate"].update(outcome="done")),
     "a procedure less": ("state", lambda made: made["predicate"]["procedures"].pop()),
     "more bytes in the end": ("conclude", lambda made: made["predicate"]["bytes"].update(forward=1 << 40)),

@@ -389,6 +389,8 @@ def test_what_was_answered_and_what_was_logged() -> None:
         ("source", "outcome", "alone"): 1,
     }
     assert value(registry, f.RECEIPTS_FAILED) == 1
+    observer.receipt_spared()
+    assert value(registry, f.RECEIPTS_SPARED) == 1
     for error in (LogTruncated("t"), LogForked("f"), HeadMalformed("m"), HeadMalformed("m")):
         observer.log_disputed(error)
     assert counted(registry, f.LOG_DISPUTES) == {("truncated",): 1, ("forked",): 1, ("malformed",): 2}
