@@ -22,6 +22,7 @@ _HEAD: Final = struct.Struct(">HII")
 _PASSWORD: Final = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)  # TPM_RS_PW with an empty password (Part 1 §19.4)
 _SHA256: Final = 0x000B
 _NULL: Final = 0x0010
+NOT_STARTED: Final = 0x100  # TPM_RC_INITIALIZE (Part 2 §6.6.3)
 _TRANSIENT_FIRST: Final = 0x80000000
 _CAP_HANDLES: Final = 1
 _HANDLES_MAX: Final = 64  # swtpm has three slots for transient objects
@@ -33,6 +34,7 @@ class Code(IntEnum):
     """TPM_CC (Part 2 §6.5.2)."""
 
     CREATE_PRIMARY = 0x131
+    STARTUP = 0x144
     QUOTE = 0x158
     FLUSH_CONTEXT = 0x165
     GET_CAPABILITY = 0x17A
@@ -59,6 +61,11 @@ TEMPLATE: Final = (
     + struct.pack(">HHHHH", _NULL, 0x0018, _SHA256, 0x0003, _NULL)
     + struct.pack(">HH", 0, 0)
 )
+
+
+def startup() -> bytes:
+    """TPM2_Startup(CLEAR) (§9.3)."""
+    return _command(Code.STARTUP, b"\0\0")
 
 
 def create_primary(hierarchy: Hierarchy) -> bytes:

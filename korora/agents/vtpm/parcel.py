@@ -184,5 +184,10 @@ def identity_of(proof: Proof) -> str:
     """Name of its endorsement seed's key, in hex (Part 1 §16); empty where that was not to be had."""
     for said in proof.quotes:
         if said.hierarchy == Hierarchy.ENDORSEMENT:
-            return "000b" + hashlib.sha256(said.public).hexdigest()
+            return identity_of_key(said.public)
     return ""
+
+
+def identity_of_key(public: bytes) -> str:
+    """Name of a key that SHA-256 names, in hex (Part 1 §16)."""
+    return "000b" + hashlib.sha256(public).hexdigest()

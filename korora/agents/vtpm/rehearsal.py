@@ -86,9 +86,15 @@ def rehearse(blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes) -> Reh
 def ask(tpm: Tpm, qualifying: bytes) -> Rehearsed:
     """What a running TPM says of itself. Its transient objects are flushed: only to be asked of a rehearsal.
 
+    One that no guest has started up yet is started here, and has no run of its own that the null seed could tell.
+
     Raises:
         VtpmFailed: it does not answer, or has no identity key that can be used.
     """
+    hierarchies = tuple(Hierarchy)
+    if tpm.ask(commands.transient_handles()).code == commands.NOT_STARTED:
+        tpm.ask(commands.startup()).require("to start up")
+        hierarchies = (Hierarchy.ENDORSEMENT,)
     for handle in commands.handles(tpm.ask(commands.transient_handles()).require("to tell its objects")):
         tpm.ask(commands.flush(handle)).require("to flush an object")
     pcrs = tuple(
@@ -97,7 +103,7 @@ def ask(tpm: Tpm, qualifying: bytes) -> Rehearsed:
         for value in commands.digests(tpm.ask(commands.pcr_read(first)).require("to read its PCRs"))
     )
     quotes = []
-    for hierarchy in Hierarchy:
+    for hierarchy in hierarchies:
         made = tpm.ask(commands.create_primary(hierarchy))
         if hierarchy is Hierarchy.ENDORSEMENT and made.code in _UNAVAILABLE:
             continue  # its guest has set a password before the endorsement seed, or turned it off
@@ -105,6 +111,11 @@ def ask(tpm: Tpm, qualifying: bytes) -> Rehearsed:
         said = commands.quoted(tpm.ask(commands.quote(key, qualifying)).require("a quote"))
         tpm.ask(commands.flush(key)).require("to flush a key")
         quotes.append(KeyQuote(hierarchy, public, *said))
+    if not quotes:
+        raise VtpmFailed(
+            "the vTPM cannot be told from another: no guest has started it, and its endorsement seed has a password",
+            "let the machine boot, then migrate it",
+        )
     return Rehearsed(tuple(quotes), pcrs)
 
 

@@ -1,7 +1,5 @@
 """A vTPM between two real swtpm: exactly one that can be used, wherever either side is killed."""
 
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from crypto.errors import WrapBroken
 from korora.agents.vtpm import parcel
 from korora.agents.vtpm.carrier import Beat
+from korora.agents.vtpm.commands import NOT_STARTED
 from korora.agents.vtpm.handover import Holding
 from korora.agents.vtpm.parcel import Parcel, Passage, Proof
 from proxy.errors import VtpmFailed, VtpmRefused
@@ -115,6 +114,22 @@ def test_it_stays_when_the_machine_does(pair: Pair) -> None:
     second, again = source.carrier("cd" * 16), destination.carrier("cd" * 16)
     again.arrive(UUID, second.depart(UUID, again.recipient()))
     assert destination.ledger.epoch == 2
+
+
+def test_a_vtpm_that_no_guest_has_started(tmp_path: Path, key: Path) -> None:
+    with emulators() as held:
+        source, destination = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
+        held += [source.emulator, destination.emulator]
+        source.emulator.swtpm.start()
+        leaving, arriving = source.carrier(), destination.carrier()
+        leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+        leaving.part(UUID)
+        arriving.release(UUID)
+        leaving.given(UUID)
+        with destination.emulator.guest() as guest:
+            assert guest.code() == NOT_STARTED  # as it was
+            guest.startup()
+            assert parcel.identity_of_key(guest.names()[0]) == destination.ledger.identity
 
 
 # ---- attacks
@@ -411,15 +426,3 @@ def test_an_older_session_has_no_say_any_more(pair: Pair) -> None:
     leaving.given(UUID)  # of the first one, late
     assert source.usable
     assert source.emulator.files()
-
-
-def test_the_hand_over_is_quick(pair: Pair) -> None:
-    source, destination = pair
-    leaving, arriving = source.carrier(), destination.carrier()
-    began = time.perf_counter()
-    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
-    leaving.part(UUID)
-    arriving.release(UUID)
-    leaving.given(UUID)
-    seconds = time.perf_counter() - began
-    assert seconds < 1.0 * (1 + os.getloadavg()[0])  # aim: 0.1 s on a quiet machine; bench says what it takes

@@ -1,0 +1,138 @@
+"""`python -m bench.vtpm`: what moving a vTPM adds to a machine's hand-over, with two real swtpm and no network between.
+
+The machine is suspended from the first step to the last but one. Every ledger line and file is flushed to the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from korora.agents.vtpm.carrier import Agent, Places
+from korora.agents.vtpm.rehearsal import Keys
+from korora.agents.vtpm.swtpm import Swtpm
+from korora.log import LogFormat, LogLevel, configure
+
+T = TypeVar("T")
+ROUNDS: Final = 20
+UUID: Final = "0f9c2f1e-0000-4000-8000-00000000abcd"
+START_SECONDS_MAX: Final = 10.0
+STEPS: Final = ("depart", "arrive", "check", "part", "release", "given", "whole")
+WORDS: Final = {
+    "depart": "source: read, rehearsed, written down, wrapped",
+    "arrive": "destination: unwrapped, rehearsed, written down, kept, loaded",
+    "check": "source: the proof",
+    "part": "source: stopped",
+    "release": "destination: started",
+    "given": "source: emulator ended, state removed",
+    "whole": "all of it, one after the other",
+}
+
+
+@contextmanager
+def _emulator(folder: Path, key: Path) -> Iterator[Swtpm]:
+    state = folder / UUID
+    state.mkdir(parents=True)
+    process = subprocess.Popen(
+        [
+            *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}"),
+            *("--ctrl", f"type=unixio,path={state}/c", "--server", f"type=unixio,path={state}/s"),
+            *("--migration-key", f"file={key},format=binary,mode=aes-256-cbc"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        emulator = Swtpm(state / "c")
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not emulator.listens and time.monotonic() < deadline:
+            time.sleep(0.005)
+        yield emulator
+    finally:
+        process.kill()
+        process.wait(START_SECONDS_MAX)
+
+
+def _once(scratch: Path) -> dict[str, float]:
+    key = scratch / "key"
+    key.write_bytes(secrets.token_bytes(32))
+    agents = {}
+    with ExitStack() as stack:
+        for host in ("alpha", "beta"):
+            emulator = stack.enter_context(_emulator(scratch / host, key))
+            places = Places(
+                f"{scratch / host}/{{uuid}}/c",
+                f"{scratch / host}/{{uuid}}",
+                Keys(f"file={key},format=binary,mode=aes-256-cbc"),
+            )
+            agents[host] = Agent(places, scratch / host / "relay")
+            if host == "alpha":
+                emulator.start()
+        session = os.urandom(16).hex()
+        leaving, arriving = agents["alpha"].of(session, "beta"), agents["beta"].of(session, "alpha")
+        recipient = arriving.recipient()
+        took: dict[str, float] = {}
+
+        def timed(step: str, work: Callable[[], T]) -> T:
+            began = time.perf_counter()
+            done = work()
+            took[step] = 1e3 * (time.perf_counter() - began)
+            return done
+
+        wrapped = timed("depart", lambda: leaving.depart(UUID, recipient))
+        proof = timed("arrive", lambda: arriving.arrive(UUID, wrapped))
+        timed("check", lambda: leaving.check(UUID, proof))
+        timed("part", lambda: leaving.part(UUID))
+        timed("release", lambda: arriving.release(UUID))
+        timed("given", lambda: leaving.given(UUID))
+        return took | {"whole": sum(took.values())}
+
+
+def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each step: median, ninth decile, and the most."""
+    found: dict[str, list[float]] = {step: [] for step in STEPS}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="korora-bench-") as folder:
+            for step, value in _once(Path(folder)).items():
+                found[step].append(value)
+    return {
+        step: {
+            "median": statistics.median(values),
+            "p90": statistics.quantiles(values, n=10)[-1],
+            "max": max(values),
+        }
+        for step, values in found.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = print) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.vtpm", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    configure(LogFormat.CONSOLE, LogLevel.WARNING)
+    result = measure(max(2, options.rounds))
+    if options.json:
+        tell(json.dumps(result))
+        return 0
+    tell("| step | median ms | ninth decile | most |\n| --- | --- | --- | --- |")
+    for step in STEPS:
+        row = result[step]
+        tell(f"| {WORDS[step]} | {row['median']:.1f} | {row['p90']:.1f} | {row['max']:.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
