@@ -1,9 +1,14 @@
 """Who may take up what is left of hand-overs, and decide about it: the monitor is asked (``authority.Trustee``)."""
 
+import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from crypto.errors import CryptoError
 from crypto.files import make_private_directory, read_bounded, write_private
 from korora.agents.integrity.items import RELAY, Item
 from korora.agents.integrity.monitor import RULE, Monitor
@@ -13,6 +18,8 @@ from proxy.authority import Act
 from proxy.errors import ConfigurationError, PolicyRefused
 from proxy.handover.record import Record
 from proxy.handover.table import Side
+
+log = structlog.get_logger("korora.receipts")
 
 POLICY: Final = "policy"
 """File in the state directory that says which policy the relay there goes by, for commands that work beside it."""
@@ -112,6 +119,35 @@ def custody_beside(folder: Path) -> Custody:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}", "be root, or the relay's user") from None
     return Custody("this host", Monitor(PolicyFile(Path(noted) if noted else None).current.certification))
+
+
+def on_record(folder: Path, identity: Path | None, custody: Custody) -> Callable[[Record], None]:
+    """For such a command: puts on record how a hand-over ended that it has finished, as the relay would have.
+
+    What cannot be is told, and changes nothing: a machine must not wait for it.
+
+    Args:
+        folder: the state directory.
+        identity: whose signature it gets; None where that is not known.
+        custody: what was performed.
+    """
+
+    def settled(record: Record) -> None:
+        from crypto.identity import Identity
+        from korora.notary import Notary
+
+        try:
+            if identity is None:
+                raise ConfigurationError("nothing says who signs: give --identity")
+            if folder.stat().st_uid != os.geteuid():  # a file that is ours would stop the relay's log
+                raise ConfigurationError(f"{folder} is another user's: be the relay's user")
+            notary = Notary(Identity.load(identity, now=datetime.now(UTC)), folder)
+        except (CryptoError, ConfigurationError, OSError) as error:
+            log.warning("the end of a hand-over is not on record", session=record.head.session[:8], reason=str(error))
+        else:
+            notary.settled(record, custody.acts(record))
+
+    return settled
 
 
 def _noted(path: Path) -> str:

@@ -146,12 +146,14 @@ def recover(
     import asyncio
     import json
 
-    from korora.custody import custody_beside
+    from korora.custody import custody_beside, on_record
     from korora.handovers import finish, open_handovers, reach
 
     state, identity, rules = _settings(config, state, identity, pin, allow_classical=allow_classical)
     folder = _state(state, identity)
-    handovers = open_handovers(folder, trustee=custody_beside(folder))
+    custody = custody_beside(folder)
+    told = on_record(folder, _signer(state, identity), custody)
+    handovers = open_handovers(folder, told, custody)
     records = [record for record in handovers.journal.records() if not record.settled]
     if session is not None:
         records = _find(handovers.journal.records(), session)
@@ -188,14 +190,16 @@ def resolve(
     import asyncio
     import json
 
-    from korora.custody import custody_beside
+    from korora.custody import custody_beside, on_record
     from korora.handovers import decide, meaning, open_handovers
     from proxy.errors import ConfigurationError
 
     if run_here == give_up:
         raise ConfigurationError("nothing says which copy is to run", "give --run-here or --give-up, not both")
     folder = _state(state, identity)
-    handovers = open_handovers(folder, trustee=custody_beside(folder))
+    custody = custody_beside(folder)
+    told = on_record(folder, _signer(state, identity), custody)
+    handovers = open_handovers(folder, told, custody)
     record = _one(_find(handovers.journal.records(), session), session, side)
     if not certain:
         raise ConfigurationError(
@@ -247,6 +251,11 @@ def _state(state: Path | None, identity: Path | None) -> Path:
     if not directory.is_dir():
         raise ConfigurationError(f"there is no state directory {directory}", "name it by --state or --identity")
     return directory
+
+
+def _signer(state: Path | None, identity: Path | None) -> Path | None:
+    """Whose relay's state it is; None where it is of some directory, and nothing says whose."""
+    return identity or (IDENTITY_DEFAULT if state in (None, STATE_DEFAULT) else None)
 
 
 def _find(records: "list[Record]", session: str) -> "list[Record]":

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,7 +148,10 @@ def test_one_that_is_given_up_in_doubt_is_told_to_its_source_as_one_that_never_r
         "give up at alpha first",
     ):
         assert words in told.stderr
-    assert korora("handover", "resolve", SESSION, *common, "--certain", env=xen.env).returncode == 0
+    done = korora("handover", "resolve", SESSION, *common, "--certain", env=xen.env)
+    assert done.returncode == 0
+    assert "the end of a hand-over is not on record" in done.stderr
+    assert "give --identity" in done.stderr
     (record,) = Journal(tmp_path / "state").records()
     assert [entry.state for entry in record.entries][-3:] == ["undoing", "aborted", "aborted"]
     answer = asyncio.run(
@@ -183,6 +187,23 @@ def test_who_is_asked_by_hand_is_judged_as_in_the_session(
     by_config = PeerRules(frozenset({"beta"}), frozenset(), allow_classical=True, pins_by_name={"beta": pin})
     expected = [by_config, PeerRules(pins=pin, allow_classical=True), PeerRules()]
     assert seen == [(identity_alpha, rules) for rules in expected * 2]
+
+
+def test_what_an_operator_decides_is_on_record(tmp_path: Path, identity_alpha: Path) -> None:
+    """Also where no relay runs: who decided, and what came of it."""
+    state = tmp_path / "state"
+    stands(state, "destination", State.VOTED)
+    xen = XenHost(tmp_path / "xen")
+    common = ("--state", state, "--identity", identity_alpha)
+    done = korora("handover", "resolve", SESSION, "--give-up", "--certain", *common, env=xen.env)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(korora("receipts", "show", SESSION, "--json", *common).stdout)
+    assert korora("receipts", "verify", *common).returncode == 0
+    (receipt,) = told["receipts"]
+    predicate = receipt["statement"]["predicate"]
+    assert (predicate["outcome"], predicate["flags"]) == ("aborted", ["recovered"])
+    performed = [(one["subject"], one["procedure"]) for one in predicate["procedures"]]
+    assert performed == [("relay", "recover"), ("relay", "record"), (f"uid:{os.getuid()}", "resolve")]
 
 
 def test_a_process_left_behind_demands_what_the_session_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
