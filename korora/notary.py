@@ -1,11 +1,13 @@
 """Signs what this host's sessions did, holds its peers to what they have signed, and logs both (``proxy.witness``)."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import msgspec
 import structlog
@@ -49,6 +51,8 @@ RECEIPTS: Final = "receipts"
 
 FACTS_BYTES_MAX: Final = 16 * 1024  # of the destination: the same tables as in a statement, of one side
 
+SHOWN_MAX: Final = 4  # identities: a connection is greeted within seconds, and reloads are further apart
+
 RECOVERED: Final = "recovered"
 """Flag of an outcome that was decided after the session."""
 
@@ -81,7 +85,8 @@ class Notary:
 
     def __init__(self, identity: Identity, folder: Path, watch: Watch | None = None) -> None:
         self.identity = identity
-        self.signer = _own(identity)
+        self._shown = [_Own.of(identity)]
+        """Identities that connections may have been made by, the newest last."""
         self.log = ReceiptLog(folder / RECEIPTS, lambda words: log.warning("the log of receipts", what=words))
         self.peers = PeerHeads(folder / RECEIPTS)
         self.signers = Signers(folder / RECEIPTS)
@@ -91,8 +96,14 @@ class Notary:
         self._refusals, self._turn = Refusals(), Lock()
 
     def reload(self, identity: Identity) -> None:
-        """Sessions that begin from now on are signed for by this identity."""
-        self.identity, self.signer = identity, _own(identity)
+        """Connections that are made from now on are signed for by this identity."""
+        self.identity = identity
+        own = _Own.of(identity)
+        self._shown = [*(one for one in self._shown if one.leaf != own.leaf), own][-SHOWN_MAX:]
+
+    def own(self, leaf: str = "") -> "_Own":
+        """The identity whose certificate a peer was shown; today's, where that is not known any more."""
+        return next((one for one in reversed(self._shown) if one.leaf == leaf), self._shown[-1])
 
     def begin(self, question: Question, report: SessionReport) -> "Deed":
         """See ``witness.Notary.begin``."""
@@ -157,7 +168,7 @@ class Notary:
             flags=(RECOVERED,),
         )
         try:
-            self.signers.keep(self.signer.der)
+            self.signers.keep(self.own().signer.der)
             envelope = dsse.sign(statement.build(predicate, {}), self.identity.signing_key)
             self.keep(envelope, Role(record.side.value), Stage.OUTCOME, both=False)
             self.log.checkpoint(self.identity.name, self.identity.signing_key)
@@ -189,7 +200,8 @@ class Deed:
 
     def __init__(self, notary: Notary, question: Question, report: SessionReport) -> None:
         self._notary, self._question, self._report = notary, question, report
-        self._identity, self._signer = notary.identity, notary.signer
+        own = notary.own(question.own)  # a reload while the peer was greeted must not have us sign as somebody else
+        self._identity, self._signer = own.identity, own.signer
         self._source = question.role is Role.SOURCE
         self._peer: Signer | None = None
         self._known: tuple[Seen, ...] = ()
@@ -471,8 +483,18 @@ class Deed:
         ]
 
 
-def _own(identity: Identity) -> Signer:
-    return read_signer(identity.signing_certificate.public_bytes(Encoding.DER))
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """One of this host's identities: SHA-256 of its TLS certificate, in hexadecimal, and by whom it signs."""
+
+    leaf: str
+    identity: Identity
+    signer: Signer
+
+    @classmethod
+    def of(cls, identity: Identity) -> Self:
+        leaf = hashlib.sha256(identity.certificate.public_bytes(Encoding.DER)).hexdigest()
+        return cls(leaf, identity, read_signer(identity.signing_certificate.public_bytes(Encoding.DER)))
 
 
 def _digests(report: SessionReport) -> dict[str, dict[str, str]]:

@@ -38,6 +38,7 @@ class Question:
         vm: the machine; None before IDENTITY, and later where its stream does not tell who it is.
         guarded: whether the relays guard its hand-over.
         attested: what the other host has proved of its platform, its kind first; empty for nothing.
+        own: SHA-256 of the certificate that the other host was shown, in hexadecimal; a reload may bring another.
     """
 
     point: Point
@@ -51,6 +52,7 @@ class Question:
     vm: Vm | None = None
     guarded: bool = False
     attested: str = ""
+    own: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,12 +83,13 @@ class Peer:
 class Introduction(Protocol):
     """What the two sides show one another beside their certificates."""
 
-    async def admit(self, peer: PeerInfo, proved: Proved) -> Evidence | None:
+    async def admit(self, peer: PeerInfo, proved: Proved, own_leaf: bytes) -> Evidence | None:
         """The peer has authenticated, and nothing was offered to it yet: what is shown to it.
 
         Args:
             peer: who it is.
             proved: what it has proved of its platform.
+            own_leaf: SHA-256 of the certificate that it was shown.
 
         Raises:
             PolicyRefused: nothing is to be offered to it.
@@ -126,7 +127,7 @@ class Contact:
             async with asyncio.timeout(HANDSHAKE_SECONDS_MAX):
                 peer = await link.handshake()
                 proved = await begin(link, session.id, peer, where.platform)
-                evidence = await introduction.admit(peer, proved)
+                evidence = await introduction.admit(peer, proved, link.tls.own_leaf_sha256)
                 answer = await self._offer(link, session, evidence)
                 await introduction.accepted(answer)
                 link.mark_open()

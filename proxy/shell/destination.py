@@ -411,6 +411,7 @@ class Destination:
             tenant=offer.tenant,
             guarded=terms.guards(offer.egress, egress.handover, offer.handover),
             attested=attested,
+            own=link.tls.own_leaf_sha256.hex(),
         )
         oversight = Oversight(terms.authority, question, report)
         witness = None if terms.notary is None else terms.notary.begin(question, report)

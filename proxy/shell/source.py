@@ -257,14 +257,18 @@ class _Introduction:
         self.head: LogHead | None = None
         """Of our log, for the destination to see."""
 
-    async def admit(self, peer: PeerInfo, proved: Proved) -> Evidence | None:
+    async def admit(self, peer: PeerInfo, proved: Proved, own_leaf: bytes) -> Evidence | None:
         """See ``contact.Introduction``."""
         oversight = self.oversight
         oversight.report.peer = peer.name
         self.proved = proved
         oversight.report.attested = proved.attested or None
         oversight.question = replace(
-            oversight.question, peer=peer.name, pin=peer.spki_sha256.hex(), attested=proved.attested
+            oversight.question,
+            peer=peer.name,
+            pin=peer.spki_sha256.hex(),
+            attested=proved.attested,
+            own=own_leaf.hex(),
         )
         if self._notary is not None:
             self.witness = self._notary.begin(oversight.question, oversight.report)

@@ -15,6 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from crypto.errors import HeadMalformed, LogForked, LogTruncated, LogUnusable, ReceiptError, SignatureInvalid
+from crypto.identity import Identity
+from crypto.pki import Authority
 from crypto.receipts import dsse, statement
 from crypto.receipts.bundle import Verified
 from crypto.receipts.statement import Stage, Statement
@@ -108,7 +110,8 @@ class Both:
     def entries(self, side: int) -> list[tuple[Statement, int]]:
         """Statements in one host's log, and how many have signed each."""
         found = []
-        keys = {notary.signer.keyid: notary.signer.key for notary in self.notaries}
+        own = [one.own(tls.leaf_sha256.hex()).signer for one, tls in zip(self.notaries, self.tls, strict=True)]
+        keys = {signer.keyid: signer.key for signer in own}
         for _, envelope in self.notaries[side].log.entries():
             found.append((statement.parse(envelope.payload), len(dsse.verify(envelope, keys))))
         return found
@@ -122,6 +125,25 @@ async def done(both: Both) -> None:
 @pytest.fixture
 def both(tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig) -> Both:
     return Both(tmp_path, client_tls, server_tls)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_who_was_greeted_before_a_reload_gets_the_signature_of_whom_it_met(
+    both: Both, ca_dir: Path, role: Role
+) -> None:
+    """A daemon that is given a new certificate in the middle of a greeting must not sign as somebody else."""
+    here = 0 if role is Role.SOURCE else 1
+    name = both.tls[here].identity.name
+    directory = both.folders[here] / "renewed"
+    Authority.open(ca_dir).issue(name, now=datetime.now(UTC), out=directory)
+    renewed = Identity.load(directory, now=datetime.now(UTC))
+    both.notaries[here].reload(renewed)
+    run(done(both))
+    (_, signed), *_ = both.entries(here)
+    assert signed == 2
+    old = both.tls[here].identity
+    party = getattr(both.entries(1 - here)[-1][0].predicate, role.value)
+    assert party.pin == old.spki_sha256.hex() != renewed.spki_sha256.hex()
 
 
 def test_three_receipts_of_both_stand_in_both_logs(both: Both) -> None:
@@ -406,7 +428,7 @@ def test_a_head_that_is_none_is_a_dispute_and_a_disk_that_refuses_is_not(both: B
     deed = both.notaries[0].begin(
         QUESTION, SessionReport(role="source", session_id="ab" * 16, started=datetime.now(UTC))
     )
-    deed._peer = both.notaries[1].signer
+    deed._peer = both.notaries[1].own().signer
     with pytest.raises(HeadMalformed):
         deed._follow(LogHead("no head", ()))
     assert both.told[0].disputes == [HeadMalformed]
