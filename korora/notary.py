@@ -498,11 +498,12 @@ class _Own:
 
 
 def _digests(report: SessionReport) -> dict[str, dict[str, str]]:
-    return {
+    streams = {
         f"channel/{channel}/{direction}": {"blake3": digest}
         for channel, digests in report.digest_blake3.items()
         for direction, digest in digests.items()
     }
+    return streams | ({f"vtpm/{report.vtpm_epoch}": {"sha256": report.vtpm_sha256}} if report.vtpm_sha256 else {})
 
 
 def _key(report: SessionReport) -> str:

@@ -66,6 +66,8 @@ class SessionReport:
     procedures: list[Act] = field(default_factory=list)
     policy: str | None = None
     attested: str | None = None
+    vtpm_epoch: int | None = None
+    vtpm_sha256: str | None = None
     rate_limit: int | None = None
     outcome: str = ""
     error: str | None = None

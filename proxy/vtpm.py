@@ -12,6 +12,10 @@ from typing import Protocol
 class Carrier(Protocol):
     """Of one session, at one side. Each method raises VtpmFailed or VtpmRefused for what it cannot or must not do."""
 
+    @property
+    def moving(self) -> tuple[int, str] | None:
+        """The epoch that was given or taken in this session, and SHA-256 of the state in hex; None before that."""
+
     # ---- source
 
     def has(self, uuid: str) -> bool:

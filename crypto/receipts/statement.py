@@ -209,7 +209,8 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A thing that the statement is about (in-toto ResourceDescriptor).
 
     Args:
-        name: ``session``, or of what was carried: ``channel/0/forward`` is channel 0's stream to the destination.
+        name: ``session``, or of what was carried: ``channel/0/forward`` is channel 0's stream to the destination,
+            ``vtpm/7`` the state of the machine's vTPM, which has epoch 7 from then on.
         digest: by algorithm, in hexadecimal.
     """
 

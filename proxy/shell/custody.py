@@ -21,6 +21,7 @@ from proxy.errors import HypervisorFailed, PolicyRefused, ProtocolViolation, Rel
 from proxy.handover.table import Side
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import VTPM_BYTES_MAX, VTPM_PART_BYTES
+from proxy.report import SessionReport
 from proxy.shell.guard import Guard
 from proxy.shell.waiting import Signal
 from proxy.vtpm import Carrier
@@ -36,6 +37,9 @@ class Session(Protocol):
 
     def serve(self, work: Coroutine[Any, Any, None], name: str) -> object:
         """Do ``work`` beside the session; its failure is the session's."""
+
+    report: SessionReport
+    """Has which vTPM state moves, for whoever signs."""
 
     vouched: bytes | None
     """The key that the destination's TPM has vouched for; None where it did not have to attest."""
@@ -99,11 +103,16 @@ class Custody:
                 proof = await asyncio.to_thread(self._carrier.arrive, vm.uuid, self._whole)
             except CryptoError as error:
                 raise VtpmRefused(str(error)) from None
+            self._note()
             await self._say(VtpmProved(proof))
 
     async def _say(self, message: Message) -> None:
         self._said = message
         await self._session.say(message)
+
+    def _note(self) -> None:
+        if self._carrier.moving is not None:
+            self._session.report.vtpm_epoch, self._session.report.vtpm_sha256 = self._carrier.moving
 
     def repeat(self) -> None:
         """There is a connection, perhaps another one."""
@@ -154,6 +163,7 @@ class Custody:
                 wrapped = await asyncio.to_thread(self._carrier.depart, vm.uuid, recipient)
             except CryptoError as error:
                 raise VtpmRefused(str(error)) from None
+            self._note()
             count = -(-len(wrapped) // VTPM_PART_BYTES)
             for number in range(count):
                 part = wrapped[number * VTPM_PART_BYTES : (number + 1) * VTPM_PART_BYTES]

@@ -349,7 +349,8 @@ class Runner(Linked):
         """See ``testimony.Session``; QEMU hands over before it has sent everything: nobody knows how much that was."""
         if self.guard is not None and self.guard.kind == "qmp":
             return ()
-        return tuple(f"channel/{number}/forward" for number in self.session.senders)
+        moved = () if self.report.vtpm_epoch is None else (f"vtpm/{self.report.vtpm_epoch}",)
+        return (*(f"channel/{number}/forward" for number in self.session.senders), *moved)
 
     def follow_naming(self) -> None:
         """From here on the first channel is followed until it tells which machine comes, if anybody wants to know."""

@@ -331,6 +331,10 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "the destination's decision": ("state", lambda made: made["predicate"]["decisions"][3].update(rule="other")),
     "a decision less": ("state", lambda made: made["predicate"]["decisions"].pop()),
     "somebody else began it": ("state", lambda made: made["predicate"]["source"].update(user=4242)),
+    "a vTPM that never moved": (
+        "state",
+        lambda made: made["subject"].append({"name": "vtpm/1", "digest": {"sha256": "00" * 32}}),
+    ),
     "no digest of a stream": ("state", lambda made: made["subject"].pop()),
     "no digest in the end": ("conclude", lambda made: made["subject"].pop()),
     "it failed": ("conclude", lambda made: made["predicate"].update(outcome="failed")),

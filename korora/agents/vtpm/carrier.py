@@ -107,6 +107,8 @@ class Carrier:
         """What came, and the proof that was given for it."""
         self._ours: Proof | None = None
         self._expected = b""
+        self.moving: tuple[int, str] | None = None
+        """See ``proxy.vtpm.Carrier``."""
         self._turn = threading.Lock()
 
     # ---- source
@@ -152,6 +154,7 @@ class Carrier:
                 volatile_flags=volatile.flags,
             )
             self._left = recipient, passage.wrap(held, recipient)
+            self.moving = passage.epoch, digest
             log.info("vtpm", holding="leaving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=digest[:16])
             return self._left[1]
 
@@ -213,6 +216,7 @@ class Carrier:
                 emulator.load(held.blobs)
                 self._beat("loaded")
             self._arrived = wrapped, msgspec.msgpack.encode(proof)
+            self.moving = passage.epoch, held.digest
             log.info("vtpm", holding="arriving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=held.digest[:16])
             return self._arrived[1]
 

@@ -147,6 +147,9 @@ def test_it_goes_where_its_machine_goes(tell: Callable[..., None]) -> None:
         assert story.index("destination vtpm release start") < story.index("destination start before")
         await end_of(both, before)
         assert both.vtpm[Side.DESTINATION].ledger.epoch == 1
+        digest = both.vtpm[Side.DESTINATION].ledger.entries[-1].digest
+        for ended in both.ended.values():
+            assert (ended.report.vtpm_epoch, ended.report.vtpm_sha256) == (1, digest)
 
     tell(story)
 
