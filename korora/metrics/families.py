@@ -183,6 +183,12 @@ ATTESTATIONS: Final = Family(
     "Peers' platforms that were judged here, by what was found",
     (("result", ("proved", "missing", "malformed", "quote", "unknown", "changed", "other")),),
 )
+VTPMS: Final = Family(
+    "korora_vtpms_total",
+    Kind.COUNTER,
+    "Virtual TPMs that were given or taken in a session, by how the hand-over stood when that ended",
+    (ROLE, ("vtpm", ("moved", "stayed", "undecided"))),
+)
 ATTESTATION_SECONDS: Final = Family(
     "korora_attestation_seconds",
     Kind.HISTOGRAM,
@@ -477,6 +483,7 @@ FAMILIES: Final = (
     LOG_DISPUTES,
     ATTESTATIONS,
     ATTESTATION_SECONDS,
+    VTPMS,
     STREAM_BYTES,
     WIRE_BYTES,
     FRAMES,

@@ -271,6 +271,9 @@ class Observer:
             cause = "unknown" if error is None else _closest(CAUSES, error, "unknown")
             self._in.counter(f.INTEGRITY_FAILURES, report.role, cause).inc()
         self._record_refused(error)
+        if report.vtpm_epoch is not None:
+            became = {"done": "moved", "aborted": "stayed"}.get(report.handover, "undecided")
+            self._in.counter(f.VTPMS, report.role, became).inc()
         if status is not None and not report.handover_kind:
             self._in.counter(f.HANDOVERS, report.role, f.NO_KIND, "unguarded").inc()
 

@@ -228,6 +228,7 @@ def test_the_dashboard_s_rows() -> None:
         "Faults",
         "Latency",
         "Process",
+        "Platforms and vTPMs",
     ]
 
 

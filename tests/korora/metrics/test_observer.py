@@ -229,6 +229,17 @@ def test_a_session_that_nobody_guards_and_one_that_never_was() -> None:
     assert value(registry, f.HANDOVERS, "source", "none", "unguarded") == 1
 
 
+def test_what_became_of_vtpms() -> None:
+    observer, registry = watching()
+    for number, (handover, epoch) in enumerate((("done", 1), ("aborted", 2), ("committed", 3), ("done", None))):
+        ended = report(number, "source")
+        ended.handover, ended.handover_kind, ended.vtpm_epoch = handover, "xl", epoch
+        observer.session_ended(ended, status(number, "source"))
+    for became in ("moved", "stayed", "undecided"):
+        assert value(registry, f.VTPMS, "source", became) == 1
+        assert value(registry, f.VTPMS, "destination", became) == 0
+
+
 def test_how_long_hand_overs_take() -> None:
     observer, registry = watching()
     for role, seconds in (("source", 0.04), ("source", 2.0), ("source", None), ("destination", 9)):
