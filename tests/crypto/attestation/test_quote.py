@@ -199,3 +199,13 @@ def test_evidence_comes_back_as_it_went() -> None:
     assert decode(encode(evidence)) == evidence
     with pytest.raises(EvidenceMalformed):
         decode(encode(evidence) + b"\0")
+
+
+def test_a_pcr_in_anothers_place() -> None:
+    """PCR 16 can be reset and extended to whatever PCR 7 should have: the digest over its values is the same."""
+    values = PCRS["sha256"]
+    quote = quote_of({"sha256": {0: values[0], 16: values[7], 23: values[23]}})
+    assert Quote.parse(quote).digest == SELECTION.digest(PCRS, "sha256")
+    with pytest.raises(QuoteInvalid) as refusal:
+        verify(quote, SIGNER.sign(quote))
+    assert "other PCRs" in refusal.value.told
