@@ -9,10 +9,10 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from crypto.attestation.evidence import Evidence
 from crypto.attestation.limits import CERTIFICATE_BYTES_MAX, EVENT_LOG_BYTES_MAX, IMA_BYTES_MAX
@@ -22,6 +22,9 @@ from crypto.errors import AttestationError, TpmUnusable
 AK_HANDLE: Final = 0x81010A4B  # of the range that is the owner's to give (TCG Registry of reserved handles)
 EVENT_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 IMA_LIST: Final = Path("/sys/kernel/security/ima/binary_runtime_measurements")
+TURN_SECONDS_MAX: Final = (
+    8.0  # for those before us: a handshake may take 10, and a TPM that hangs shall hold one thread
+)
 _QUOTE_TRIES_MAX: Final = 5  # a PCR may be extended between reading it and quoting it
 _PCRS_A_READ: Final = 8  # TPM2_PCR_Read returns no more digests at once
 _NV_CHUNK_BYTES: Final = 512
@@ -66,9 +69,9 @@ class Shown:
     certificate: bytes
 
 
-def _refused(what: str, error: Exception) -> NoReturn:
+def _refused(what: str, error: Exception) -> TpmUnusable:
     words = " ".join(str(error).split())
-    raise TpmUnusable(f"the TPM does not {what}: {words}", "see that it runs and that nothing else holds it") from None
+    return TpmUnusable(f"the TPM does not {what}: {words}", "see that it runs and that nothing else holds it")
 
 
 class Tpm:
@@ -104,17 +107,22 @@ class Tpm:
         from tpm2_pytss.ESAPI import ESAPI
         from tpm2_pytss.TSS2_Exception import TSS2_Exception
 
-        with self._lock:
+        if not self._lock.acquire(timeout=TURN_SECONDS_MAX):
+            raise TpmUnusable(
+                f"the TPM at {self._tcti!r} has not answered another session",
+                "see that it runs and nobody else holds it",
+            )
+        with ExitStack() as stack:
+            stack.callback(self._lock.release)
             try:
                 tpm = ESAPI(self._tcti)
             except (TSS2_Exception, RuntimeError, ValueError) as error:
-                _refused(f"answer at {self._tcti!r}", error)
+                raise _refused(f"answer at {self._tcti!r}", error) from None
+            stack.callback(tpm.close)
             try:
                 yield tpm
             except (TSS2_Exception, ValueError) as error:
-                _refused("do what was asked", error)
-            finally:
-                tpm.close()
+                raise _refused("do what was asked", error) from None
 
     def attest(
         self,

@@ -103,3 +103,15 @@ def _without_banks() -> object:
     from tpm2_pytss.types import TPML_PCR_SELECTION
 
     return TPML_PCR_SELECTION()
+
+
+def test_a_tpm_that_hangs_holds_nobody_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TPM may never answer; who waits for its turn behind that is told after a while."""
+    monkeypatch.setattr(tcti, "TURN_SECONDS_MAX", 0.2)
+    tpm = Tpm("swtpm:host=127.0.0.1,port=1")
+    with tpm._lock, pytest.raises(TpmUnusable, match="another session"):
+        tpm.attest(b"q" * 32, SELECTION)
+    with pytest.raises(TpmUnusable, match="does not answer"):  # its turn is given back
+        tpm.attest(b"q" * 32, SELECTION)
+    with pytest.raises(TpmUnusable, match="does not answer"):
+        tpm.attest(b"q" * 32, SELECTION)
