@@ -73,7 +73,8 @@ class HostPlatform:
             earlier = self._clocks.get(reference.host)
         found = appraise(messages.decode(evidence), expected=reference, binding=binding, earlier=earlier)
         with self._lock:
-            self._clocks[reference.host] = found.quoted.clock
+            seen = self._clocks.setdefault(reference.host, found.quoted.clock)
+            self._clocks[reference.host] = max(seen, found.quoted.clock, key=lambda at: at.counts)
         return found
 
 

@@ -366,6 +366,11 @@ class Clock:
     restarts: int
     safe: bool
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Resets, restarts, milliseconds: what only grows."""
+        return self.resets, self.restarts, self.milliseconds
+
 
 @dataclass(frozen=True, slots=True)
 class Quote:
