@@ -85,9 +85,7 @@ STOPPED_SECONDS_MAX: Final = 10.0  # a relay that is to end lets a last handshak
 JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, to answer a peer that asks late
 
 # ---- vTPM
-VTPM_BYTES_MAX: Final = (
-    1088 * KIB
-)  # one on its way: two blobs of 512 KiB are the most that swtpm takes, and their wrapping
+VTPM_BYTES_MAX: Final = 1088 * KIB  # one, wrapped: two blobs of 512 KiB are the most that swtpm takes
 VTPM_PART_BYTES: Final = 48 * KIB  # of it in one control message
 VTPM_PROOF_BYTES_MAX: Final = 16 * KIB  # two quotes and 24 digests have about 1.4 KiB
 

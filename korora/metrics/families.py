@@ -183,12 +183,6 @@ ATTESTATIONS: Final = Family(
     "Peers' platforms that were judged here, by what was found",
     (("result", ("proved", "missing", "malformed", "quote", "unknown", "changed", "other")),),
 )
-VTPMS: Final = Family(
-    "korora_vtpms_total",
-    Kind.COUNTER,
-    "Virtual TPMs that were given or taken in a session, by how the hand-over stood when that ended",
-    (ROLE, ("vtpm", ("moved", "stayed", "undecided"))),
-)
 ATTESTATION_SECONDS: Final = Family(
     "korora_attestation_seconds",
     Kind.HISTOGRAM,
@@ -196,6 +190,12 @@ ATTESTATION_SECONDS: Final = Family(
     (),
     unit="seconds",
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+VTPMS: Final = Family(
+    "korora_vtpms_total",
+    Kind.COUNTER,
+    "Virtual TPMs that were given or taken in a session, by how the hand-over stood when that ended",
+    (ROLE, ("vtpm", ("moved", "stayed", "undecided"))),
 )
 
 # ---- throughput

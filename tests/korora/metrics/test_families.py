@@ -54,7 +54,8 @@ def test_labels_are_bounded(family: Family) -> None:
     series = 1
     for name, values in family.labels:
         assert name in {"role", "state", "outcome", "way", "cause", "kind", "reason", "form", "regime"} or (
-            name in {"worker", "version", "python", "result", "certificate", "point", "answer", "stage", "signed"}
+            name
+            in {"worker", "version", "python", "result", "certificate", "point", "answer", "stage", "signed", "vtpm"}
         )
         assert len(values) == len(set(values))
         series *= max(1, len(values))

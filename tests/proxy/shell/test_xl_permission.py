@@ -14,6 +14,7 @@ from proxy.handover.record import Entry, Head
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, GO, READY, SUCCEEDED
 from proxy.hypervisors.base import CopyState
+from proxy.rate import TokenBucket
 from proxy.session import Role, Session
 from proxy.shell.channel import Channel
 from proxy.shell.journal import Journal, now
@@ -88,6 +89,7 @@ class Carrier:
 
     def __init__(self) -> None:
         self.session = Session(Role.DESTINATION, bytes(16))  # type: ignore[arg-type]
+        self.intake = TokenBucket()
 
     def written(self, *_: object) -> None: ...
 
