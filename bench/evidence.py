@@ -39,6 +39,7 @@ from proxy.shell.source import Peer, Source
 
 ROUNDS: Final = 60
 STREAM_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 1024 * 1024
 RECEIPT_BYTES: Final = 3500  # of one receipt of both, as they are
 VARIANTS: Final = ("plain", "policy", "policy and receipts")
 POLICY: Final = (
@@ -108,8 +109,8 @@ class Pair:
         await runner.run()
         self._over.set()
 
-    async def session(self) -> float:
-        """One migration of ``STREAM_BYTES``; its seconds."""
+    async def session(self, stream: bytes) -> float:
+        """One migration of these bytes; its seconds."""
         loop = asyncio.get_running_loop()
         self._over.clear()
         began = time.perf_counter()
@@ -121,10 +122,10 @@ class Pair:
         far, _ = await loop.sock_accept(self._hypervisor)
         with near, far:
             far.setblocking(False)
-            await loop.sock_sendall(near, bytes(STREAM_BYTES))
-            near.shutdown(socket.SHUT_WR)
-            while await loop.sock_recv(far, STREAM_BYTES):
+            sending = loop.create_task(_send(near, stream))
+            while await loop.sock_recv(far, READ_BYTES):
                 pass
+            await sending
             far.shutdown(socket.SHUT_WR)
             await carried
             await self._over.wait()
@@ -142,12 +143,18 @@ class Pair:
         self._hypervisor.close()
 
 
+async def _send(near: socket.socket, stream: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(near, stream)
+    near.shutdown(socket.SHUT_WR)
+
+
 def _failed(error: Exception) -> None:
     raise error
 
 
-async def measure(folder: Path, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each variant's session, and of one sync."""
+async def measure(folder: Path, rounds: int, stream_bytes: int = STREAM_BYTES) -> dict[str, float]:
+    """Median milliseconds of each variant's session of so many bytes, and of one sync."""
+    stream = bytes(stream_bytes)
     now = datetime.now(UTC)
     authority = CertificateAuthority.create(folder / "ca", now=now)
     hosts = []
@@ -161,10 +168,10 @@ async def measure(folder: Path, rounds: int) -> dict[str, float]:
     try:
         for pair in pairs.values():
             await pair.open()
-            await pair.session()  # what is made once is made
+            await pair.session(stream)  # what is made once is made
         for _ in range(rounds):
             for variant, pair in pairs.items():
-                seconds[variant].append(await pair.session())
+                seconds[variant].append(await pair.session(stream))
             seconds["sync"].append(synced(folder / "beside"))
     finally:
         for pair in pairs.values():
@@ -195,6 +202,7 @@ def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = p
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--mib", type=int, help="of each session: what costs by the byte shows [default: 64 KiB]")
     parser.add_argument("--folder", type=Path, help="on which disk [default: the one for temporary files]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
@@ -202,7 +210,9 @@ def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = p
         tempfile.TemporaryDirectory(prefix="korora-bench-", dir=options.folder) as scratch,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        results = runner.run(measure(Path(scratch), options.rounds))
+        results = runner.run(
+            measure(Path(scratch), options.rounds, options.mib * 1024**2 if options.mib else STREAM_BYTES)
+        )
     tell(json.dumps(results) if options.json else table(results))
     return 0
 
