@@ -25,13 +25,8 @@ from proxy.handover.record import Entry, Head, Record
 from proxy.handover.table import Event, Side, State
 from proxy.handover.words import event_of, word_of
 from proxy.handover.xl import READY_END
-from proxy.hypervisors.base import FATES, CopyState, Fate, Hypervisor
-from proxy.limits import (
-    ENDED_SESSIONS_MAX,
-    HYPERVISOR_PAUSE_SECONDS,
-    RECOVERIES_MAX,
-    RESTART_SECONDS_MAX,
-)
+from proxy.hypervisors.base import Hypervisor
+from proxy.limits import ENDED_SESSIONS_MAX, RECOVERIES_MAX
 from proxy.process import lives
 from proxy.shell.contact import Contact
 from proxy.shell.errand import run_errand
@@ -39,8 +34,9 @@ from proxy.shell.guard import Approval, Guard
 from proxy.shell.journal import Journal, JournalFile, now
 from proxy.shell.orders import WHY, Ear
 from proxy.shell.party import Bare, Party
+from proxy.shell.recovery import began, look, look_again, never_began, settle, standing_here
 from proxy.shell.waiting import Signal
-from proxy.shell.whose import theirs, until_received, whose
+from proxy.shell.whose import theirs, whose
 from proxy.shell.xl_guard import XlBack, XlEnd
 from proxy.vtpm import Carrier, Carriers
 
@@ -205,10 +201,10 @@ class Handovers:
                 return _standing(party)  # it only looks
             self._trustee.recover(file.record)
             self._has_heard(key)
-            if _began(file.record):
-                await _look(party)
+            if began(file.record):
+                await look(party)
             else:
-                await _never_began(party)
+                await never_began(party)
             if event is not None:
                 await party.tell(event, why)
             if party.decided and not party.trouble:
@@ -216,26 +212,6 @@ class Handovers:
             return _standing(party)
         finally:
             self._let_go(party)
-
-    async def _look_again(self, party: Party) -> None:
-        """``_look``, and do not go on towards a second copy: what was given away may have been started here since.
-
-        A host that crashes starts its machines as it comes up, those too that it had committed to another.
-
-        Raises:
-            HypervisorFailed: it was, or that cannot be asked.
-        """
-        await _look(party)
-        head = party.record.head
-        given = party.handover.side is Side.SOURCE and party.state in (State.COMMITTED, State.DOUBT)
-        if not given or self.journal.has(head.session, Side.DESTINATION):
-            return
-        gone = await _standing_here(party) is CopyState.ABSENT
-        if gone and await party.hypervisor.fate(party.vm) is Fate.AGAIN:
-            raise HypervisorFailed(
-                f"{party.vm.name} was started anew here after it had been given to {head.peer}, and may run there: see "
-                "to it that one of them is gone for good, then korora handover resolve"
-            )
 
     def _has_heard(self, key: _Key) -> None:
         self._untold.pop(key, None)
@@ -351,14 +327,14 @@ class Handovers:
             self._trustee.recover(file.record)
             end = XlEnd(connection, READY_END, party.log)
             party.hands = XlBack(party.hypervisor, end, **whose(self.journal, file.record))
-            await self._look_again(party)
+            await look_again(party, self.journal)
             contact = reach(file.record)
             if contact is not None:
                 with Ear(self.journal, party, party.tell, self._trustee):
                     await run_errand(contact, party)
             elif not party.decided:
                 raise HypervisorFailed("the journal does not say where the destination is")
-            await _settle(party, await _standing_here(party))
+            await settle(party, await standing_here(party))
             return party
         finally:
             self._let_go(party)
@@ -393,19 +369,19 @@ class Handovers:
             self._trustee.recover(file.record)
             if operator is not None:
                 self._trustee.resolve(file.record, operator[1])
-            if not _began(file.record):
-                await _never_began(party)
+            if not began(file.record):
+                await never_began(party)
             elif operator is not None and operator[0] is Event.RUN_HERE:
-                await _look(party)
+                await look(party)
             else:
-                await self._look_again(party)
+                await look_again(party, self.journal)
             if operator is not None:
                 await party.tell(operator[0], WHY)
             if record.side is Side.SOURCE and contact is not None and not (party.decided and party.peer_agrees):
                 party.hypervisor.let_go()  # others may have something to ask it meanwhile
                 with Ear(self.journal, party, party.tell, self._trustee):
                     await run_errand(contact, party, seconds=seconds)
-            await _settle(party, await _standing_here(party) if file.record.begun else None)
+            await settle(party, await standing_here(party) if file.record.begun else None)
             return party
         finally:
             self._let_go(party)
@@ -433,78 +409,6 @@ def _reached(reach: Reach, record: Record) -> Contact | None:
     except (RelayError, CryptoError, OSError) as error:
         log.warning("a destination cannot be asked", session=record.head.session[:8], reason=str(error))
         return None
-
-
-async def _standing_here(party: Party) -> CopyState:
-    source, hypervisor = party.handover.side is Side.SOURCE, party.hypervisor
-    return await (hypervisor.departing(party.vm) if source else hypervisor.arriving(party.vm))
-
-
-async def _settle(party: Party, standing: CopyState | None) -> None:
-    """Close what is decided, if both know it and nothing is left to be done; a copy that was lost is lost."""
-    source = party.handover.side is Side.SOURCE
-    if not party.decided or (source and not party.peer_agrees):
-        return
-    if source and party.state is State.ABORTED and standing is CopyState.ABSENT:
-        why = FATES[await party.hypervisor.fate(party.vm)]
-        party.log.warning("the copy that was to leave is not there any more", vm=party.vm.name, reason=why)
-        await party.settle(why)
-    elif not party.trouble:
-        await party.settle()
-
-
-def _began(record: Record) -> bool:
-    """Whether the hypervisor can be asked about it, or must be."""
-    return record.begun or record.state not in (State.OPEN, State.ABORTED)
-
-
-async def _never_began(party: Party) -> None:
-    """It was not known yet which machine it is, or not written down: no copy here was given up or taken.
-
-    The destination of one that leaves may none the less have it whole, and wait to be told.
-    """
-    if party.state is State.ABORTED:
-        return
-    if party.handover.side is Side.SOURCE:
-        await party.tell(Event.RESTARTED, "it had not begun")
-    else:
-        party.handover.state = State.ABORTED
-
-
-async def _look(party: Party) -> None:
-    """After a restart: how does the local copy stand, and what follows from that?
-
-    Raises:
-        HypervisorFailed: it cannot be asked, or somebody is still at work on it.
-    """
-    await until_received(party)
-    if await _standing_here(party) is not CopyState.ABSENT:
-        await party.tell(Event.RESTARTED, "taken up again")
-    elif await _runs_again(party):
-        await party.tell(Event.RESTARTED, FATES[Fate.AGAIN])
-    else:
-        await party.tell(Event.MISSING, "its copy is not there")
-
-
-async def _runs_again(party: Party) -> bool:
-    """Whether the machine runs here none the less, started anew, while no other copy can have run yet.
-
-    Then the one that waits at the destination is older than the disks: whatever was promised, it must not run. Until
-    the stream has been approved of a guest may reboot by itself, and xl takes a while to make it anew.
-
-    Raises:
-        HypervisorFailed: it cannot be asked.
-    """
-    if party.handover.side is not Side.SOURCE or not party.handover.may_turn_back:
-        return False
-    patient = party.state is State.OPEN and party.hypervisor.kind == "xl"
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + (RESTART_SECONDS_MAX if patient else 0.0)
-    while True:
-        fate = await party.hypervisor.fate(party.vm)
-        if fate is Fate.AGAIN or loop.time() >= deadline:
-            return fate is Fate.AGAIN
-        await asyncio.sleep(HYPERVISOR_PAUSE_SECONDS)
 
 
 def _standing(party: Party) -> Word:

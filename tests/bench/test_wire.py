@@ -13,6 +13,8 @@ from bench.processes import BenchError
 from bench.wire import Pair, carry
 from tests.bench.small import small_corpus
 
+SMALL_FRAMES_PAGES = 3 * 16  # in so many frames that are too small to be encoded; an idle machine makes none
+
 
 @pytest.fixture
 def xen(tmp_path: Path) -> Stream:
@@ -33,7 +35,8 @@ def test_a_stream_that_was_there_before_costs_little(tmp_path: Path) -> None:
     assert first.forward_bytes > stream.guest_bytes  # the rest of a Xen stream's bytes are PFN lists
     assert first.backward_bytes > 0
     assert first.ratio == (first.forward_bytes + first.backward_bytes) / stream.bytes
-    assert first.pages["literal"] == stream.pages
+    # A frame below PAGED_FRAME_BYTES_MIN, three pages at most, goes as it is and uncounted: where `cat` had to wait.
+    assert stream.pages - SMALL_FRAMES_PAGES <= first.pages["literal"] == sum(first.pages.values()) <= stream.pages
     assert first.seconds > 0
     assert min(first.sender_kib, first.receiver_kib) > 20 * 1024
     (tmp_path / "copy").mkdir()
@@ -41,7 +44,7 @@ def test_a_stream_that_was_there_before_costs_little(tmp_path: Path) -> None:
     assert again.ratio < 0.05
     back = carry("back", stream, "pages", pair.turned(), 1)
     assert back.ratio < 0.05
-    assert back.pages["copy"] == stream.pages
+    assert back.pages["copy"] >= stream.pages - 2 * SMALL_FRAMES_PAGES  # those that went so are in no store
 
 
 def test_opaque_is_all_of_it(tmp_path: Path, xen: Stream) -> None:

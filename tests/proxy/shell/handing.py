@@ -24,7 +24,7 @@ from proxy.endpoints.sockets import TcpEgress, TcpIngress, listen_tcp
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState
-from proxy.shell import errand, guard, handovers, orders, party, runner, xl_guard
+from proxy.shell import errand, guard, orders, party, recovery, runner, xl_guard
 from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.guard import Approval
@@ -59,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (guard, "RECOVERY_SECONDS", 0.05),
         (errand, "ERRAND_SECONDS_MAX", 0.3),
         (orders, "ORDER_POLL_SECONDS", 0.01),
-        (handovers, "RESTART_SECONDS_MAX", 0.0),
+        (recovery, "RESTART_SECONDS_MAX", 0.0),
         (party, "HYPERVISOR_PAUSE_SECONDS", 0.001),
         (party, "RESUMED_SECONDS_MAX", 0.02),
         (runner, "ABORT_SECONDS_MAX", 0.1),
