@@ -77,10 +77,3 @@ def facts(
             for member in members
         ],
     }
-
-
-def _xl(config: Config) -> dict[str, Any] | None:
-    """Where `korora xl` finds the daemon, and to whom it may send; None where it does not."""
-    if not config.xl.socket:
-        return None
-    return {"socket": config.xl.socket, "peers": [peer.name for peer in config.xl_peers()]}

@@ -64,8 +64,9 @@ class Peer:
     """Whether what connects while a session is open is another migration, as with xl, and has to wait."""
     rate_limit: float | None = None
     handover: Literal["", "xl", "qmp"] = ""
-    vtpm: bool = False
     """The kind of hypervisor whose hand-over can be guarded here."""
+    vtpm: bool = False
+    """Whether vTPMs are moved here."""
     platform: Platform | None = field(default=None, repr=False)
     """Of this host, and what it demands of others'; None: nothing is shown and nothing demanded."""
     guarded: bool = False

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from crypto.errors import CryptoError
 from proxy.control import Message, VtpmGiven, VtpmProved, VtpmWanted
-from proxy.errors import HypervisorFailed, PolicyRefused, ProtocolViolation, RelayError, VtpmRefused
+from proxy.errors import HypervisorFailed, PolicyRefused, ProtocolViolation, RelayError, VtpmFailed, VtpmRefused
 from proxy.handover.table import Side
 from proxy.hypervisors.base import CopyState, Hypervisor, Vm
 from proxy.limits import VTPM_BYTES_MAX, VTPM_PART_BYTES
@@ -87,7 +87,7 @@ class Custody:
             return
         if not self.agreed:
             raise PolicyRefused(
-                f"{vm.name} has a vTPM, and the destination's relay does not take any: let it --vtpm, too"
+                f"{vm.name} has a vTPM, and the destination's relay does not take any: give it a vtpm.toml, too"
             )
         while not self._proved:
             if self._failed is not None:
@@ -164,7 +164,10 @@ class Custody:
             except CryptoError as error:
                 raise VtpmRefused(str(error)) from None
             self._note()
-            count = -(-len(wrapped) // VTPM_PART_BYTES)
+            if not wrapped:  # it was there a moment ago: the destination is told, and its machine does not go without
+                self._failed = VtpmFailed(f"the vTPM of {vm.name} went away while it was asked for")
+                self._changed.wake()
+            count = max(1, -(-len(wrapped) // VTPM_PART_BYTES))
             for number in range(count):
                 part = wrapped[number * VTPM_PART_BYTES : (number + 1) * VTPM_PART_BYTES]
                 await self._session.say(VtpmGiven(part, count - 1 - number))

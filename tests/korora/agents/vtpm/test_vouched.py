@@ -1,13 +1,16 @@
 """A vTPM is wrapped for the key that the destination's TPM has vouched for, and for no other."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from korora.agents.vtpm.carrier import VOUCHED_MAX, Agent
-from proxy.errors import VtpmRefused
+from proxy.control import VtpmGiven
+from proxy.errors import VtpmFailed, VtpmRefused
 from proxy.handover.table import Side
+from proxy.hypervisors.base import CopyState, Vm
 from proxy.shell.custody import Custody
 
 
@@ -33,3 +36,25 @@ async def test_another_key_is_given_nothing(vouched: bytes, asks: bytes) -> None
     custody = Custody(session, guard, None, None, agreed=True)  # type: ignore[arg-type]
     with pytest.raises(VtpmRefused, match="not vouched"):
         await custody._give(asks)
+
+
+async def test_one_that_went_away_meanwhile_leaves_nobody_waiting() -> None:
+    """It was there when the machine's hand-over began: the destination is told, and the machine does not go without."""
+    vm = Vm("guest", "0f9c2f1e-0000-4000-8000-00000000abcd")
+    said: list[Any] = []
+
+    async def say(message: Any) -> None:
+        said.append(message)
+
+    async def departing(_: Vm) -> CopyState:
+        return CopyState.SUSPENDED
+
+    guard: Any = SimpleNamespace(party=SimpleNamespace(handover=SimpleNamespace(side=Side.SOURCE), vm=vm))
+    session: Any = SimpleNamespace(vouched=None, say=say, report=SimpleNamespace())
+    carrier: Any = SimpleNamespace(has=lambda _: True, depart=lambda *_: b"", moving=None)
+    custody = Custody(session, guard, SimpleNamespace(departing=departing), carrier, agreed=True)  # type: ignore[arg-type]
+    await custody._give(b"key")
+    assert said == [VtpmGiven(b"", 0)]
+    async with asyncio.timeout(5):
+        with pytest.raises(VtpmFailed, match="went away"):
+            await custody.approve(Side.SOURCE, vm)
