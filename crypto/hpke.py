@@ -1,7 +1,8 @@
 """What only one session of one host may read: HPKE (RFC 9180) with ML-KEM-768 and X25519 together.
 
-The recipient's key lives as long as a session's hand-over and is never stored; that it is the attested host's, its
-quote says (``crypto.attestation.binding``). The suite is MLKEM768-X25519, HKDF-SHA256, AES-256-GCM, in base mode: who
+The recipient's key lives as long as a session's hand-over and is not stored; that it is the attested host's, its
+quote says (``crypto.attestation.binding``). Where files go between hosts instead of messages, it waits on the disk,
+wrapped, until it has opened one thing. The suite is MLKEM768-X25519, HKDF-SHA256, AES-256-GCM, in base mode: who
 sent it, the session says. An attacker has to break both key exchanges.
 """
 
@@ -20,17 +21,39 @@ WRAP_BYTES: Final = 1088 + 32 + 16  # what wrapping adds: both encapsulations an
 PLAIN_BYTES_MAX: Final = 1024 * 1024  # more than two blobs of the most that swtpm takes never is
 
 _MLKEM_BYTES: Final = 1184
+_SEED_BYTES: Final = 64  # d ‖ z (FIPS 203 §7.1)
+SECRET_BYTES: Final = _SEED_BYTES + 32
 _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 class Recipient:
-    """Who can read it: a key pair made for one session."""
+    """Who can read it: a key pair made for one session.
 
-    def __init__(self) -> None:
-        mlkem, x25519 = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+    Args:
+        secret: of one that was made before; empty for a new one.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __init__(self, secret: bytes = b"") -> None:
+        if secret and len(secret) != SECRET_BYTES:
+            raise ValueError(f"a recipient's secret has {SECRET_BYTES} bytes, not {len(secret)}")
+        if secret:
+            mlkem = MLKEM768PrivateKey.from_seed_bytes(secret[:_SEED_BYTES])
+            x25519 = X25519PrivateKey.from_private_bytes(secret[_SEED_BYTES:])
+        else:
+            mlkem, x25519 = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+        self._secret = mlkem, x25519
         self._key = MLKEM768X25519PrivateKey(mlkem, x25519)
         self.public: Final = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
         """For whoever wraps: ``PUBLIC_BYTES``."""
+
+    @property
+    def secret(self) -> bytes:
+        """What makes it again, ``SECRET_BYTES``: to be kept wrapped, and for no longer than it is waited for."""
+        mlkem, x25519 = self._secret
+        return mlkem.private_bytes_raw() + x25519.private_bytes_raw()
 
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
         """What was wrapped for this key, under the same ``info``.

@@ -104,6 +104,14 @@ class XlToolstack:
 
     # ---- how things stand
 
+    async def knows(self, uuid: str) -> bool:
+        """Whether there is any domain of that machine here, however it stands.
+
+        Raises:
+            HypervisorFailed: xl cannot be asked.
+        """
+        return any(domain.uuid == uuid for domain in await self._list())
+
     async def pin(self, vm: Vm, side: Side) -> Vm:
         """See ``Hypervisor.pin``: the domain's id and the boot it belongs to, and whether it had no monitor anyway."""
         copy = (_leaving if side is Side.SOURCE else _arrived)(vm, await self._list_for(vm))

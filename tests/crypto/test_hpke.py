@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto.errors import WrapBroken
-from crypto.hpke import PLAIN_BYTES_MAX, PUBLIC_BYTES, WRAP_BYTES, Recipient, fingerprint, wrap
+from crypto.hpke import PLAIN_BYTES_MAX, PUBLIC_BYTES, SECRET_BYTES, WRAP_BYTES, Recipient, fingerprint, wrap
 
 RECIPIENT = Recipient()
 WRAPPED = wrap(b"a vTPM", RECIPIENT.public, b"use")
@@ -71,3 +71,14 @@ def test_what_is_too_long() -> None:
 def test_its_fingerprint_is_what_a_quote_certifies() -> None:
     assert len(RECIPIENT.public) == PUBLIC_BYTES
     assert fingerprint(RECIPIENT.public) == hashlib.sha256(RECIPIENT.public).digest()
+
+
+def test_a_recipient_made_again_reads_the_same() -> None:
+    made = Recipient()
+    again = Recipient(made.secret)
+    assert again.public == made.public
+    assert again.unwrap(wrap(b"what waits", made.public, b"use"), b"use") == b"what waits"
+    for length in (1, SECRET_BYTES - 1, SECRET_BYTES + 1):
+        with pytest.raises(ValueError, match="secret"):
+            Recipient(bytes(length))
+    assert made.secret.hex() not in repr(made)

@@ -112,7 +112,7 @@ def commands(page: Path) -> list[str]:
         re.sub(r"^ {4,}(?:[\w-]+(?:[$#]| \(qemu\)) )?", "", line) for line in text.splitlines() if line[:4] == "    "
     ]
     spans = re.findall(r"`([^`\n]+)`", text)
-    return [line for line in lines + spans if re.match(r"(?:\S*/)?korora (?!v1 )[a-z-]", line)]
+    return [line for line in lines + spans if re.match(r"(?:\S*/)?korora (?!v1 |vtpm v1)[a-z-]", line)]
 
 
 @each_page
@@ -120,7 +120,9 @@ def test_every_command_line_names_what_exists(page: Path) -> None:
     for line in commands(page):
         words = [word for word in shlex.split(line.partition("  #")[0]) if word not in {"…", "..."}][1:]
         command = (
-            words[:2] if words[0] in {"pki", "ctl", "store", "handover", "receipts", "policy", "attest"} else words[:1]
+            words[:2]
+            if words[0] in {"pki", "ctl", "store", "handover", "receipts", "policy", "attest", "vtpm"}
+            else words[:1]
         )
         if command[0] == "--version":
             continue

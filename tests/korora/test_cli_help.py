@@ -16,6 +16,7 @@ PKI = ("init", "issue", "revoke", "crl", "list")
 STORE = ("status", "forget")
 RECEIPTS = ("list", "show", "verify", "prove", "consistency", "export")
 POLICY = ("check", "explain")
+VTPM = ("status", "epochs", "request", "export", "import", "withdraw", "settle")
 CTL = ("cancel", "limit", "reload", "drain")
 COMMANDS = (
     *(
@@ -33,9 +34,11 @@ COMMANDS = (
         "receipts",
         "policy",
         "attest",
+        "vtpm",
     ),
     "approve",
     *(f"policy {name}" for name in POLICY),
+    *(f"vtpm {name}" for name in VTPM),
     *(f"pki {name}" for name in PKI),
     *(f"ctl {name}" for name in CTL),
     *(f"store {name}" for name in STORE),

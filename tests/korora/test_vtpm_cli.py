@@ -1,8 +1,10 @@
 """`korora vtpm`, and the file that turns the agent on."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from korora.agents.vtpm.host import open_agent
 from korora.agents.vtpm.rehearsal import Keys
 from korora.cli.main import command_line
 from korora.handovers import open_handovers
-from proxy.errors import ConfigurationError
-from tests.korora.agents.vtpm.emulators import emulators, key, keys, lived_in
+from proxy.errors import ConfigurationError, VtpmFailed, VtpmRefused
+from tests.korora.agents.vtpm.emulators import emulators, key, keys, known_by, lived_in
 from tests.korora.agents.vtpm.hosts import SESSION, UUID, Host
+from tests.standins.xen_host import XenHost
 
 __all__ = ["key"]
 
@@ -76,12 +79,14 @@ def test_a_file_that_is_wrong(tmp_path: Path, changes: dict[str, str], what: str
     assert what in str(refused.value)
 
 
-def test_status_and_epochs(tmp_path: Path, key: Path) -> None:
+@pytest.fixture
+def hosts(tmp_path: Path, key: Path) -> Iterator[tuple[Host, Host]]:
+    """Two that are set up, the first one's vTPM has been lived in."""
     with emulators() as held:
-        source, destination = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
-        held += [source.emulator, destination.emulator]
-        lived_in(source.emulator)
-        for host in (source, destination):
+        both = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
+        held += [host.emulator for host in both]
+        lived_in(both[0].emulator)
+        for host in both:
             write(
                 host.folder / "relay",
                 control=f"{host.folder}/{{uuid}}/c",
@@ -89,28 +94,96 @@ def test_status_and_epochs(tmp_path: Path, key: Path) -> None:
                 migration_key=keys(key).migration.replace(",mode=aes-256-cbc,format=binary", "")
                 + ",format=binary,mode=aes-256-cbc",
             )
-        here, there = (str(host.folder / "relay") for host in (source, destination))
-        assert run("vtpm", "status", "--state", here) == "no vTPM has come or gone yet\n"
-        agents = [open_agent(Path(one)) for one in (here, there)]
-        assert all(isinstance(agent, Agent) for agent in agents)
-        leaving, arriving = agents[0].of(SESSION, "beta"), agents[1].of(SESSION, "alpha")
-        leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
-        leaving.part(UUID)
-        (told,) = json.loads(run("vtpm", "status", "--state", there, "--json"))["vtpms"]
-        assert (told["uuid"], told["holding"], told["emulator"], told["epoch"]) == (UUID, "arriving", "idle", 1)
-        arriving.release(UUID)
-        leaving.given(UUID)
-        (told,) = json.loads(run("vtpm", "status", UUID, "--state", there, "--json"))["vtpms"]
-        assert (told["holding"], told["emulator"], told["peer"]) == ("here", "running", "alpha")
-        line = run("vtpm", "status", "--state", here).splitlines()[1].split()
-        assert line[:4] == [UUID, "1", "gone", "beta"]
-        assert "absent" in line
-        entries = json.loads(run("vtpm", "epochs", UUID, "--state", here, "--json"))["entries"]
-        assert [entry["holding"] for entry in entries] == ["leaving", "gone"]
-        assert [text.split()[3] for text in run("vtpm", "epochs", UUID, "--state", there).splitlines()] == [
-            "arriving",
-            "here",
-        ]
+        yield both
+        held += [host.emulator for host in both]
+
+
+def states(hosts: tuple[Host, Host]) -> tuple[str, str]:
+    """Their relays' state directories."""
+    here, there = (str(host.folder / "relay") for host in hosts)
+    return here, there
+
+
+def test_status_and_epochs(hosts: tuple[Host, Host]) -> None:
+    here, there = states(hosts)
+    assert run("vtpm", "status", "--state", here) == "no vTPM has come or gone yet\n"
+    agents = [open_agent(Path(one)) for one in (here, there)]
+    assert all(isinstance(agent, Agent) for agent in agents)
+    leaving, arriving = agents[0].of(SESSION, "beta"), agents[1].of(SESSION, "alpha")
+    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+    leaving.part(UUID)
+    (told,) = json.loads(run("vtpm", "status", "--state", there, "--json"))["vtpms"]
+    assert (told["uuid"], told["holding"], told["emulator"], told["epoch"]) == (UUID, "arriving", "idle", 1)
+    arriving.release(UUID)
+    leaving.given(UUID)
+    (told,) = json.loads(run("vtpm", "status", UUID, "--state", there, "--json"))["vtpms"]
+    assert (told["holding"], told["emulator"], told["peer"]) == ("here", "running", "alpha")
+    line = run("vtpm", "status", "--state", here).splitlines()[1].split()
+    assert line[:4] == [UUID, "1", "gone", "beta"]
+    assert "absent" in line
+    entries = json.loads(run("vtpm", "epochs", UUID, "--state", here, "--json"))["entries"]
+    assert [entry["holding"] for entry in entries] == ["leaving", "gone"]
+    assert [text.split()[3] for text in run("vtpm", "epochs", UUID, "--state", there).splitlines()] == [
+        "arriving",
+        "here",
+    ]
+
+
+def refused(*words: str) -> BaseException:
+    """What a command ends by."""
+    ended = CliRunner().invoke(command_line(words), list(words))
+    assert ended.exception is not None, ended.output
+    return ended.exception
+
+
+def test_one_moves_in_a_file(
+    hosts: tuple[Host, Host],
+    identity_alpha: Path,
+    identity_beta: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The four commands, and why not: its machine is there, nobody can tell, nobody is certain."""
+    here, there = (
+        ("--state", state, "--identity", str(identity))
+        for state, identity in zip(states(hosts), (identity_alpha, identity_beta), strict=True)
+    )
+    request, parcel, answer = (str(tmp_path / name) for name in ("request", "parcel", "answer"))
+    before = known_by(hosts[0].emulator, hosts[0].emulator.sealed)
+    run("vtpm", "request", UUID, "--from", "alpha", "--out", request, *there)
+    give = ("vtpm", "export", UUID, "--request", request, "--to", "beta", "--out", parcel, *here)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    unknown = refused(*give)
+    assert isinstance(unknown, VtpmFailed)
+    assert "--certain" in unknown.remedy
+    xen = XenHost(tmp_path / "xen")
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("PATH", xen.env["PATH"])
+    for shutdown in (None, "suspend"):
+        xen.create("g1", UUID, shutdown=shutdown)
+        for words in (give, (*give, "--certain")):
+            present = refused(*words)
+            assert isinstance(present, VtpmFailed)
+            assert "is here" in str(present)
+        xen.power_off("g1")
+    assert hosts[0].usable
+    run(*give)
+    assert Path(parcel).stat().st_mode & 0o777 == 0o600
+    first = Path(parcel).read_bytes()
+    run(*give)
+    assert Path(parcel).read_bytes() == first
+    uncertain = refused("vtpm", "settle", "--keep", UUID, *here)
+    assert isinstance(uncertain, ConfigurationError)
+    assert "there would be two" in str(uncertain)
+    run("vtpm", "import", parcel, "--out", answer, *there)
+    run("vtpm", "settle", answer, *here)
+    assert known_by(hosts[1].emulator, hosts[0].emulator.sealed) == before
+    (told,) = json.loads(run("vtpm", "status", UUID, "--state", there[1], "--json"))["vtpms"]
+    assert (told["holding"], told["epoch"], told["peer"]) == ("here", 1, "alpha")
+    late = refused("vtpm", "withdraw", "--request", request, "--out", answer, *there)
+    assert isinstance(late, VtpmRefused)
+    assert isinstance(refused("vtpm", "import", str(tmp_path / "nothing"), "--out", answer, *there), ConfigurationError)
 
 
 def test_what_is_no_uuid_names_no_file(tmp_path: Path) -> None:

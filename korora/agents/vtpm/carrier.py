@@ -138,7 +138,7 @@ class Carrier:
             with self._ledgers.locked(uuid) as file:
                 passage = Passage(self._session, uuid, file.ledger.epoch + 1)
                 self._expected = passage.quoted(nonce)
-                self._ours = _prove(blobs, self._places.keys, self._expected)
+                self._ours = prove(blobs, self._places.keys, self._expected)
                 identity = parcel.identity_of(self._ours)
                 digest = parcel.digest_of(blobs)
                 file.write(file.ledger.depart(self._session, self._peer, identity=identity, digest=digest, at=now()))
@@ -205,7 +205,7 @@ class Carrier:
                 )
                 emulator = self._places.emulator(uuid)
                 emulator.require_idle()  # before the ledger says that it may be erased
-                proof = _prove(held.blobs, self._places.keys, passage.quoted(held.nonce))
+                proof = prove(held.blobs, self._places.keys, passage.quoted(held.nonce))
                 if parcel.identity_of(proof) != held.identity:
                     raise VtpmRefused("what has arrived is another vTPM than the one that left")
                 self._beat("rehearsed")
@@ -292,7 +292,12 @@ class Carrier:
         emulator.start()
 
 
-def _prove(blobs: tuple[ctrl.StateBlob, ...], keys: Keys, qualifying: bytes) -> Proof:
-    told = rehearse(blobs, keys, qualifying)
+def prove(blobs: tuple[ctrl.StateBlob, ...], keys: Keys, qualifying: bytes, *, off: bool = False) -> Proof:
+    """What the vTPM of that state says of itself; see ``rehearsal.rehearse``.
+
+    Raises:
+        VtpmFailed: it does not come up, or does not answer.
+    """
+    told = rehearse(blobs, keys, qualifying, off=off)
     quotes = tuple(Quoted(int(said.hierarchy), said.public, said.quote, said.signature) for said in told.quotes)
     return Proof(quotes, b"".join(told.pcrs))

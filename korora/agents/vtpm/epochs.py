@@ -88,10 +88,18 @@ class Ledger:
             raise VtpmRefused(f"epoch {epoch} of the vTPM was seen here already ({known.holding}): {how} of it")
         if epoch <= self.epoch:
             raise VtpmRefused(f"epoch {epoch} of the vTPM is older than epoch {self.epoch}, seen here: a rollback")
-        if (self.holding, Event.ARRIVE) not in TABLE:
-            raise VtpmRefused(f"the vTPM is {self._stands()} here, and there can be only one")
+        self.require_elsewhere()
         self._same(identity)
         return Entry("arriving", epoch, at, session, peer, identity, digest)
+
+    def require_elsewhere(self) -> None:
+        """That this host has no part in it, and may be given it.
+
+        Raises:
+            VtpmRefused: it has.
+        """
+        if (self.holding, Event.ARRIVE) not in TABLE:
+            raise VtpmRefused(f"the vTPM is {self._stands()} here, and there can be only one")
 
     def follow(self, event: Event, at: str) -> tuple[Entry | None, tuple[Action, ...]]:
         """What the machine's hand-over asks for: the entry to write, and what is to be done in which order.

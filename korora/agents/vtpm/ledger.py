@@ -66,6 +66,10 @@ class Ledgers:
         """Where what has arrived is, until it is released."""
         return self.folder / f"{uuid}.arrived"
 
+    def file(self, uuid: str, what: str) -> Path:
+        """Where something else is kept of that vTPM."""
+        return self.folder / f"{uuid}.{what}"
+
     def read(self, uuid: str) -> Ledger:
         """As it stands; empty where there is none.
 

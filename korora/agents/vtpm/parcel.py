@@ -82,7 +82,8 @@ class Passage:
     uuid: str
     epoch: int
 
-    def _context(self) -> bytes:
+    def context(self) -> bytes:
+        """What all that is said of it is bound to: session, machine and epoch, 40 bytes."""
         return bytes.fromhex(self.session) + UUID(self.uuid).bytes + _EPOCH.pack(self.epoch)
 
     def wrap(self, parcel: Parcel, recipient: bytes) -> bytes:
@@ -91,12 +92,12 @@ class Passage:
         Raises:
             WrapBroken: its key is none.
         """
-        body = wrap(msgspec.msgpack.encode(parcel), recipient, _LABEL + self._context())
+        body = wrap(msgspec.msgpack.encode(parcel), recipient, _LABEL + self.context())
         return _EPOCH.pack(self.epoch) + body
 
     def quoted(self, nonce: bytes) -> bytes:
         """What the vTPM has to quote, 32 bytes."""
-        return hashlib.sha256(_QUOTED + self._context() + nonce).digest()
+        return hashlib.sha256(_QUOTED + self.context() + nonce).digest()
 
 
 def digest_of(blobs: tuple[StateBlob, ...]) -> str:
@@ -119,7 +120,7 @@ def unwrap(session: str, uuid: str, wrapped: bytes, recipient: Recipient) -> tup
     passage = Passage(session, uuid, int(_EPOCH.unpack_from(wrapped)[0]))
     if not 1 <= passage.epoch < 2**63:
         raise VtpmRefused(f"epoch {passage.epoch} is none")
-    body = recipient.unwrap(wrapped[_EPOCH.size :], _LABEL + passage._context())
+    body = recipient.unwrap(wrapped[_EPOCH.size :], _LABEL + passage.context())
     try:
         parcel = msgspec.msgpack.decode(body, type=Parcel)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

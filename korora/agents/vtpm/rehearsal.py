@@ -6,24 +6,28 @@ no running TPM before the machine is its own. The emulator hangs on two connecti
 the file system, so nobody else can speak to it, and it ends with this process, however that ends.
 """
 
+import fcntl
 import os
 import secrets
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from crypto.files import read_bounded
 from korora.agents.vtpm import commands
 from korora.agents.vtpm.commands import Hierarchy
-from korora.agents.vtpm.ctrl import StateBlob, StateFlag
+from korora.agents.vtpm.ctrl import BLOB_BYTES_MAX, StateBlob, StateFlag
 from korora.agents.vtpm.swtpm import Held, Tpm
 from proxy.errors import VtpmFailed
 
 END_SECONDS_MAX: Final = 2.0  # for the emulator to end once its connections have
+STATE_BYTES_MAX: Final = 2 * BLOB_BYTES_MAX  # of a file: what it keeps is not more than what it gives, and is padded
+LOCK: Final = ".lock"
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it: nothing of this meets a disk
 _UNAVAILABLE: Final = frozenset({0x185, 0x9A2, 0x98E})  # TPM_RC_HIERARCHY, BAD_AUTH and AUTH_FAIL of session 1
 
@@ -66,21 +70,69 @@ class Rehearsed:
     pcrs: tuple[bytes, ...]
 
 
-def rehearse(blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes) -> Rehearsed:
+def rehearse(blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes, *, off: bool = False) -> Rehearsed:
     """Bring that state up and let it quote.
 
     Args:
-        blobs: both parts.
+        blobs: its parts.
         keys: of this host's emulators.
         qualifying: to be quoted, 32 bytes.
+        off: of a machine that is off: its permanent part alone.
 
     Raises:
         VtpmFailed: it does not come up, or does not answer.
     """
     with emulator(keys, own_key=not any(blob.flags & StateFlag.ENCRYPTED for blob in blobs)) as (control, tpm):
-        control.load(blobs)
+        control.load(blobs, off=off)
         control.start()
         return ask(tpm, qualifying)
+
+
+def stored(files: tuple[Path, ...], keys: Keys) -> tuple[StateBlob, ...]:
+    """What an emulator that does not run has stored, read by a copy of it: both parts, or the permanent one alone.
+
+    Args:
+        files: where it stores the permanent part, and then the volatile one.
+        keys: of this host's emulators.
+
+    Raises:
+        VtpmFailed: nothing is stored, it cannot be read, or an emulator has it.
+    """
+    state: dict[str, bytes] = {}
+    with _unused(files[0].parent / LOCK):
+        for path in files[:2]:
+            try:
+                state[path.name] = read_bounded(path, STATE_BYTES_MAX)[0]
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise VtpmFailed(f"cannot read {path}: {error}", "be root, or the user of the emulators") from None
+    if files[0].name not in state:
+        raise VtpmFailed(f"there is no vTPM at {files[0].parent}", "see whether its machine has one")
+    with emulator(keys, own_key=False, state=state) as (control, _):
+        control.start()
+        return control.export(off=files[1].name not in state)
+
+
+@contextmanager
+def _unused(lock: Path) -> Iterator[None]:
+    """No swtpm has brought that state up, whichever control channel it has (swtpm: src/swtpm/swtpm_nvstore_dir.c)."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield  # nobody ever has
+        return
+    except OSError as error:
+        raise VtpmFailed(f"cannot open {lock}: {error.strerror}", "be root, or the user of the emulators") from None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise VtpmFailed(
+            f"a swtpm has the state at {lock.parent}, and does not run it at its control channel", "end that swtpm"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def ask(tpm: Tpm, qualifying: bytes) -> Rehearsed:
@@ -120,12 +172,13 @@ def ask(tpm: Tpm, qualifying: bytes) -> Rehearsed:
 
 
 @contextmanager
-def emulator(keys: Keys, *, own_key: bool) -> Iterator[tuple[Held, Tpm]]:
+def emulator(keys: Keys, *, own_key: bool, state: Mapping[str, bytes] = {}) -> Iterator[tuple[Held, Tpm]]:
     """A swtpm for as long as the context lasts; its TPM is not running yet.
 
     Args:
         keys: as configured.
         own_key: whether what it writes is sealed under a key that nobody has: the state is not under this host's.
+        state: files that it finds in its folder.
 
     Raises:
         VtpmFailed: it cannot be started.
@@ -138,6 +191,8 @@ def emulator(keys: Keys, *, own_key: bool) -> Iterator[tuple[Held, Tpm]]:
         data,
     ):
         try:
+            for name, content in state.items():
+                (Path(folder) / name).write_bytes(content)  # the folder is this user's alone
             process, key = _spawn(Path(folder), keys, theirs, their_data, own_key=own_key)
         except OSError as error:
             raise VtpmFailed(f"swtpm cannot be started: {error.strerror}", "install swtpm on this host") from None

@@ -63,10 +63,13 @@ class Swtpm:
 
     # ---- its state
 
-    def export(self) -> tuple[StateBlob, ...]:
+    def export(self, *, off: bool = False) -> tuple[StateBlob, ...]:
         """All of a running TPM's state, encrypted under the migration key.
 
         Reading the volatile part removes what is stored of it: ``store`` comes afterwards.
+
+        Args:
+            off: its machine is off: the permanent part is all there is, as after any power cut.
 
         Raises:
             VtpmFailed: also where it has no such key, or gives a part of it in clear.
@@ -74,8 +77,7 @@ class Swtpm:
         if not self.config() & Config.MIGRATION_KEY:
             raise VtpmFailed("swtpm has no migration key, so its state would leave in clear", ctrl.KEY_REMEDY)
         blobs = tuple(
-            ctrl.state_of(blob, self._ask(Command.GET_STATEBLOB, ctrl.get_state(blob)))
-            for blob in (Blob.PERMANENT, Blob.VOLATILE)
+            ctrl.state_of(blob, self._ask(Command.GET_STATEBLOB, ctrl.get_state(blob))) for blob in _parts(off=off)
         )
         for blob in blobs:
             blob.require_sealed()
@@ -93,13 +95,17 @@ class Swtpm:
                 "start the swtpm of the arriving machine, and leave it uninitialised",
             )
 
-    def load(self, blobs: tuple[StateBlob, ...]) -> None:
+    def load(self, blobs: tuple[StateBlob, ...], *, off: bool = False) -> None:
         """Give a TPM that is not running all of its state; ``start`` brings it up with that.
+
+        Args:
+            blobs: the parts.
+            off: its machine is off; see ``export``.
 
         Raises:
             VtpmFailed: also where a part is missing, twice or in clear, or it refuses one; then the emulator is ended.
         """
-        if [blob.type for blob in blobs] != [Blob.PERMANENT, Blob.VOLATILE]:
+        if tuple(blob.type for blob in blobs) != _parts(off=off):
             raise VtpmFailed(
                 "not both parts of a vTPM's state: without the volatile one its PCRs and sessions would be lost"
             )
@@ -240,6 +246,10 @@ def receive(sock: socket.socket, wanted: Callable[[bytes], int]) -> bytes:
             raise ConnectionResetError(errno.ECONNRESET, "it has closed the connection")
         begun += piece
     return bytes(begun)
+
+
+def _parts(*, off: bool) -> tuple[Blob, ...]:
+    return (Blob.PERMANENT,) if off else (Blob.PERMANENT, Blob.VOLATILE)
 
 
 def _socket() -> socket.socket:

@@ -1,0 +1,423 @@
+"""A vTPM that moves in a file, where no relay carries it: its machine is off or saved, or the way to its host is cut.
+
+    destination                                 source
+    ask: a key in a file, wrapped        ──▶    leave: the machine is not here; the vTPM is read, rehearsed, wrapped;
+                                                a copy is kept; ledger: leaving; its emulator ends, its state is removed
+    receive: opened, rehearsed; ledger:  ◀──
+    arriving; kept; the key is removed;
+    started; ledger: here                ──▶    settle: ledger: gone; the copy is removed
+    withdraw: the key is removed         ──▶    settle: started from the copy; ledger: here
+
+At every moment one host at most can let it answer: the source's emulator has lost it before there is a parcel, and has
+it back only by the destination's word that it never came, or an operator's. And one host at least has all of it on its
+disk: the source's copy stays until the destination has said that it is there. Each step may be asked for again.
+
+Everything here blocks.
+"""
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from crypto.at_rest import HostKeys
+from crypto.errors import SealBroken
+from crypto.files import read_bounded
+from crypto.hpke import Recipient
+from crypto.identity import Identity
+from korora.agents.vtpm import letters, parcel
+from korora.agents.vtpm.carrier import Agent, prove
+from korora.agents.vtpm.ctrl import Blob, StateBlob
+from korora.agents.vtpm.handover import Event, Holding
+from korora.agents.vtpm.ledger import LedgerFile, keep, now, remove
+from korora.agents.vtpm.letters import Answer, Luggage, Request, Sent, Trust
+from korora.agents.vtpm.parcel import Passage
+from korora.agents.vtpm.rehearsal import stored
+from proxy.errors import VtpmFailed, VtpmRefused
+
+log = structlog.get_logger("korora.vtpm")
+
+REQUEST_HOURS_DEFAULT: Final = 24  # somebody walks between the hosts
+REQUEST_HOURS_MAX: Final = 168  # a week: a key that waits longer is one that was forgotten
+_KEPT_BYTES_MAX: Final = 2 * letters.LETTER_BYTES_MAX
+_WRAPPING: Final = "vtpm request"  # of the store's folders none is called that: those are hexadecimal
+
+_ASKED, _LEFT, _CAME, _ANSWER = "asked", "left", "came", "answer"
+_T = TypeVar("_T")
+
+
+class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Destination: a request that waits; ``secret`` is its key's, wrapped under this host's."""
+
+    id: str
+    source: str
+    until: int
+    secret: bytes
+
+
+class _Left(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Source: what was given, until it is known to have come: the letter, and what is in it."""
+
+    id: str
+    parcel: bytes
+    luggage: Luggage
+
+
+class Courier:
+    """Both ends of such moves, on one host.
+
+    Args:
+        agent: where the emulators and ledgers are.
+        identity: signs what this host says; its CA says whom it believes.
+        keys: of what this host keeps at rest.
+        pins: of signing keys; see ``letters.Trust``.
+        clock: this moment.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        identity: Identity,
+        keys: HostKeys,
+        pins: frozenset[bytes] = frozenset(),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._places, self._ledgers, self._beat = agent.places, agent.ledgers, agent.beat
+        self._identity, self._keys, self._pins, self._clock = identity, keys, pins, clock
+
+    # ---- destination
+
+    def ask(self, uuid: str, source: str, hours: int = REQUEST_HOURS_DEFAULT) -> bytes:
+        """A request for ``source`` to answer; what was asked for before cannot come any more.
+
+        Raises:
+            VtpmRefused: the vTPM is here.
+            VtpmFailed: what has to be kept cannot be.
+        """
+        recipient, request = Recipient(), secrets.token_hex(16)
+        until = int((self._clock() + timedelta(hours=min(hours, REQUEST_HOURS_MAX))).timestamp())
+        with self._ledgers.locked(uuid) as file:
+            file.ledger.require_elsewhere()
+            _, secret = self._keys.make(_WRAPPING, bytes.fromhex(request), recipient.secret)
+            self._keep(uuid, _ASKED, _Asked(request, source, until, secret))
+            remove(self._file(uuid, _ANSWER))
+            epoch = file.ledger.epoch
+        return self._say(Request(letters.VERSION, request, uuid, source, recipient.public, epoch, until))
+
+    def receive(self, content: bytes) -> bytes:
+        """Take the vTPM that is in a parcel, so that its emulator has it; the answer for its source.
+
+        Raises:
+            VtpmRefused: not this one, not now, not any more, or not by whom it was asked of.
+            VtpmFailed: the emulator or the disk refuses.
+            ReceiptError: whoever has sent it is not believed.
+        """
+        sent, source = letters.read(content, Sent, self._trust())
+        self._for_us(sent)
+        with self._ledgers.locked(sent.uuid) as file:
+            if file.ledger.concerns(sent.id) and file.ledger.holding is Holding.HERE:
+                remove(self._file(sent.uuid, _CAME))
+                return self._answered(sent)
+            begun = file.ledger.concerns(sent.id)
+            luggage = self._again(sent, file) if begun else self._take(sent, source, file)
+            # From here on all of it is in a file of ours, and the key that opens the parcel is not needed any more.
+            remove(self._file(sent.uuid, _ASKED))
+            self._beat("key removed")
+            proof = self._rehearse(sent, luggage)
+            self._start(sent.uuid, luggage)
+            self._beat("started")
+            said = msgspec.msgpack.encode(proof)
+            answer = self._say(
+                Answer(letters.VERSION, sent.id, sent.uuid, source, "here", sent.epoch, luggage.digest, said)
+            )
+            keep(self._file(sent.uuid, _ANSWER), answer)
+            self._beat("answered")
+            self._write(file, Event.RELEASE, sent.uuid)
+            self._beat("here")
+            remove(self._file(sent.uuid, _CAME))
+            self._beat("copy removed")
+            return answer
+
+    def withdraw(self, content: bytes) -> bytes:
+        """That the vTPM of a request of ours will never come: the answer for its source.
+
+        Raises:
+            VtpmRefused: it has come.
+            ReceiptError: this host has not made that request.
+        """
+        asked, _ = letters.read(content, Request, self._trust(self._identity.name, pinned=False))
+        with self._ledgers.locked(asked.uuid) as file:
+            if any(entry.session == asked.id for entry in file.ledger.entries):
+                raise VtpmRefused("the vTPM has come: it cannot be given back, only away: korora vtpm export")
+            path = self._file(asked.uuid, _ASKED)
+            if path.exists() and self._read(asked.uuid, _ASKED, _Asked).id == asked.id:
+                remove(path)
+                self._beat("withdrawn")
+        return self._say(Answer(letters.VERSION, asked.id, asked.uuid, asked.to, "withdrawn"))
+
+    def _take(self, sent: Sent, source: str, file: LedgerFile) -> Luggage:
+        """Open it, and keep it; nothing has been changed if it is refused."""
+        asked = self._awaited(sent)
+        if asked.source != source:
+            raise VtpmRefused(f"a parcel of {source}, and it was asked of {asked.source}")
+        if self._clock().timestamp() > asked.until:
+            raise VtpmRefused("the request has run out: korora vtpm withdraw it, so that its source can take it back")
+        luggage = self._open(sent, asked)
+        entry = file.ledger.arrive(
+            sent.epoch, sent.id, source, identity=luggage.identity, digest=luggage.digest, at=now()
+        )
+        self._places.emulator(sent.uuid).require_idle()
+        if self._has_files(sent.uuid):
+            raise VtpmFailed(
+                f"there is a vTPM's state already at {self._places.files(sent.uuid)[0].parent}",
+                "find out whose it is; if nobody's, remove it",
+            )
+        self._rehearse(sent, luggage)
+        self._beat("rehearsed")
+        file.write(entry)
+        self._beat("arriving")
+        self._keep(sent.uuid, _CAME, luggage)
+        self._beat("kept")
+        log.info("vtpm", holding="arriving", vm=sent.uuid, epoch=sent.epoch, peer=source, digest=luggage.digest[:16])
+        return luggage
+
+    def _again(self, sent: Sent, file: LedgerFile) -> Luggage:
+        """What was taken, where this host ended in the middle of it."""
+        if file.ledger.holding is not Holding.ARRIVING:
+            raise VtpmRefused(
+                f"the vTPM of that parcel was here, and is {file.ledger.holding.value}: a second use of it"
+            )
+        if self._file(sent.uuid, _CAME).exists():
+            return self._read(sent.uuid, _CAME, Luggage)
+        luggage = self._open(sent, self._awaited(sent))
+        if luggage.digest != file.ledger.entries[-1].digest:
+            raise VtpmRefused("another parcel than the one that has begun to arrive")
+        self._keep(sent.uuid, _CAME, luggage)
+        return luggage
+
+    def _awaited(self, sent: Sent) -> _Asked:
+        if self._file(sent.uuid, _ASKED).exists():
+            asked = self._read(sent.uuid, _ASKED, _Asked)
+            if asked.id == sent.id:
+                return asked
+        raise VtpmRefused("the key for that parcel is not here: it was not asked for, was withdrawn, or was used")
+
+    def _open(self, sent: Sent, asked: _Asked) -> Luggage:
+        try:
+            _, secret = self._keys.unwrap(_WRAPPING, bytes.fromhex(asked.id), asked.secret)
+            recipient = Recipient(secret)
+        except (SealBroken, ValueError):
+            raise VtpmFailed(
+                f"the key in {self._file(sent.uuid, _ASKED)} is not this host's",
+                "make another request, and export anew",
+            ) from None
+        _, luggage = letters.unpack(sent, recipient)
+        for blob in luggage.blobs:
+            blob.require_sealed()
+        return luggage
+
+    def _rehearse(self, sent: Sent, luggage: Luggage) -> parcel.Proof:
+        """What it says of itself here, which is what it has said at its source."""
+        expected = Passage(sent.id, sent.uuid, sent.epoch).quoted(luggage.nonce)
+        theirs = parcel.read_proof(luggage.proof)
+        parcel.verify(theirs, expected)
+        ours = prove(luggage.blobs, self._places.keys, expected, off=luggage.off)
+        parcel.same(theirs, ours)
+        if parcel.identity_of(ours) != luggage.identity:
+            raise VtpmRefused("what has arrived is another vTPM than the one that left")
+        return ours
+
+    def _answered(self, sent: Sent) -> bytes:
+        try:
+            return read_bounded(self._file(sent.uuid, _ANSWER), letters.LETTER_BYTES_MAX)[0]
+        except (OSError, ValueError):
+            raise VtpmRefused("the vTPM of that parcel is here already: a second use of it") from None
+
+    # ---- source
+
+    def leave(self, uuid: str, content: bytes, peer: str, require_absent: Callable[[], None]) -> bytes:
+        """Give the vTPM away by a request: the parcel. From then on this host cannot use it.
+
+        Args:
+            uuid: the machine's.
+            content: the request.
+            peer: the host that has to have made it.
+            require_absent: raises where the machine is here.
+
+        Raises:
+            VtpmRefused: not to that host, not by that request, or it is not here to be given.
+            VtpmFailed: the emulator or the disk refuses.
+            ReceiptError: whoever asks is not believed.
+        """
+        asked, _ = letters.read(content, Request, self._trust(peer))
+        self._for_us(asked)
+        if asked.uuid != uuid:
+            raise VtpmRefused(f"the request is for the vTPM of {asked.uuid}")
+        with self._ledgers.locked(uuid) as file:
+            if not file.ledger.concerns(asked.id):
+                self._depart(asked, peer, file, require_absent)
+            elif file.ledger.holding is not Holding.LEAVING:
+                raise VtpmRefused(f"that request is settled: the vTPM is {file.ledger.holding.value}")
+            left = self._read(uuid, _LEFT, _Left)
+            self._erase(uuid)
+            self._beat("erased")
+            return left.parcel
+
+    def _depart(self, asked: Request, peer: str, file: LedgerFile, require_absent: Callable[[], None]) -> None:
+        if self._clock().timestamp() > asked.until:
+            raise VtpmRefused("the request has run out: let the destination make another")
+        if asked.epoch > file.ledger.epoch:
+            raise VtpmRefused(
+                f"{peer} has seen epoch {asked.epoch} of the vTPM, and this host knows of {file.ledger.epoch}: "
+                "what is here is an older state of it, or this host's ledger is"
+            )
+        require_absent()
+        blobs = self._state(asked.uuid)
+        self._beat("exported")
+        off = all(blob.type is not Blob.VOLATILE for blob in blobs)
+        nonce = secrets.token_bytes(32)
+        passage = Passage(asked.id, asked.uuid, file.ledger.epoch + 1)
+        proof = prove(blobs, self._places.keys, passage.quoted(nonce), off=off)
+        identity, digest = parcel.identity_of(proof), parcel.digest_of(blobs)
+        entry = file.ledger.depart(asked.id, peer, identity=identity, digest=digest, at=now())
+        volatile = StateBlob(Blob.VOLATILE, 0, b"") if off else blobs[1]
+        luggage = Luggage(
+            nonce=nonce,
+            identity=identity,
+            permanent=blobs[0].data,
+            permanent_flags=blobs[0].flags,
+            volatile=volatile.data,
+            volatile_flags=volatile.flags,
+            proof=msgspec.msgpack.encode(proof),
+        )
+        wrapped = letters.pack(luggage, passage, asked.recipient)
+        sent = self._say(Sent(letters.VERSION, asked.id, asked.uuid, peer, passage.epoch, wrapped))
+        require_absent()  # it may have been started meanwhile
+        self._keep(asked.uuid, _LEFT, _Left(asked.id, sent, luggage))
+        self._beat("left")
+        file.write(entry)
+        self._beat("leaving")
+        log.info("vtpm", holding="leaving", vm=asked.uuid, epoch=passage.epoch, peer=peer, digest=digest[:16])
+
+    def settle(self, content: bytes) -> str:
+        """Act on the destination's answer; the machine's UUID.
+
+        Raises:
+            VtpmRefused: it is of something else.
+            VtpmFailed: the emulator or the disk refuses.
+            ReceiptError: whoever answers is not believed.
+        """
+        answer, peer = letters.read(content, Answer, self._trust())
+        self._for_us(answer)
+        with self._ledgers.locked(answer.uuid) as file:
+            if not file.ledger.concerns(answer.id) or file.ledger.entries[-1].peer != peer:
+                raise VtpmRefused(f"the answer of {peer} is not about how the vTPM stands here")
+            if answer.outcome == "withdrawn":
+                self._take_back(answer.uuid, file)
+                return answer.uuid
+            last = file.ledger.entries[-1]
+            if file.ledger.holding is Holding.LEAVING:
+                luggage = self._read(answer.uuid, _LEFT, _Left).luggage
+                if (answer.epoch, answer.digest) != (last.epoch, luggage.digest):
+                    raise VtpmRefused("the answer is of another state of the vTPM than was given")
+                said = parcel.read_proof(answer.proof)
+                parcel.verify(said, Passage(answer.id, answer.uuid, answer.epoch).quoted(luggage.nonce))
+                parcel.same(parcel.read_proof(luggage.proof), said)
+                self._write(file, Event.GIVEN, answer.uuid)
+                self._beat("gone")
+            if file.ledger.holding is not Holding.GONE:
+                raise VtpmRefused(
+                    f"the vTPM stands as {file.ledger.holding.value} at this host, and {peer} says it has it"
+                )
+            remove(self._file(answer.uuid, _LEFT))
+            self._beat("copy removed")
+        return answer.uuid
+
+    def keep_here(self, uuid: str) -> None:
+        """An operator knows that it will never come: let this host have it back.
+
+        Raises:
+            VtpmRefused: nothing of it has left in a file.
+            VtpmFailed: the emulator or the disk refuses.
+        """
+        with self._ledgers.locked(uuid) as file:
+            if file.ledger.holding not in (Holding.LEAVING, Holding.HERE) or not self._file(uuid, _LEFT).exists():
+                raise VtpmRefused("no vTPM of that machine has left in a file, and waits for its answer")
+            if not file.ledger.concerns(self._read(uuid, _LEFT, _Left).id):
+                raise VtpmRefused("what has left in a file is not what the ledger says has left last")
+            self._take_back(uuid, file)
+
+    def _take_back(self, uuid: str, file: LedgerFile) -> None:
+        if file.ledger.holding is Holding.LEAVING:
+            self._start(uuid, self._read(uuid, _LEFT, _Left).luggage)
+            self._beat("taken back")
+            self._write(file, Event.STAY, uuid)
+            self._beat("here")
+        if file.ledger.holding is not Holding.HERE:
+            raise VtpmRefused(f"the vTPM is {file.ledger.holding.value}: it cannot be taken back")
+        remove(self._file(uuid, _LEFT))
+        self._beat("copy removed")
+
+    def _state(self, uuid: str) -> tuple[StateBlob, ...]:
+        """Of a TPM that runs without its machine all of it; of one that does not, what is stored."""
+        emulator = self._places.emulator(uuid)
+        if emulator.listens and emulator.running():
+            return emulator.export()
+        return stored(self._places.files(uuid), self._places.keys)
+
+    def _erase(self, uuid: str) -> None:
+        self._places.emulator(uuid).end()
+        remove(*self._places.files(uuid))
+
+    # ---- both
+
+    def _start(self, uuid: str, luggage: Luggage) -> None:
+        """Let the emulator have it, once: what it has stored since is newer."""
+        emulator = self._places.emulator(uuid)
+        if not emulator.listens:
+            raise VtpmFailed(
+                f"no swtpm listens at {emulator.control}", "start the machine's, leave it uninitialised, and try again"
+            )
+        if not emulator.running() and not self._has_files(uuid):
+            emulator.load(luggage.blobs, off=luggage.off)
+            emulator.start()
+
+    def _has_files(self, uuid: str) -> bool:
+        return any(path.exists() for path in self._places.files(uuid))
+
+    def _write(self, file: LedgerFile, event: Event, uuid: str) -> None:
+        entry, _ = file.ledger.follow(event, now())
+        if entry is None:
+            raise VtpmRefused(f"the vTPM is {file.ledger.holding.value}: {event.value} has no place there")
+        file.write(entry)
+        log.info("vtpm", holding=entry.holding, vm=uuid, epoch=entry.epoch, peer=entry.peer)
+
+    def _for_us(self, body: Request | Sent | Answer) -> None:
+        if body.to != self._identity.name:
+            raise VtpmRefused(f"it is for {body.to}, and this host is {self._identity.name}")
+
+    def _trust(self, name: str = "", *, pinned: bool = True) -> Trust:
+        identity = self._identity
+        return Trust(identity.ca, identity.crl, self._clock(), name, self._pins if pinned else frozenset())
+
+    def _say(self, body: Request | Sent | Answer) -> bytes:
+        identity = self._identity
+        return letters.write(body, identity.signing_certificate.public_bytes(Encoding.DER), identity.signing_key)
+
+    def _file(self, uuid: str, what: str) -> Path:
+        return self._ledgers.file(uuid, what)
+
+    def _keep(self, uuid: str, what: str, content: _Asked | _Left | Luggage) -> None:
+        keep(self._file(uuid, what), msgspec.msgpack.encode(content))
+
+    def _read(self, uuid: str, what: str, kind: type[_T]) -> _T:
+        path = self._file(uuid, what)
+        try:
+            return msgspec.msgpack.decode(read_bounded(path, _KEPT_BYTES_MAX)[0], type=kind)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise VtpmFailed(f"{path} cannot be read: {error}", "keep it, and see to its owner and mode") from None
