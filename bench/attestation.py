@@ -52,19 +52,21 @@ def measure(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
         tpms = {host: Tpm(stack.enter_context(soft_tpm(scratch / host)).tcti) for host in ("alpha", "beta")}
         for host, tpm in tpms.items():
             _enrolled(scratch / "known", host, tpm)
-        hosts = {host: HostPlatform(tpm, scratch / "known") for host, tpm in tpms.items()}
+        hosts = {
+            host: HostPlatform(tpm, scratch / "known", state=scratch / f"state-{host}") for host, tpm in tpms.items()
+        }
         for _ in range(rounds):
             began = time.perf_counter()
             for judge, judged, side in (("alpha", "beta", Side.DESTINATION), ("beta", "alpha", Side.SOURCE)):
                 binding = Binding(os.urandom(32), SessionId(os.urandom(16)), side, os.urandom(32))
                 marks = [time.perf_counter()]
-                wanted = hosts[judge].demands(judged)
-                if wanted is None:
+                demand = hosts[judge].demands(judged)
+                if demand is None:
                     raise AssertionError("nothing is demanded")
                 marks.append(time.perf_counter())
-                evidence = hosts[judged].attest(binding, wanted)
+                evidence = hosts[judged].attest(binding, demand.wanted)
                 marks.append(time.perf_counter())
-                hosts[judge].appraise(judged, evidence, binding)
+                hosts[judge].appraise(judged, evidence, binding, demand)
                 marks.append(time.perf_counter())
                 for step, before, after in zip(STEPS, marks, marks[1:], strict=False):
                     found[step].append(1e3 * (after - before))

@@ -82,7 +82,7 @@ class Common:
             return None
         from korora.platform import open_platform
 
-        return open_platform(self.tpm, self.attestation)
+        return open_platform(self.tpm, self.attestation, state=self.state_folder)
 
     @property
     def state_folder(self) -> Path:

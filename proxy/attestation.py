@@ -4,7 +4,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from crypto.attestation.binding import Binding
+from crypto.attestation.structures import Clock
 from proxy.control import Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a host is to show.
+
+    Attributes:
+        wanted: the PCRs and logs.
+        since: its TPM's clock as it was last seen before that was demanded: what it quotes is later; None for never.
+    """
+
+    wanted: Wanted
+    since: Clock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +37,8 @@ class Proved:
 class Platform(Protocol):
     """Of a process. Each method may read the disk or wait for a TPM: the shell calls them in a thread."""
 
-    def demands(self, peer: str) -> Wanted | None:
-        """What the host of that name is to show; None for nothing.
+    def demands(self, peer: str) -> Demand | None:
+        """What the host of that name is to show; None for nothing. To be asked before its challenge is made.
 
         Raises:
             PlatformUnknown: it was not enrolled, so whatever it showed would not do.
@@ -38,8 +52,8 @@ class Platform(Protocol):
             TpmUnusable: its TPM does not answer.
         """
 
-    def appraise(self, peer: str, evidence: bytes, binding: Binding) -> Proved:
-        """Judge what the host of that name shows.
+    def appraise(self, peer: str, evidence: bytes, binding: Binding, demand: Demand) -> Proved:
+        """Judge what the host of that name shows to what was demanded.
 
         Raises:
             AttestationError: that is not what is demanded.

@@ -10,7 +10,6 @@ PCR_COUNT: Final = 24  # of a bank, on a PC (PC Client Platform TPM Profile §4.
 PCR_BANKS_MAX: Final = 4  # sha1, sha256, sha384, sha512: all that a quote may be asked of
 DIGEST_BYTES_MAX: Final = 64  # SHA-512
 STRUCTURE_BYTES_MAX: Final = KIB  # a key, a quote or a signature of RSA 4096: below 700
-OVERLAP_MILLISECONDS: Final = 30_000  # sessions that begin together judge quotes in any order; a greeting takes 10 s
 CREDENTIAL_BYTES: Final = 32  # the secret of a challenge at enrolment
 
 EVENT_LOG_BYTES_MAX: Final = MIB  # firmware's logs take 20 to 150 KiB

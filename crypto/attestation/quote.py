@@ -8,7 +8,6 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
-from crypto.attestation.limits import OVERLAP_MILLISECONDS
 from crypto.attestation.structures import Alg, Attributes, Clock, Public, Quote, Selection, Signature, hash_of
 from crypto.errors import EvidenceMalformed, QuoteInvalid
 
@@ -113,15 +112,17 @@ def _verify(public: Public, signature: Signature, quote: bytes) -> None:
 def check_clock(earlier: Clock, later: Clock) -> None:
     """A TPM's counts only grow: less than was seen before is an older state of it, or another TPM with its key.
 
-    Quotes of sessions that begin at one time may be judged in another order than they were made: within
-    ``OVERLAP_MILLISECONDS`` its clock may be behind.
+    Args:
+        earlier: as it was seen before this quote was asked for. What was seen meanwhile does not count: quotes of
+            sessions that begin at one time may be judged in another order than they were made.
+        later: of the quote. The clock is written to the TPM's memory now and then, and may begin a little earlier after
+            a restart; that is counted.
 
     Raises:
         QuoteInvalid: one of them fell.
     """
     before, after = earlier.counts, later.counts
-    # The clock is written to the TPM's memory now and then: after a restart it may begin a little earlier.
-    if after[:2] < before[:2] or (after[:2] == before[:2] and after[2] + OVERLAP_MILLISECONDS < before[2]):
+    if after < before:
         raise QuoteInvalid(
             f"the TPM has gone back: {before[0]} resets, {before[1]} restarts and {before[2]} ms were seen before, now "
             f"{after[0]}, {after[1]} and {after[2]}"

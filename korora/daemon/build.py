@@ -188,7 +188,8 @@ def platform_of(config: Config, watch: Watch | None = None) -> Platform | None:
         return None
     from korora.platform import open_platform
 
-    return open_platform(config.tpm, Path(config.attestation) if config.attestation else None, watch)
+    references = Path(config.attestation) if config.attestation else None
+    return open_platform(config.tpm, references, watch, Path(config.state))
 
 
 def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:

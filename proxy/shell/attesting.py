@@ -50,15 +50,15 @@ async def begin(link: ControlLink, session: SessionId, peer: PeerInfo, platform:
     """
     if platform is None:
         return Proved()
-    wanted = await asyncio.to_thread(platform.demands, peer.name)
+    demand = await asyncio.to_thread(platform.demands, peer.name)
     nonce = os.urandom(NONCE_BYTES)
-    await link.send(Challenge(PROTOCOL_VERSION, session, nonce, wanted))
+    await link.send(Challenge(PROTOCOL_VERSION, session, nonce, None if demand is None else demand.wanted))
     exporter = link.tls.export_attestation(session)
     evidence, last = await _evidence(link)
     proved = Proved()
-    if wanted is not None:
+    if demand is not None:
         proved = await asyncio.to_thread(
-            platform.appraise, peer.name, evidence, Binding(exporter, session, Side.DESTINATION, nonce)
+            platform.appraise, peer.name, evidence, Binding(exporter, session, Side.DESTINATION, nonce), demand
         )
     if last.wanted is not None:
         await _show(link, platform, Binding(exporter, session, Side.SOURCE, _nonce(last.nonce)), last.wanted)
@@ -95,16 +95,16 @@ async def answer(
 async def _answer(
     link: ControlLink, peer: PeerInfo, message: Message, platform: Platform | None, recipient: Recipient | None
 ) -> tuple[Message, str]:
-    wanted = None if platform is None else await asyncio.to_thread(platform.demands, peer.name)
+    demand = None if platform is None else await asyncio.to_thread(platform.demands, peer.name)
     if not isinstance(message, Challenge):
-        if wanted is not None:
+        if demand is not None:
             raise AttestationMissing(f"{peer.name!r} does not attest, and here that is demanded")
         return message, ""
     if message.version != PROTOCOL_VERSION:
         raise PeerRefused(f"attestation of version {message.version}")
     session = SessionId(message.session)
     exporter = link.tls.export_attestation(session)
-    nonce = os.urandom(NONCE_BYTES) if wanted is not None else b""
+    nonce = os.urandom(NONCE_BYTES) if demand is not None else b""
     shown = b""
     if message.wanted is not None:
         if platform is None:
@@ -112,12 +112,12 @@ async def _answer(
         key = b"" if recipient is None else await asyncio.to_thread(recipient, session.hex(), peer.name)
         binding = Binding(exporter, session, Side.DESTINATION, message.nonce, key)
         shown = await asyncio.to_thread(platform.attest, binding, message.wanted)
-    await _send(link, shown, nonce, wanted)
+    await _send(link, shown, nonce, None if demand is None else demand.wanted)
     proved = Proved()
-    if wanted is not None and platform is not None:
+    if demand is not None and platform is not None:
         evidence, _ = await _evidence(link)
         binding = Binding(exporter, session, Side.SOURCE, nonce)
-        proved = await asyncio.to_thread(platform.appraise, peer.name, evidence, binding)
+        proved = await asyncio.to_thread(platform.appraise, peer.name, evidence, binding, demand)
     _log(session, peer, proved)
     following = await link.receive()
     if getattr(following, "session", session) != session:

@@ -11,7 +11,7 @@ from crypto.attestation.binding import Binding, Side
 from crypto.errors import AttestationMissing, PlatformChanged, TpmUnusable
 from crypto.keys import SessionId
 from crypto.tls import PeerInfo
-from proxy.attestation import Proved
+from proxy.attestation import Demand, Proved
 from proxy.control import Attested, Bank, Challenge, Heartbeat, Message, Refuse, Resume, Wanted
 from proxy.errors import PeerRefused, PolicyRefused, ProtocolViolation
 from proxy.limits import EVIDENCE_PART_BYTES_MAX
@@ -50,14 +50,15 @@ class Platform:
         self.attested: list[Binding] = []
         self.appraised: list[tuple[str, bytes, Binding]] = []
 
-    def demands(self, peer: str) -> Wanted | None:
-        return self.wanted
+    def demands(self, peer: str) -> Demand | None:
+        return None if self.wanted is None else Demand(self.wanted)
 
     def attest(self, binding: Binding, wanted: Wanted) -> bytes:
         self.attested.append(binding)
         return self.evidence
 
-    def appraise(self, peer: str, evidence: bytes, binding: Binding) -> Proved:
+    def appraise(self, peer: str, evidence: bytes, binding: Binding, demand: Demand) -> Proved:
+        assert demand.wanted == self.wanted
         self.appraised.append((peer, evidence, binding))
         if self.error is not None:
             raise self.error
