@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import uvloop
@@ -37,6 +37,7 @@ from proxy.endpoints.sockets import listen_tcp
 from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, HypervisorFailed, Interrupted, exit_code_of
 from proxy.handover.record import Record
 from proxy.paging import PagingTerms
+from proxy.preflight import Surveyor
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -71,6 +72,16 @@ class Common:
     """The folder of what peers' platforms may be; None: nothing is demanded of them."""
     tpm: str = ""
     """TCTI of this host's TPM; empty for none."""
+    preflight: Literal["on", "off", "strict"] = "on"
+    """Whether both hosts are looked at before each session; strict: warnings refuse, too."""
+
+    def surveyor(self) -> Surveyor | None:
+        """What knows this host, and judges others; None where preflight is off."""
+        if self.preflight == "off":
+            return None
+        from korora.preflight.agent import open_surveyor
+
+        return open_surveyor(self.preflight, self.state_folder, self.tpm)
 
     def platform(self) -> Platform | None:
         """What this host shows of itself and demands of others; None for neither.
@@ -337,6 +348,7 @@ class _Receiver:
                 guarded=frozenset({_EGRESS} if options.guarded else ()),
                 authority=office,
                 platform=common.platform(),
+                surveyor=common.surveyor(),
                 notary=self._notary,
             ),
             begin=self._begin,
@@ -447,7 +459,9 @@ class _Sender:
 
     async def run(self) -> int:
         with _host_store(self._options.common, self._options.peer.paging) as paging:
-            return await self._run(replace(self._options.peer, paging=paging, platform=self._options.common.platform()))
+            common = self._options.common
+            peer = replace(self._options.peer, paging=paging, platform=common.platform(), surveyor=common.surveyor())
+            return await self._run(peer)
 
     async def _run(self, peer: Peer) -> int:
         tls = _tls(self._options.common, TlsRole.CLIENT)

@@ -35,6 +35,9 @@ class Watch(Protocol):
     def appraised(self, verdict: str) -> None:
         """A peer's platform was judged: ``proved``, or why not (``AttestationError.reason``)."""
 
+    def surveyed(self, check: str, grade: str) -> None:
+        """Two hosts were compared before a session, by one check (``proxy.preflight.CHECKS``)."""
+
 
 class Unwatched:
     """Counts nothing."""
@@ -61,4 +64,7 @@ class Unwatched:
         """See ``Watch``."""
 
     def appraised(self, verdict: str) -> None:
+        """See ``Watch``."""
+
+    def surveyed(self, check: str, grade: str) -> None:
         """See ``Watch``."""

@@ -23,6 +23,7 @@ from proxy.limits import (
     CHANNELS_MAX,
     CONTROL_MESSAGE_BYTES_MAX,
     EVIDENCE_PART_BYTES_MAX,
+    FINDINGS_MAX,
     LANES_MAX,
     PAGES_GIVEN_MAX,
     PAGES_WANTED_MAX,
@@ -31,6 +32,7 @@ from proxy.limits import (
     VTPM_PART_BYTES,
     VTPM_PROOF_BYTES_MAX,
 )
+from proxy.preflight import Finding, HostFacts
 
 PROTOCOL_VERSION: Final = 1
 
@@ -166,7 +168,8 @@ class Offer(_Message, frozen=True, tag="offer"):
     ``cache_bytes`` is the page cache it would keep, 0 for none; ``chains`` how many contexts it would compress in;
     ``tenant`` whose stored pages may be referred to, empty for nobody's, and ``segments`` what of them is here.
     ``handover`` is the kind of hypervisor whose hand-over it can guard, empty for none. ``evidence`` is there where its
-    host signs receipts. ``vtpm`` says that it moves the machine's vTPM along, if it has one.
+    host signs receipts. ``vtpm`` says that it moves the machine's vTPM along, if it has one. ``host`` is what its host
+    says of itself.
     """
 
     version: _U16
@@ -184,6 +187,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     handover: _Guardable = ""
     evidence: Evidence | None = None
     vtpm: bool = False
+    host: HostFacts | None = None
 
 
 class Accept(_Message, frozen=True, tag="accept"):
@@ -192,7 +196,8 @@ class Accept(_Message, frozen=True, tag="accept"):
     With codec PAGES both keep a page cache of ``cache_bytes``, and the pages of ``segments``, which the source offered
     and the destination has too, may be referred to, in the order given. ``handover`` is what was offered, if both can
     guard it; else the hypervisors hand over unguarded. ``evidence`` is the offer's with the destination's signature,
-    and ``head`` is of its log, if both sign receipts. ``vtpm`` says that it will ask for the machine's vTPM.
+    and ``head`` is of its log, if both sign receipts. ``vtpm`` says that it will ask for the machine's vTPM. ``host``
+    is what its host says of itself.
     """
 
     suite: _U16
@@ -207,6 +212,7 @@ class Accept(_Message, frozen=True, tag="accept"):
     evidence: Evidence | None = None
     head: LogHead | None = None
     vtpm: bool = False
+    host: HostFacts | None = None
 
 
 class Resume(_Message, frozen=True, tag="resume"):
@@ -379,6 +385,25 @@ class Recover(_Message, frozen=True, tag="recover"):
     why: _Reason = ""
 
 
+class Survey(_Message, frozen=True, tag="survey"):
+    """Source to destination, first on a new control connection: could a machine go, and what would be in its way?
+
+    Nothing goes, and nothing is kept of it. ``need_bytes`` is the machine's memory, -1 where that is not known.
+    """
+
+    version: _U16
+    egress: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
+    host: HostFacts
+    need_bytes: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
+
+
+class Surveyed(_Message, frozen=True, tag="surveyed"):
+    """The answer: what the destination says of itself, and has found; no facts to a host that may not send there."""
+
+    host: HostFacts | None
+    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=FINDINGS_MAX)]
+
+
 class Abort(_Message, frozen=True, tag="abort"):
     """Either way: the session is over; ``code`` is the sender's exit code."""
 
@@ -413,6 +438,8 @@ Message = (
     | Finished
     | Word
     | Recover
+    | Survey
+    | Surveyed
     | Abort
 )
 

@@ -6,6 +6,7 @@
     │       ├── JournalBusy           2   another process is at work on that hand-over
     │       └── JournalDamaged        2   a file of it is not what was written
     ├── PolicyRefused                 3   a policy, here or there, said no
+    │   ├── PreflightFailed           3   the two hosts do not fit together, or one lacks what it needs
     │   └── SessionCancelled          3   an operator ended the session on purpose
     ├── PeerRefused                   4   the peer did not let us in (anything before ACCEPT but a policy's no)
     │   └── PeerVanished              4   the connection ended before ACCEPT, and nobody said why
@@ -23,7 +24,8 @@ The errors of crypto and chunking keep their own classes; ``exit_code_of`` knows
 ours: 70.
 """
 
-from typing import ClassVar, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from chunking.errors import StoreUnusable
 from crypto.errors import (
@@ -35,6 +37,9 @@ from crypto.errors import (
     ReceiptError,
     TpmError,
 )
+
+if TYPE_CHECKING:
+    from proxy.preflight import Finding  # and with it msgspec, which an error on the command line need not wait for
 
 EXIT_DONE: Final = 0
 EXIT_CONFIGURATION: Final = 2
@@ -82,6 +87,17 @@ class PolicyRefused(RelayError):
     def __init__(self, message: str, rule: str = "") -> None:
         super().__init__(message)
         self.rule = rule
+
+
+class PreflightFailed(PolicyRefused):
+    """A check before the session says that it cannot go well; ``remedy`` is a sentence without its full stop.
+
+    ``findings`` are all that were not in order.
+    """
+
+    def __init__(self, message: str, remedy: str = "", findings: "Sequence[Finding]" = ()) -> None:
+        super().__init__(message)
+        self.remedy, self.findings = remedy, tuple(findings)
 
 
 class SessionCancelled(PolicyRefused):

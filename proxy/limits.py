@@ -59,6 +59,9 @@ MULTIFD_PAGES_MAX: Final = 12_800  # offsets in one packet: 128 in fact, and rec
 CONTROL_MESSAGE_BYTES_MAX: Final = 64 * KIB
 EVIDENCE_PART_BYTES_MAX: Final = 48 * KIB  # of a platform's evidence in one message
 REASON_CHARACTERS_MAX: Final = 512  # a peer's words in our log
+FACTS_TEXT_CHARACTERS_MAX: Final = 128  # a name or version in what a host says of itself; a processor's has 48
+FEATURES_MAX: Final = 128  # of a processor; some 70 are told
+FINDINGS_MAX: Final = 32  # of one survey; there are about a dozen checks
 
 # ---- hand-over
 JOURNAL_BYTES_MAX: Final = 256 * KIB  # one hand-over's file: a few lines of some 200 bytes, and a line an attempt
@@ -76,6 +79,7 @@ RECOVERY_SECONDS_MIN: Final = 1.0  # before the second look at what the journal 
 RECOVERY_SECONDS: Final = 15.0  # between two such looks, in the long run
 RECOVERIES_MAX: Final = 16  # hand-overs taken up at once: each waits for xl or for its peer, and needs little itself
 VISITS_MAX: Final = 32  # of one peer at once, in one process: it makes one for each of its sessions, and one more
+SURVEY_SECONDS_MAX: Final = 10.0  # an answer to a survey: with Xen a command is run for it, which takes some 20 ms
 WORDS_MAX: Final = 16  # in one visit: four are the most that a hand-over needs
 ORDER_BYTES_MAX: Final = 4 * KIB  # an operator's word and the answer to it: some 30 bytes, and a reason
 ORDER_POLL_SECONDS: Final = 0.5  # between two looks for one, of whoever has a hand-over that an operator may decide

@@ -6,6 +6,7 @@ from typing import Literal
 
 from proxy.authority import Act
 from proxy.guest import GuestView
+from proxy.preflight import Finding
 from proxy.session import Session
 from proxy.tally import PageCounts, PageTally
 
@@ -66,6 +67,7 @@ class SessionReport:
     procedures: list[Act] = field(default_factory=list)
     policy: str | None = None
     attested: str | None = None
+    preflight: list[Finding] = field(default_factory=list)
     vtpm_epoch: int | None = None
     vtpm_sha256: str | None = None
     rate_limit: int | None = None

@@ -45,6 +45,14 @@ def _approve(app: typer.Typer) -> None:
     app.command(epilog=approve.APPROVE_EPILOG)(approve.approve)
 
 
+def _preflight(app: typer.Typer) -> None:
+    from korora.cli import preflight
+
+    app.command(epilog=preflight.PREFLIGHT_EPILOG, short_help="Check whether a machine can go to a host.")(
+        preflight.preflight
+    )
+
+
 def _demo(app: typer.Typer) -> None:
     from korora.cli import demo
 
@@ -66,6 +74,7 @@ _COMMANDS: Final[dict[str, _Adder]] = {
     "send": _relay,
     "xl": _relay,
     "serve": _serve,
+    "preflight": _preflight,
     "inspect": _inspect,
     "top": _top,
     "ctl": _top,

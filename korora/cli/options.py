@@ -136,6 +136,25 @@ Tpm = Annotated[
         show_default=False,
     ),
 ]
+
+
+@unique
+class Preflight(StrEnum):
+    """As korora/preflight/agent.py has them."""
+
+    ON = "on"
+    OFF = "off"
+    STRICT = "strict"
+
+
+PreflightMode = Annotated[
+    Preflight,
+    typer.Option(
+        "--preflight",
+        help="Look at both hosts before a session (korora preflight): on refuses what cannot go well, strict also what"
+        " is doubtful.",
+    ),
+]
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="What is kept between sessions [default: IDENTITY/state]."),

@@ -65,6 +65,7 @@ def receive(
     approvals: opt.Approvals = None,
     attestation: opt.Attestation = None,
     tpm: opt.Tpm = None,
+    preflight: opt.PreflightMode = opt.Preflight.ON,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     resume_timeout: opt.ResumeTimeout = RESUME_SECONDS,
@@ -91,6 +92,7 @@ def receive(
         state=state,
         office=(policy, approvals),
         attest=(attestation, tpm),
+        preflight=preflight,
         store_bytes=store_bytes,
     )
     from proxy.paging import PagingTerms
@@ -126,6 +128,7 @@ def send(
     approvals: opt.Approvals = None,
     attestation: opt.Attestation = None,
     tpm: opt.Tpm = None,
+    preflight: opt.PreflightMode = opt.Preflight.ON,
     tenant: opt.Tenant = opt.TENANT,
     store_bytes: opt.StoreBytes = None,
     rate_limit: opt.RateLimit = None,
@@ -156,6 +159,7 @@ def send(
         state=state,
         office=(policy, approvals),
         attest=(attestation, tpm),
+        preflight=preflight,
         store_bytes=store_bytes,
     )
     from proxy.paging import Encode, PagingTerms
@@ -192,6 +196,7 @@ def xl(
     approvals: opt.Approvals = None,
     attestation: opt.Attestation = None,
     tpm: opt.Tpm = None,
+    preflight: opt.PreflightMode = opt.Preflight.ON,
     recover_for: Annotated[
         int,
         typer.Option(
@@ -246,6 +251,7 @@ def xl(
         state=state,
         office=(policy, approvals),
         attest=(attestation, tpm),
+        preflight=preflight,
     )
     from proxy.paging import PagingTerms
 
@@ -289,6 +295,7 @@ def _common(
     store_bytes: int | None = None,
     office: tuple[Path | None, str | None] = (None, None),
     attest: tuple[Path | None, str | None] = (None, None),
+    preflight: opt.Preflight = opt.Preflight.ON,
 ) -> "Common":
     from chunking.limits import STORE_BYTES_DEFAULT
     from crypto.tls import PeerRules
@@ -305,6 +312,7 @@ def _common(
         approvals=office[1],
         attestation=attest[0],
         tpm=attest[1] or "",
+        preflight=preflight.value,
         store_bytes=STORE_BYTES_DEFAULT if store_bytes is None else store_bytes,
     )
 

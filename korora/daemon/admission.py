@@ -52,13 +52,21 @@ class Admission:
         Raises:
             PolicyRefused: this peer may not use that egress, or it is another session's turn.
         """
-        if peer.name not in self._users.get(offer.egress, frozenset()):
-            raise PolicyRefused(f"{peer.name} may not use the egress {offer.egress!r}")
+        self.allow(peer, offer.egress)
         self._forget_stillborn()
         if offer.session in self._admitted:
             return
         lock = self._locked(offer.egress) if self._exclusive.get(offer.egress) else None
         self._admitted[offer.session] = _Admitted(offer.egress, self._clock(), lock)
+
+    def allow(self, peer: PeerInfo, egress: str) -> None:
+        """See ``Terms.allow``.
+
+        Raises:
+            PolicyRefused: this peer may not use that egress.
+        """
+        if peer.name not in self._users.get(egress, frozenset()):
+            raise PolicyRefused(f"{peer.name} may not use the egress {egress!r}")
 
     def begun(self, session: bytes) -> str:
         """A session that was admitted is open; the name of its egress."""

@@ -19,6 +19,7 @@ from proxy.endpoints.base import Egress
 from proxy.endpoints.spec import parse_address, parse_egress, parse_monitor, parse_xl_flags
 from proxy.errors import ConfigurationError, PolicyRefused
 from proxy.paging import Encode, PagingTerms, StoreAccess
+from proxy.preflight import Surveyor
 from proxy.shell import source
 
 REPORTS = "reports"
@@ -190,6 +191,15 @@ def platform_of(config: Config, watch: Watch | None = None) -> Platform | None:
 
     references = Path(config.attestation) if config.attestation else None
     return open_platform(config.tpm, references, watch, Path(config.state))
+
+
+def surveyor_of(config: Config, watch: Watch | None = None) -> Surveyor | None:
+    """What knows this host, and judges others; None where preflight is off. ``watch`` counts."""
+    if config.preflight == "off":
+        return None
+    from korora.preflight.agent import open_surveyor
+
+    return open_surveyor(config.preflight, Path(config.state), config.tpm, watch)
 
 
 def paging_of(config: Config, stored: StoreAccess | None = None) -> PagingTerms:

@@ -156,6 +156,7 @@ class Config(Table, frozen=True):
     approvals: str = "/run/korora/approve.sock"
     attestation: str = ""
     tpm: str = ""
+    preflight: Literal["on", "off", "strict"] = "on"
     workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     sessions_max: Annotated[int, Meta(ge=1, le=SESSIONS_MAX)] = SESSIONS_DEFAULT
     allow_classical: bool = False

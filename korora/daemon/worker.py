@@ -76,11 +76,12 @@ from proxy.errors import (
     exit_code_of,
 )
 from proxy.handover.record import Record
+from proxy.preflight import Surveyor
 from proxy.report import SessionReport
 from proxy.session import Role
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.runner import Runner
-from proxy.shell.source import Source, SourceRunner
+from proxy.shell.source import Peer, Source, SourceRunner
 from proxy.wire import LANE_TOKEN_BYTES
 
 log = structlog.get_logger("korora.worker")
@@ -119,6 +120,7 @@ class Worker:
         self._admission: Admission | None = None
         self._office: Office | None = None
         self._platform: Platform | None = None
+        self._surveyor: Surveyor | None = None
         self._notary: Notary | None = None
         self._host_store: HostStore | None = None
         self._destination: Destination | None = None
@@ -227,7 +229,7 @@ class Worker:
         except (CryptoError, RelayError) as error:
             self._wire.send(Configured(message.generation, line_of(error)))
             return
-        self._platform = platform
+        self._platform, self._surveyor = platform, build.surveyor_of(config, self._observer)
         if self._host_store is None:
             self._host_store = await asyncio.to_thread(build.open_host_store, config)
         if self._office is None:
@@ -254,8 +256,10 @@ class Worker:
             guarded=build.guarded(config),
             random=self._random,
             admit=self._admission.admit,
+            allow=self._admission.allow,
             authority=self._office,
             platform=self._platform,
+            surveyor=self._surveyor,
             notary=self._notary,
         )
         self._config, self._credentials, self._xl_max = config, credentials, message.xl_max
@@ -269,9 +273,13 @@ class Worker:
         for name, way in self._ways.items():
             ingress = config.ingress_named(name)
             if ingress is not None:
-                where = replace(build.destination_of(config, ingress, self._host_store), platform=self._platform)
+                where = self._of_this_host(build.destination_of(config, ingress, self._host_store))
                 way.source.reconfigure(credentials.clients[ingress.peer], where, build.monitor_of(ingress))
         self._wire.send(Configured(message.generation))
+
+    def _of_this_host(self, where: Peer) -> Peer:
+        """A destination, with what this host shows it of itself and demands of it."""
+        return replace(where, platform=self._platform, surveyor=self._surveyor)
 
     def _take(self, sock: socket.socket, address: str) -> None:
         if self._destination is None or self._stopping is not None:
@@ -286,7 +294,7 @@ class Worker:
             self._task(given.close())
             self._wire.send(Left(name))
             return
-        where = replace(build.destination_of(config, ingress, self._host_store), platform=self._platform)
+        where = self._of_this_host(build.destination_of(config, ingress, self._host_store))
         source = Source(
             credentials.clients[ingress.peer],
             where,
@@ -307,7 +315,7 @@ class Worker:
         if self._desk.errands >= self._xl_max:
             raise PolicyRefused(f"{config.xl.sessions_max} sessions of korora xl run, and no more may")
         client, where = build.xl_destination(config, ask.peer, ask.names, ask.flags, self._host_store)
-        where = replace(where, platform=self._platform)
+        where = self._of_this_host(where)
 
         def opened(runner: SourceRunner) -> None:
             begun()

@@ -16,6 +16,7 @@ from proxy.handover.record import UNREADABLE
 from proxy.handover.record import Kind as Hypervisor
 from proxy.handover.table import WRITTEN
 from proxy.handover.table import State as Standing
+from proxy.preflight import CHECKS, GRADES
 from proxy.session import Role, State
 from proxy.tally import PageCounts
 
@@ -190,6 +191,12 @@ ATTESTATION_SECONDS: Final = Family(
     (),
     unit="seconds",
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+PREFLIGHT_FINDINGS: Final = Family(
+    "korora_preflight_findings_total",
+    Kind.COUNTER,
+    "Checks of two hosts before a session, by what was found",
+    (("check", CHECKS), ("grade", GRADES)),
 )
 VTPMS: Final = Family(
     "korora_vtpms_total",
@@ -483,6 +490,7 @@ FAMILIES: Final = (
     LOG_DISPUTES,
     ATTESTATIONS,
     ATTESTATION_SECONDS,
+    PREFLIGHT_FINDINGS,
     VTPMS,
     STREAM_BYTES,
     WIRE_BYTES,

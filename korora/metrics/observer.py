@@ -321,6 +321,10 @@ class Observer:
         """A peer's platform was judged, and this was found."""
         self._in.counter(f.ATTESTATIONS, verdict).inc()
 
+    def surveyed(self, check: str, grade: str) -> None:
+        """Two hosts were compared before a session, by one check."""
+        self._in.counter(f.PREFLIGHT_FINDINGS, check, grade).inc()
+
     def receipt_failed(self) -> None:
         """A session is over, and its outcome cannot be logged."""
         self._in.counter(f.RECEIPTS_FAILED).inc()

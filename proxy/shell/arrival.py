@@ -46,6 +46,7 @@ from proxy.limits import (
     LANES_MAX,
 )
 from proxy.paging import Encode, PagingTerms, Stored
+from proxy.preflight import HostFacts
 from proxy.report import SessionReport
 from proxy.session import Session, State
 from proxy.shell.channel import Channel
@@ -102,6 +103,8 @@ class DestinationRunner(Runner):
         """The source's offer, signed by both, where receipts are signed."""
         self.head: LogHead | None = None
         """Of our log, for the source to see."""
+        self.host: HostFacts | None = None
+        """What this host says of itself."""
         self._tokens: dict[bytes, LaneId] = {}
         self._next_lane = 0
         self._announced: asyncio.Queue[ChannelOpen] = asyncio.Queue(CHANNELS_MAX)
@@ -149,6 +152,7 @@ class DestinationRunner(Runner):
             evidence=self.evidence,
             head=self.head,
             vtpm=self.custody is not None and self.custody.agreed,
+            host=self.host,
         )
 
     def _ask(self, order: int, ordinals: Sequence[int]) -> None:

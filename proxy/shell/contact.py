@@ -10,7 +10,7 @@ import msgspec
 
 from chunking.pages import PAGE_BYTES
 from crypto.errors import AttestationError, AuthenticationError, PeerNameMismatch, ReceiptError
-from crypto.keys import Direction, ResumeSecret, Suite
+from crypto.keys import SESSION_ID_BYTES, Direction, ResumeSecret, SessionId, Suite
 from crypto.tls import PeerInfo, TlsConfig, TlsPeer
 from proxy.attestation import Platform, Proved
 from proxy.control import (
@@ -23,6 +23,7 @@ from proxy.control import (
     Resume,
     Resumed,
     StoredSegment,
+    Surveyed,
     printable,
 )
 from proxy.endpoints.sockets import dial_tcp, explain
@@ -34,20 +35,24 @@ from proxy.errors import (
     PeerUnreachable,
     PeerVanished,
     PolicyRefused,
+    PreflightFailed,
     ProtocolViolation,
     exit_code_of,
 )
-from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX
+from proxy.limits import HANDSHAKE_SECONDS_MAX, RESUME_ATTEMPT_SECONDS_MAX, SURVEY_SECONDS_MAX
 from proxy.paging import PagingTerms
+from proxy.preflight import HostFacts, Surveyor
 from proxy.session import Session
 from proxy.shell.attesting import begin
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.linked import Meeting
 from proxy.shell.stored import aliased
+from proxy.shell.surveying import ask, told
 from proxy.wire import RESUME_MAGIC, Codec
 
 RandomBytes = Callable[[int], bytes]
+Surveys = tuple[HostFacts, Surveyed, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Peer:
     """Whether vTPMs are moved here."""
     platform: Platform | None = field(default=None, repr=False)
     """Of this host, and what it demands of others'; None: nothing is shown and nothing demanded."""
+    surveyor: Surveyor | None = field(default=None, repr=False)
+    """Of this host; None: nothing is said of it, and the destination is not judged."""
     guarded: bool = False
     """Whether no session is opened whose hand-over is not guarded."""
     paging: PagingTerms = field(default_factory=PagingTerms)
@@ -96,11 +103,14 @@ class Introduction(Protocol):
             PolicyRefused: nothing is to be offered to it.
         """
 
+    async def host(self) -> HostFacts | None:
+        """What this host says of itself; None for nothing."""
+
     async def accepted(self, answer: Accept) -> None:
         """It has accepted.
 
         Raises:
-            PeerRefused, CryptoError: what it shows is not enough.
+            PeerRefused, PreflightFailed, CryptoError: what it shows is not enough.
         """
 
 
@@ -129,7 +139,7 @@ class Contact:
                 peer = await link.handshake()
                 proved = await begin(link, session.id, peer, where.platform)
                 evidence = await introduction.admit(peer, proved, link.tls.own_leaf_sha256)
-                answer = await self._offer(link, session, evidence)
+                answer = await self._offer(link, session, evidence, await introduction.host())
                 await introduction.accepted(answer)
                 link.mark_open()
         except TimeoutError:
@@ -230,7 +240,45 @@ class Contact:
             destination_leaf=peer.leaf_sha256,
         )
 
-    async def _offer(self, link: ControlLink, session: Session, evidence: Evidence | None) -> Accept:
+    async def survey(self, surveyor: Surveyor, need_bytes: int, came: Callable[[str, str], None]) -> Surveys:
+        """Ask the destination whether a machine could go there; nothing goes.
+
+        Args:
+            surveyor: of this process.
+            need_bytes: the machine's memory; -1 where that is not known.
+            came: told of each step that has gone well (``connection``, ``authentication``, ``attestation``), with what
+                came of it: the address, the peer's name, what it has proved.
+
+        Returns:
+            See ``surveying.ask``.
+
+        Raises:
+            PeerUnreachable: there is no TCP connection.
+            AuthenticationError, TpmError, PeerRefused, PolicyRefused: the peer is not let in, or does not let us in.
+        """
+        where = self.where
+        link = await self._dial()
+        came("connection", where.address)
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS_MAX + SURVEY_SECONDS_MAX):
+                peer = await link.handshake()
+                came("authentication", peer.name)
+                proved = await begin(link, SessionId(where.random(SESSION_ID_BYTES)), peer, where.platform)
+                came("attestation", proved.attested)
+                return await ask(link, surveyor, where.egress, need_bytes)
+        except TimeoutError:
+            raise PeerRefused(f"the peer at {where.address} did not answer in time") from None
+        except AttestationError as error:
+            await link.abort(exit_code_of(error), str(error))
+            raise
+        except ProtocolViolation as error:
+            raise PeerRefused(f"the peer at {where.address} does not speak this protocol: {error}") from None
+        finally:
+            await link.close()
+
+    async def _offer(
+        self, link: ControlLink, session: Session, evidence: Evidence | None, host: HostFacts | None
+    ) -> Accept:
         where, paging = self.where, self.where.paging
         codecs = (int(Codec.OPAQUE), int(Codec.PAGES)) if paging.wanted else (int(Codec.OPAQUE),)
         segments: tuple[StoredSegment, ...] = ()
@@ -253,6 +301,7 @@ class Contact:
             handover=where.handover,
             vtpm=where.vtpm,
             evidence=evidence,
+            host=host,
         )
         await link.send(offer)
         try:
@@ -290,8 +339,8 @@ class Contact:
 
 async def _part(link: ControlLink, error: Exception) -> None:
     """End a connection before the session is open; a destination that has accepted, or attested, is told why."""
-    if isinstance(error, ReceiptError | AttestationError):
-        await link.abort(exit_code_of(error), str(error))
+    if isinstance(error, ReceiptError | AttestationError | PreflightFailed):
+        await link.abort(exit_code_of(error), told(error))
     await link.close()
 
 

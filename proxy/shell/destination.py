@@ -2,9 +2,7 @@
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,12 +24,11 @@ from proxy.control import (
     Resume,
     Resumed,
     StoredSegment,
-    printable,
+    Survey,
 )
 from proxy.endpoints.base import Egress
 from proxy.endpoints.sockets import tune
 from proxy.errors import (
-    EXIT_POLICY,
     ConfigurationError,
     JournalError,
     PeerLost,
@@ -40,30 +37,26 @@ from proxy.errors import (
     RelayError,
     StreamCorrupt,
 )
-from proxy.limits import (
-    FIRST_BYTE_SECONDS_MAX,
-    HANDSHAKE_SECONDS_MAX,
-    LANE_HELLO_SECONDS_MAX,
-    VISITS_MAX,
-)
+from proxy.limits import HANDSHAKE_SECONDS_MAX
 from proxy.paging import PagingTerms, Stored
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell import attesting
 from proxy.shell.arrival import DestinationRunner, agreed_cache_bytes
-from proxy.shell.greeting import HalfOpen
+from proxy.shell.greeting import HalfOpen, read_first, read_prefix
 from proxy.shell.lane import LaneKeys
 from proxy.shell.link import ControlLink
 from proxy.shell.linked import Meeting
 from proxy.shell.oversight import Oversight
-from proxy.shell.posting import guard_arrival, talk
+from proxy.shell.posting import guard_arrival
 from proxy.shell.stored import aliased, open_stored
+from proxy.shell.surveying import Preflight, told
 from proxy.shell.terms import Terms
 from proxy.shell.verdicts import Verdict, Verdicts, as_refusal, refusal_code, verdict_on
+from proxy.shell.visits import Visits
 from proxy.wire import (
     LANE_FIRST_BYTE,
     LANE_MAGIC,
-    LANE_PREFIX_BYTES,
     RESUME_MAGIC,
     TLS_FIRST_BYTE,
     Codec,
@@ -107,7 +100,7 @@ class Destination:
         self._reserved: dict[SessionId, str] = {}
         """Sessions that may be let in and are being prepared, and the egress of each."""
         self._ended = Verdicts()
-        self._visits: Counter[str] = Counter()
+        self._visits = Visits()
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
         """Whether new sessions are let in; lanes of open ones always are."""
@@ -168,14 +161,7 @@ class Destination:
     async def _greet(self, sock: socket.socket, address: str) -> None:
         """The first byte tells control from lane; what is neither is closed and does not count."""
         tune(sock)
-        try:
-            async with asyncio.timeout(FIRST_BYTE_SECONDS_MAX):
-                first = await asyncio.get_running_loop().sock_recv(sock, 1)
-        except (OSError, TimeoutError):
-            first = b""
-        except asyncio.CancelledError:
-            sock.close()
-            raise
+        first = await read_first(sock)
         if first and first[0] == LANE_FIRST_BYTE:
             await self._lane(sock, first, address)
         elif first and first[0] == TLS_FIRST_BYTE:
@@ -185,27 +171,14 @@ class Destination:
 
     async def _lane(self, sock: socket.socket, first: bytes, address: str) -> None:
         """A lane hello, whose token names the session; or a source that comes back, whose TLS will."""
-        loop = asyncio.get_running_loop()
-        prefix = first
-        try:
-            async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):
-                while len(prefix) < LANE_PREFIX_BYTES:
-                    more = await loop.sock_recv(sock, LANE_PREFIX_BYTES - len(prefix))
-                    if not more:
-                        break
-                    prefix += more
-        except (OSError, TimeoutError):
-            prefix = b""
-        except asyncio.CancelledError:
-            sock.close()
-            raise
-        if len(prefix) == LANE_PREFIX_BYTES and prefix.startswith(LANE_MAGIC):
+        prefix = await read_prefix(sock, first)
+        if prefix.startswith(LANE_MAGIC):
             for runner in self._sessions.values():
                 lane = runner.redeem(prefix[len(LANE_MAGIC) :])
                 if lane is not None:
                     await runner.join(sock, lane)
                     return
-        if len(prefix) == LANE_PREFIX_BYTES and prefix.startswith(RESUME_MAGIC):
+        if prefix.startswith(RESUME_MAGIC):
             await self._control(sock, b"", address, returning=True)
             return
         sock.close()
@@ -228,11 +201,11 @@ class Destination:
                         self._terms.platform,
                         None if self._terms.handovers is None else self._terms.handovers.recipient,
                     )
-                recovery = message if isinstance(message, Recover) else None
-                if returning and recovery is None:
+                visits = isinstance(message, Recover) or (isinstance(message, Survey) and not returning)
+                if returning and not visits:
                     await self._take_back(link, peer, message, address, attested)
                     return
-                runner = None if recovery else await self._answer(link, peer, message, address, attested)
+                runner = None if visits else await self._answer(link, peer, message, address, attested)
         except (CryptoError, RelayError, TimeoutError) as error:
             failure = as_refusal(error)
             log.warning("a peer was not let in", address=address, reason=getattr(failure, "told", "") or str(failure))
@@ -244,23 +217,10 @@ class Destination:
             link.drop()
             raise
         self._half_open.done(asyncio.current_task())
-        if recovery is not None:
-            await self._visited(link, peer.name, recovery)
-        elif runner is not None:
+        if runner is not None:
             await self._carry(runner, began)
-
-    async def _visited(self, link: ControlLink, peer: str, recovery: Recover) -> None:
-        """A source comes about a hand-over; one that comes without end is sent away."""
-        if self._visits[peer] >= VISITS_MAX:
-            with suppress(RelayError, CryptoError):
-                await link.send(Refuse(EXIT_POLICY, f"{VISITS_MAX} visits about hand-overs are under way: come later"))
-            await link.close()
-            return
-        self._visits[peer] += 1
-        try:
-            await talk(link, self._terms.handovers, peer, recovery)
-        finally:
-            self._visits[peer] -= 1
+        elif isinstance(message, Recover | Survey):
+            await self._visits.receive(link, peer, message, self._terms, self._egresses.keys())
 
     async def _carry(self, runner: DestinationRunner, began: float) -> None:
         """An accepted session, to its end."""
@@ -310,7 +270,7 @@ class Destination:
                 await self._judge_again(peer, known)
                 answer = known.resume(message, exporter)
         except (RelayError, AuthenticationError) as refusal:
-            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), told(refusal)))
             raise
         link.mark_open()
         if isinstance(known, Verdict):
@@ -364,7 +324,7 @@ class Destination:
                 raise PeerRefused(f"{type(offer).__name__} instead of an offer")
             suite = self._judge(peer, offer)
         except (PolicyRefused, PeerRefused) as refusal:
-            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), told(refusal)))
             raise
         terms, session = self._terms, SessionId(offer.session)
         self._reserved[session] = offer.egress
@@ -372,7 +332,7 @@ class Destination:
             runner = await self._prepare((link, peer, address), offer, suite, attested)
             self._sessions[session] = runner
         except (PolicyRefused, PeerRefused, ReceiptError, StreamCorrupt) as refusal:
-            await link.send(Refuse(refusal_code(refusal), printable(str(refusal))))
+            await link.send(Refuse(refusal_code(refusal), told(refusal)))
             raise
         finally:
             del self._reserved[session]
@@ -416,13 +376,16 @@ class Destination:
         oversight = Oversight(terms.authority, question, report)
         witness = None if terms.notary is None else terms.notary.begin(question, report)
         runner: DestinationRunner | None = None
+        preflight = Preflight(terms.surveyor, report, departing=False)
         try:
+            host = await preflight.facts()
+            preflight.judge(host, offer.host)
             await oversight.ask(Point.OFFER)
             signed = await self._sign(witness, offer)
             meeting = Meeting(link, peer, self._keys(link, session, suite, peer))
             runner = await self._runner(meeting, session, report, offer=offer, suite=suite, terms=terms, egress=egress)
             runner.testify(oversight, witness)
-            runner.evidence, runner.head = signed
+            runner.evidence, runner.head, runner.host = *signed, host
             monitor = terms.monitors.get(offer.egress, "")
             required = offer.egress in terms.guarded
             await guard_arrival(runner, terms.handovers, egress, monitor, required=required)

@@ -5,8 +5,15 @@ it needs milliseconds and they were there before.
 """
 
 import asyncio
+import socket
 
-from proxy.limits import HALF_OPEN_MAX, HALF_OPEN_PER_ADDRESS_MAX
+from proxy.limits import (
+    FIRST_BYTE_SECONDS_MAX,
+    HALF_OPEN_MAX,
+    HALF_OPEN_PER_ADDRESS_MAX,
+    LANE_HELLO_SECONDS_MAX,
+)
+from proxy.wire import LANE_PREFIX_BYTES
 
 
 class HalfOpen:
@@ -39,3 +46,39 @@ class HalfOpen:
         """A connection has authenticated or gone."""
         if task is not None:
             self._tasks.pop(task, None)
+
+
+async def read_first(sock: socket.socket) -> bytes:
+    """The first byte of a connection; empty where none comes in time, or it broke. The socket stays open."""
+    try:
+        async with asyncio.timeout(FIRST_BYTE_SECONDS_MAX):
+            return await asyncio.get_running_loop().sock_recv(sock, 1)
+    except (OSError, TimeoutError):
+        return b""
+    except asyncio.CancelledError:
+        sock.close()
+        raise
+
+
+async def read_prefix(sock: socket.socket, first: bytes) -> bytes:
+    """What stands before a lane's hello, or before TLS of a source that comes back; empty where it does not come whole.
+
+    Args:
+        sock: stays open.
+        first: what has been read of it.
+    """
+    loop = asyncio.get_running_loop()
+    prefix = first
+    try:
+        async with asyncio.timeout(LANE_HELLO_SECONDS_MAX):
+            while len(prefix) < LANE_PREFIX_BYTES:
+                more = await loop.sock_recv(sock, LANE_PREFIX_BYTES - len(prefix))
+                if not more:
+                    return b""
+                prefix += more
+    except (OSError, TimeoutError):
+        return b""
+    except asyncio.CancelledError:
+        sock.close()
+        raise
+    return prefix

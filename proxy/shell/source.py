@@ -17,6 +17,7 @@ from proxy.endpoints.base import Connection, Ingress
 from proxy.errors import PeerRefused, PolicyRefused, exit_code_of
 from proxy.hypervisors.qmp import QemuMonitor
 from proxy.limits import QMP_KEEP_SECONDS
+from proxy.preflight import HostFacts, Surveyor
 from proxy.report import SessionReport
 from proxy.session import Role, Session
 from proxy.shell.contact import Contact, Peer
@@ -26,6 +27,7 @@ from proxy.shell.oversight import Oversight
 from proxy.shell.posting import guard_departure
 from proxy.shell.qemu_keeper import QemuKeeper
 from proxy.shell.stored import open_stored
+from proxy.shell.surveying import Preflight
 from proxy.wire import Codec
 from proxy.witness import Notary, Witness
 
@@ -157,7 +159,7 @@ class Source:
         )
 
         try:
-            return await self._open(first, session, report, _Introduction(oversight, self._notary))
+            return await self._open(first, session, report, _Introduction(oversight, self._notary, where.surveyor))
         except BaseException:
             oversight.end()
             raise
@@ -248,10 +250,13 @@ class _Introduction:
     Args:
         oversight: of the session, whose peer is not known yet.
         notary: who signs; None: nobody.
+        surveyor: of this host; None: it says nothing of itself, and does not judge.
     """
 
-    def __init__(self, oversight: Oversight, notary: Notary | None) -> None:
+    def __init__(self, oversight: Oversight, notary: Notary | None, surveyor: Surveyor | None) -> None:
         self.oversight, self._notary = oversight, notary
+        self._preflight = Preflight(surveyor, oversight.report, departing=True)
+        self._host: HostFacts | None = None
         self.witness: Witness | None = None
         self.proved = Proved()
         self.head: LogHead | None = None
@@ -275,8 +280,14 @@ class _Introduction:
         await oversight.ask(Point.OFFER)
         return None if self.witness is None else await asyncio.to_thread(self.witness.offer)
 
+    async def host(self) -> HostFacts | None:
+        """See ``contact.Introduction``."""
+        self._host = await self._preflight.facts()
+        return self._host
+
     async def accepted(self, answer: Accept) -> None:
         """See ``contact.Introduction``."""
+        self._preflight.judge(self._host, answer.host, waited=True)
         if self.witness is None:
             return
         if answer.evidence is None or answer.head is None:

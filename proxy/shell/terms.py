@@ -11,15 +11,21 @@ from proxy.authority import Authority
 from proxy.control import Offer
 from proxy.limits import SESSIONS_MAX
 from proxy.paging import PagingTerms
+from proxy.preflight import Surveyor
 from proxy.shell.arrival import RandomBytes
 from proxy.shell.handovers import Handovers
 from proxy.witness import Notary
 
 Admission = Callable[[PeerInfo, Offer], None]
+Allowance = Callable[[PeerInfo, str], None]
 
 
 def _anybody(peer: PeerInfo, offer: Offer) -> None:
     """Whoever has authenticated may use every egress."""
+
+
+def _any_of_them(peer: PeerInfo, egress: str) -> None:
+    """The same, asked before there is an offer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +48,15 @@ class Terms:
     guarded: frozenset[str] = frozenset()
     """Egresses that take no session whose hand-over is not guarded."""
     admit: Admission = field(default=_anybody, repr=False)
-    """Raises PolicyRefused where a peer may not use an egress."""
+    """Raises PolicyRefused where a peer may not use an egress, or not now; it has its turn then."""
+    allow: Allowance = field(default=_any_of_them, repr=False)
+    """Raises PolicyRefused where a peer may not use an egress at all, by its name."""
     authority: Authority | None = field(default=None, repr=False)
     """Who has a say on sessions beyond that; None: nobody."""
     platform: Platform | None = field(default=None, repr=False)
     """Of this host, and what it demands of others'; None: nothing is shown and nothing demanded."""
+    surveyor: Surveyor | None = field(default=None, repr=False)
+    """Of this host; None: nothing is said of it, and others are not judged."""
     notary: Notary | None = field(default=None, repr=False)
     """Who signs receipts; None: nobody."""
 

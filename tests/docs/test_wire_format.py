@@ -161,6 +161,8 @@ PARTS = {
     control.LaneProgress: "lane progress",
     control.ChannelState: "channel state",
     control.Evidence: "evidence",
+    control.HostFacts: "host",
+    control.Finding: "finding",
     control.LogHead: "log head",
 }
 

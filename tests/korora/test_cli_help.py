@@ -27,6 +27,7 @@ COMMANDS = (
         "serve",
         "top",
         "demo",
+        "preflight",
         "inspect",
         "pki",
         "ctl",

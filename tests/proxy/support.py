@@ -15,10 +15,12 @@ import uvloop
 
 from crypto.keys import Suite
 from crypto.tls import TlsConfig
+from proxy.attestation import Platform
 from proxy.authority import Authority
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.sockets import TcpEgress, TcpIngress, UnixEgress, UnixIngress, listen_tcp
 from proxy.paging import Encode, PagingTerms
+from proxy.preflight import Surveyor
 from proxy.report import SessionReport
 from proxy.shell.destination import Destination, DestinationRunner, Terms
 from proxy.shell.source import Peer, Source, SourceRunner
@@ -326,6 +328,8 @@ async def relays(
     paging: tuple[PagingTerms, PagingTerms] = (OPAQUE, OPAQUE),
     authorities: tuple[Authority | None, Authority | None] = (None, None),
     notaries: tuple[Notary | None, Notary | None] = (None, None),
+    surveyors: tuple[Surveyor | None, Surveyor | None] = (None, None),
+    platforms: tuple[Platform | None, Platform | None] = (None, None),
 ) -> AsyncIterator[Pair]:
     """A source and a destination for one session; `peer_port` puts something else between them.
 
@@ -365,7 +369,13 @@ async def relays(
         {"default": egress},
         listener,
         terms=Terms(
-            resume_seconds=resume_seconds, lanes=lanes, paging=paging[1], authority=authorities[1], notary=notaries[1]
+            resume_seconds=resume_seconds,
+            lanes=lanes,
+            paging=paging[1],
+            authority=authorities[1],
+            notary=notaries[1],
+            surveyor=surveyors[1],
+            platform=platforms[1],
         ),
         begin=begin,
         failed=refused,
@@ -378,6 +388,8 @@ async def relays(
         resume_seconds=resume_seconds,
         lanes=lanes,
         paging=paging[0],
+        surveyor=surveyors[0],
+        platform=platforms[0],
     )
     await ingress.open()
     serving = loop.create_task(destination.serve())

@@ -48,6 +48,8 @@ from proxy.control import (
     Standing,
     Statement,
     StoredSegment,
+    Survey,
+    Surveyed,
     VtpmGiven,
     VtpmProved,
     VtpmWanted,
@@ -60,6 +62,9 @@ from proxy.errors import ProtocolViolation
 from proxy.limits import (
     CHANNELS_MAX,
     CONTROL_MESSAGE_BYTES_MAX,
+    FACTS_TEXT_CHARACTERS_MAX,
+    FEATURES_MAX,
+    FINDINGS_MAX,
     KIB,
     LANES_MAX,
     PAGES_GIVEN_MAX,
@@ -70,6 +75,7 @@ from proxy.limits import (
     VTPM_PART_BYTES,
     VTPM_PROOF_BYTES_MAX,
 )
+from proxy.preflight import CHECKS, GRADES, Finding, HostFacts
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "vectors" / "control.json").read_text())[
     "messages"
@@ -107,12 +113,22 @@ EVIDENCE = st.none() | st.builds(
 )
 PATHS = st.lists(st.lists(PROOFS, max_size=20).map(tuple), max_size=HEADS_ASKED_MAX).map(tuple)
 HEADS = st.builds(LogHead, st.text(max_size=200), PATHS)
+COUNTS = st.integers(-1, 2**63 - 1)
+FEATURES = st.lists(st.sampled_from(["sse2", "avx512_vnni", "sha_ni"]), max_size=FEATURES_MAX // 4).map(tuple)
+LABELS = st.text(max_size=FACTS_TEXT_CHARACTERS_MAX)
+HOSTS = st.builds(
+    HostFacts,
+    *(LABELS, st.sampled_from(["", "kvm", "none", "xen"]), LABELS, LABELS, LABELS, LABELS, FEATURES, FEATURES),
+    *(COUNTS, st.booleans(), COUNTS, st.sampled_from(["", "1.2", "2.0"]), COUNTS),
+)
+FINDINGS = st.builds(Finding, st.sampled_from(CHECKS), st.sampled_from(GRADES), REASONS, REASONS)
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Offer,
         *(U16, IDS, NUMBERS, NUMBERS, EGRESSES, LANES, U16, FLAGS, U63, CHAINS, TENANTS, SEGMENTS, KINDS, EVIDENCE),
         vtpm=st.booleans(),
+        host=st.none() | HOSTS,
     ),
     st.builds(
         Accept,
@@ -128,6 +144,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         EVIDENCE,
         st.none() | HEADS,
         st.booleans(),
+        st.none() | HOSTS,
     ),
     st.builds(PagesWanted, U63, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=PAGES_WANTED_MAX).map(tuple)),
     st.builds(
@@ -158,6 +175,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Challenge, U16, IDS, st.binary(min_size=32, max_size=32), st.none() | WANTED),
     st.builds(Attested, st.binary(max_size=64), st.booleans(), st.binary(max_size=32), st.none() | WANTED),
     st.builds(Recover, U16, IDS, STANDINGS, REASONS),
+    st.builds(Survey, U16, EGRESSES, HOSTS, COUNTS),
+    st.builds(Surveyed, st.none() | HOSTS, st.lists(FINDINGS, max_size=3).map(tuple)),
     st.builds(Abort, U16, REASONS),
 )
 
@@ -242,6 +261,8 @@ def altered(message: Message, **fields: object) -> bytes:
 OFFER = Offer(1, bytes(16), (1,), (0,), "default", 1, 30)
 ACCEPT = Accept(1, 0, (LaneGrant(0, bytes(16)),), 30, bytes(16))
 RECOVER = Recover(1, bytes(16), "voted")
+SURVEY = Survey(1, "default", HostFacts())
+SURVEYED = Surveyed(None, ())
 
 
 @pytest.mark.parametrize(
@@ -323,6 +344,29 @@ def test_an_offer_out_of_bounds(field: str, value: object) -> None:
         (RECOVER, "session", "../../../etc/passwd"),
         (RECOVER, "version", 65536),
         (RECOVER, "why", "x" * (REASON_CHARACTERS_MAX + 1)),
+        (SURVEY, "version", 65536),
+        (SURVEY, "egress", "exec:sh"),
+        (SURVEY, "need_bytes", -2),
+        (SURVEY, "need_bytes", 2**63),
+        (SURVEY, "host", None),
+        (SURVEY, "host", {"unknown": 1}),
+        (SURVEY, "host", {"relay": "x" * (FACTS_TEXT_CHARACTERS_MAX + 1)}),
+        (SURVEY, "host", {"hypervisor": "vmware"}),
+        (SURVEY, "host", {"features": ["sse2"] * (FEATURES_MAX + 1)}),
+        (SURVEY, "host", {"features": ["x" * 25]}),
+        (SURVEY, "host", {"features": ["\x1b[2J"]}),
+        (SURVEY, "host", {"features": ["sse2\n"]}),
+        (SURVEY, "host", {"virtualisation": "vmx"}),
+        (SURVEY, "host", {"memory_free_bytes": -2}),
+        (SURVEY, "host", {"room_bytes": 2**63}),
+        (SURVEY, "host", {"clock_ms": 1.5}),
+        (SURVEY, "host", {"tpm": "3"}),
+        (OFFER, "host", {"relay": 7}),
+        (ACCEPT, "host", {"cpu": "x" * (FACTS_TEXT_CHARACTERS_MAX + 1)}),
+        (SURVEYED, "findings", [{"check": "cpu", "grade": "ok", "says": ""}] * (FINDINGS_MAX + 1)),
+        (SURVEYED, "findings", [{"check": "cpu", "grade": "good", "says": ""}]),
+        (SURVEYED, "findings", [{"check": "\x1b", "grade": "ok", "says": ""}]),
+        (SURVEYED, "findings", [{"check": "cpu", "grade": "ok", "says": "x" * (REASON_CHARACTERS_MAX + 1)}]),
         (Refuse(3, ""), "code", 65536),
         (Refuse(3, ""), "reason", b"bytes"),
     ],

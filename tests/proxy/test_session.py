@@ -37,6 +37,8 @@ from proxy.control import (
     Resumed,
     Shown,
     Statement,
+    Survey,
+    Surveyed,
     VtpmGiven,
     VtpmProved,
     VtpmWanted,
@@ -45,6 +47,7 @@ from proxy.control import (
 from proxy.errors import PeerLost, ProtocolViolation, StreamCorrupt
 from proxy.flow import credit_bytes
 from proxy.limits import CHANNELS_MAX, HEARTBEATS_MISSED_MAX, IN_FLIGHT_BYTES_MIN
+from proxy.preflight import HostFacts
 from proxy.session import ACCEPTED, Role, Session, State
 from proxy.wire import FRAME_HEADER_BYTES, Ack, ChannelId, FrameHeader
 
@@ -77,6 +80,8 @@ EXAMPLES: dict[type, Message] = {
     Challenge: Challenge(1, ID, bytes(32)),
     Attested: Attested(b"", more=False),
     Recover: Recover(1, ID, "voted"),
+    Survey: Survey(1, "default", HostFacts()),
+    Surveyed: Surveyed(None, ()),
     Abort: Abort(7, "no"),
 }
 

@@ -17,7 +17,7 @@ from proxy.errors import PeerLost
 from proxy.handover.table import Side, State
 from proxy.handover.xl import BANNER, FAILED, READY, SUCCEEDED
 from proxy.hypervisors.base import CopyState, Vm
-from proxy.shell import destination, guard, link
+from proxy.shell import guard, link, visits
 from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, Terms
 from proxy.shell.handovers import Handovers
@@ -383,7 +383,7 @@ def test_a_peer_that_comes_without_end_is_sent_away(
     tmp_path: Path, client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each visit costs a connection, and commands of the toolstack; sessions have their own limit."""
-    monkeypatch.setattr(destination, "VISITS_MAX", 2)
+    monkeypatch.setattr(visits, "VISITS_MAX", 2)
     monkeypatch.setattr(link, "DRAIN_SECONDS_MAX", 0.1)
 
     async def story() -> None:

@@ -1,0 +1,1 @@
+"""Whether a machine can go from one host to another, found out before it goes (docs/preflight.md)."""
