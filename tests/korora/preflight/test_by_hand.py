@@ -113,7 +113,13 @@ async def test_an_egress_that_is_not_for_this_host(tmp_path: Path) -> None:
         (PeerRefused("it went away"), 1, "authentication", EXIT_AUTHENTICATION, ["connection"]),
         (PlatformChanged("PCR 7 is 00"), 2, "attestation", EXIT_AUTHENTICATION, ["connection", "authentication"]),
         (PeerRefused("attestation failed"), 2, "attestation", EXIT_AUTHENTICATION, ["connection", "authentication"]),
-        (TpmUnusable("no answer", "load its driver"), 2, "attestation", EXIT_CONFIGURATION, ["connection", "authentication"]),
+        (
+            TpmUnusable("no answer", "load its driver"),
+            2,
+            "attestation",
+            EXIT_CONFIGURATION,
+            ["connection", "authentication"],
+        ),
         (PolicyRefused("off"), 3, "survey", EXIT_POLICY, ["connection", "authentication", "attestation"]),
     ],
 )

@@ -31,7 +31,7 @@ from proxy.preflight import Finding, HostFacts
 from proxy.shell import link, visits
 from proxy.shell.contact import Contact, Peer
 from proxy.shell.link import ControlLink
-from tests.proxy.support import Hypervisors, Pair, over_tcp, relays, run
+from tests.proxy.support import Hypervisors, Pair, over_tcp, relays, run, until
 from tests.standins.xen_host import guest_stream
 
 STREAM = guest_stream("vm1")
@@ -440,7 +440,7 @@ def test_a_survey_that_is_never_answered_ends(
     async def story(pair: Pair, _: Hypervisors) -> None:
         error, _ = await survey(client_tls, pair, Surveyor(HERE))
         assert isinstance(error, PeerRefused)
-        assert pair.destination._visits._under_way["alpha"] == 0
+        await until(lambda: not pair.destination._visits._under_way["alpha"])
 
     tell(client_tls, server_tls, story, surveyors=(None, Surveyor(THERE)))
 
