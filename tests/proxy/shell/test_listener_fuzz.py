@@ -20,6 +20,7 @@ from proxy.control import Finish, Offer, encode
 from proxy.errors import EXIT_AUTHENTICATION, EXIT_POLICY, RelayError, exit_code_of
 from proxy.limits import HALF_OPEN_MAX, HALF_OPEN_PER_ADDRESS_MAX, MIB
 from proxy.shell import destination as destination_module
+from proxy.shell import greeting
 from proxy.wire import LANE_MAGIC
 from tests.proxy.support import Pair, Wire, over_tcp, relays, run, together, until
 
@@ -166,7 +167,7 @@ def test_silent_connections_do_not_keep_an_honest_peer_out(client_tls: TlsConfig
 def test_a_connection_that_says_nothing_is_dropped_in_time(
     client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destination_module, "FIRST_BYTE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(greeting, "FIRST_BYTE_SECONDS_MAX", 0.1)
     monkeypatch.setattr(destination_module, "HANDSHAKE_SECONDS_MAX", 0.1)
 
     async def story(pair: Pair) -> None:
