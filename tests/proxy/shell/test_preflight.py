@@ -16,7 +16,7 @@ from crypto.errors import AttestationMissing, PlatformChanged
 from crypto.identity import Identity
 from crypto.pki import Authority
 from crypto.tls import PeerInfo, PeerRules, TlsConfig, TlsRole
-from proxy.attestation import Proved
+from proxy.attestation import Demand, Proved
 from proxy.control import PROTOCOL_VERSION, Bank, Finish, Message, Offer, Recover, Refuse, Survey, Surveyed, Wanted
 from proxy.errors import (
     EXIT_AUTHENTICATION,
@@ -83,13 +83,13 @@ class Platform:
 
     error: Exception | None = None
 
-    def demands(self, peer: str) -> Wanted | None:
-        return Wanted((Bank("sha256", (7,)),))
+    def demands(self, peer: str) -> Demand | None:
+        return Demand(Wanted((Bank("sha256", (7,)),)))
 
     def attest(self, binding: Binding, wanted: Wanted) -> bytes:
         return b"evidence"
 
-    def appraise(self, peer: str, evidence: bytes, binding: Binding) -> Proved:
+    def appraise(self, peer: str, evidence: bytes, binding: Binding, demand: Demand) -> Proved:
         if self.error is not None:
             raise self.error
         return Proved(f"tpm2 {peer}", b"")
