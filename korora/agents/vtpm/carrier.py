@@ -28,6 +28,9 @@ STATE_FILES: Final = ("tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.saves
 Beat = Callable[[str], None]
 """Told of each step as it has been done; tests end the process there."""
 
+LEFT: Final = "left"
+"""Of a vTPM that goes in a file: what is kept until it has come there; see ``courier``."""
+
 VOUCHED_MAX: Final = 64  # keys of sessions that have not begun: attestation is followed by the offer at once
 
 
@@ -259,7 +262,7 @@ class Carrier:
                 self._resume(emulator, uuid)
             case Action.ERASE:
                 emulator.end()
-                remove(*self._places.files(uuid))
+                remove(*self._places.files(uuid), self._ledgers.file(uuid, LEFT))
             case Action.START:
                 self._start(emulator, kept)
             case Action.FORGET:

@@ -31,7 +31,7 @@ from crypto.files import read_bounded
 from crypto.hpke import Recipient
 from crypto.identity import Identity
 from korora.agents.vtpm import letters, parcel
-from korora.agents.vtpm.carrier import Agent, prove
+from korora.agents.vtpm.carrier import LEFT, Agent, prove
 from korora.agents.vtpm.ctrl import Blob, StateBlob
 from korora.agents.vtpm.handover import Event, Holding
 from korora.agents.vtpm.ledger import LedgerFile, keep, now, remove
@@ -47,7 +47,7 @@ REQUEST_HOURS_MAX: Final = 168  # a week: a key that waits longer is one that wa
 _KEPT_BYTES_MAX: Final = 2 * letters.LETTER_BYTES_MAX
 _WRAPPING: Final = "vtpm request"  # of the store's folders none is called that: those are hexadecimal
 
-_ASKED, _LEFT, _CAME, _ANSWER = "asked", "left", "came", "answer"
+_ASKED, _CAME, _ANSWER = "asked", "came", "answer"
 _T = TypeVar("_T")
 
 
@@ -263,7 +263,7 @@ class Courier:
                 self._depart(asked, peer, file, require_absent)
             elif file.ledger.holding is not Holding.LEAVING:
                 raise VtpmRefused(f"that request is settled: the vTPM is {file.ledger.holding.value}")
-            left = self._read(uuid, _LEFT, _Left)
+            left = self._read(uuid, LEFT, _Left)
             self._erase(uuid)
             self._beat("erased")
             return left.parcel
@@ -298,7 +298,7 @@ class Courier:
         wrapped = letters.pack(luggage, passage, asked.recipient)
         sent = self._say(Sent(letters.VERSION, asked.id, asked.uuid, peer, passage.epoch, wrapped))
         require_absent()  # it may have been started meanwhile
-        self._keep(asked.uuid, _LEFT, _Left(asked.id, sent, luggage))
+        self._keep(asked.uuid, LEFT, _Left(asked.id, sent, luggage))
         self._beat("left")
         file.write(entry)
         self._beat("leaving")
@@ -322,7 +322,7 @@ class Courier:
                 return answer.uuid
             last = file.ledger.entries[-1]
             if file.ledger.holding is Holding.LEAVING:
-                luggage = self._read(answer.uuid, _LEFT, _Left).luggage
+                luggage = self._read(answer.uuid, LEFT, _Left).luggage
                 if (answer.epoch, answer.digest) != (last.epoch, luggage.digest):
                     raise VtpmRefused("the answer is of another state of the vTPM than was given")
                 said = parcel.read_proof(answer.proof)
@@ -334,7 +334,7 @@ class Courier:
                 raise VtpmRefused(
                     f"the vTPM stands as {file.ledger.holding.value} at this host, and {peer} says it has it"
                 )
-            remove(self._file(answer.uuid, _LEFT))
+            remove(self._file(answer.uuid, LEFT))
             self._beat("copy removed")
         return answer.uuid
 
@@ -346,21 +346,21 @@ class Courier:
             VtpmFailed: the emulator or the disk refuses.
         """
         with self._ledgers.locked(uuid) as file:
-            if file.ledger.holding not in (Holding.LEAVING, Holding.HERE) or not self._file(uuid, _LEFT).exists():
+            if file.ledger.holding not in (Holding.LEAVING, Holding.HERE) or not self._file(uuid, LEFT).exists():
                 raise VtpmRefused("no vTPM of that machine has left in a file, and waits for its answer")
-            if not file.ledger.concerns(self._read(uuid, _LEFT, _Left).id):
+            if not file.ledger.concerns(self._read(uuid, LEFT, _Left).id):
                 raise VtpmRefused("what has left in a file is not what the ledger says has left last")
             self._take_back(uuid, file)
 
     def _take_back(self, uuid: str, file: LedgerFile) -> None:
         if file.ledger.holding is Holding.LEAVING:
-            self._start(uuid, self._read(uuid, _LEFT, _Left).luggage)
+            self._start(uuid, self._read(uuid, LEFT, _Left).luggage)
             self._beat("taken back")
             self._write(file, Event.STAY, uuid)
             self._beat("here")
         if file.ledger.holding is not Holding.HERE:
             raise VtpmRefused(f"the vTPM is {file.ledger.holding.value}: it cannot be taken back")
-        remove(self._file(uuid, _LEFT))
+        remove(self._file(uuid, LEFT))
         self._beat("copy removed")
 
     def _state(self, uuid: str) -> tuple[StateBlob, ...]:

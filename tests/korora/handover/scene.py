@@ -271,13 +271,16 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    folder: Path, cases: Iterable[Case] = tuple((moment, "") for moment in MOMENTS)
+    folder: Path,
+    cases: Iterable[Case] = tuple((moment, "") for moment in MOMENTS),
+    prepare: Callable[[Scene], object] = lambda _: None,
 ) -> AsyncIterator[Scene]:
     """Every guest is at its moment.
 
     Args:
         folder: an empty one.
         cases: the moments, and what is to be done there to that guest alone; all moments, and nothing.
+        prepare: what is to be done before anything begins.
     """
     site = Site(folder)
     made = Scene(folder, site, cases)
@@ -286,6 +289,7 @@ async def scene(
         for one in made.crossings:
             await stack.enter_async_context(one.proxy)
         stack.push_async_callback(made.close)
+        await asyncio.to_thread(prepare, made)
         await made.begin()
         yield made
 

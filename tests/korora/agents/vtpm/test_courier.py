@@ -456,6 +456,20 @@ def test_a_relay_does_not_give_what_has_left_in_a_file(ends: Ends) -> None:
         carrier.depart(UUID, ends.there.host.carrier().recipient())
 
 
+def test_what_an_export_has_left_behind_goes_with_the_vtpm(ends: Ends) -> None:
+    """It died before anything was given, nobody has asked it again, and a relay has moved the vTPM since."""
+    with pytest.raises(Killed):
+        ends.here.courier(kill_at("left")).leave(UUID, ends.there.courier().ask(UUID, "alpha"), "beta", absent)
+    assert ends.here.kept() == ["left"]
+    leaving, arriving = ends.here.host.carrier(), ends.there.host.carrier()
+    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+    leaving.part(UUID)
+    arriving.release(UUID)
+    leaving.given(UUID)
+    assert ends.here.kept() == []
+    assert ends.there.host.usable
+
+
 def test_both_say_that_they_have_it(ends: Ends) -> None:
     """An operator was certain, and wrong: it is told."""
     request = ends.there.courier().ask(UUID, "alpha")
