@@ -7,6 +7,7 @@ from chunking.dirty import DirtyTracker
 from chunking.pages import Spans
 from proxy.control import printable
 from proxy.limits import VM_NAME_CHARACTERS_MAX
+from proxy.streams.vtpm import VtpmWatch
 
 ROUNDS_TOLD: Final = 2  # that have ended: how they compare says whether a migration comes to an end
 
@@ -24,6 +25,8 @@ class GuestView:
         self._named = named
         self.name: str | None = None
         """Of the VM, once a stream has told it; printable and bounded."""
+        self.vtpm: VtpmWatch | None = None
+        """Is shown the vTPM that QEMU's stream carries; None where nobody wants to know."""
         self._tracker = DirtyTracker()
 
     def saw(self, spans: Spans, name: str | None) -> None:

@@ -52,6 +52,8 @@ QEMU_SECTIONS_MAX: Final = 0xFFFF  # numbers of a stream's sections: real ones s
 QEMU_MACHINE_BYTES_MAX: Final = 256  # name of the machine type
 QEMU_CAPABILITIES_MAX: Final = 64  # told in the configuration: QEMU knows about 25
 QEMU_COMPRESSED_BYTES_MAX: Final = 8 * KIB  # one page under zlib is never longer than about 4120
+QEMU_DEVICES_MAX: Final = 4096  # full sections that are compared with the description: real ones are below 300
+QEMU_DESCRIPTION_BYTES_MAX: Final = 4 * MIB  # the JSON behind a stream's end, where it is read: some 100 KiB
 QEMU_FOOTERS_TRIED_MAX: Final = 4096  # look-alikes of a section's footer in one stream: each costs a microsecond
 MULTIFD_PAGES_MAX: Final = 12_800  # offsets in one packet: 128 in fact, and receivers before QEMU 9 take a hundredfold
 
@@ -90,6 +92,7 @@ JOURNAL_SECONDS: Final = 30 * 86_400.0  # a settled hand-over is kept so long, t
 
 # ---- vTPM
 VTPM_BYTES_MAX: Final = 1088 * KIB  # one, wrapped: two blobs of 512 KiB are the most that swtpm takes
+VTPM_STATE_BYTES_MAX: Final = 512 * KIB  # one part of a vTPM in QEMU's stream: the most that swtpm takes back
 VTPM_PART_BYTES: Final = 48 * KIB  # of it in one control message
 VTPM_PROOF_BYTES_MAX: Final = 16 * KIB  # two quotes and 24 digests have about 1.4 KiB
 

@@ -294,7 +294,9 @@ class DecodingLine:
         """
         if header.channel in self._unread or header.kind is FrameKind.END:
             return NOWHERE
-        reader = self._readers.setdefault(header.channel, StreamParser())
+        reader = self._readers.get(header.channel)
+        if reader is None:
+            reader = self._readers[header.channel] = StreamParser(self._guest.vtpm)
         spans = reader.feed(stream, final=False, urgent=True)
         self._guest.saw(spans, reader.facts.vm_name)
         if reader.decided and not reader.paged:

@@ -130,7 +130,7 @@ class SourceRunner(Runner):
         """See ``Carrier.framing``."""
         if self.encoding is None or self.guest is None:
             return super().framing(half)
-        return PagedFraming(self, half, self.encoding, StreamParser(), self._large, guest=self.guest)
+        return PagedFraming(self, half, self.encoding, StreamParser(self.guest.vtpm), self._large, guest=self.guest)
 
     def set_lanes(self, count: int) -> None:
         """Have ``count`` lanes, 1 to ``LANES_MAX``, from now on: open more, or leave some.

@@ -13,6 +13,7 @@ from proxy.streams.formats import MAGICS, StreamFormat, recognise
 from proxy.streams.multifd import multifd_steps
 from proxy.streams.qemu import qemu_steps
 from proxy.streams.reader import Reader, Steps, Surprise
+from proxy.streams.vtpm import VtpmWatch
 from proxy.streams.xen import libxc_steps, libxl_steps, xl_steps
 
 
@@ -48,13 +49,18 @@ class FormatParser:
 
     Args:
         kind: the format; OPAQUE describes every byte as other.
+        watch: is shown the guest's vTPM, where the format is QEMU's main stream.
     """
 
-    def __init__(self, kind: StreamFormat) -> None:
+    def __init__(self, kind: StreamFormat, watch: VtpmWatch | None = None) -> None:
         self.facts = StreamFacts(kind)
         self._reader = Reader()
         self._steps: Steps[None] | None = None
-        if kind in _STEPS:
+        self._watch = watch if kind is StreamFormat.QEMU else None
+        if self._watch is not None:
+            self._watch.begin()
+            self._steps = qemu_steps(self._reader, self.facts, self._watch)
+        elif kind in _STEPS:
             self._steps = _STEPS[kind](self._reader, self.facts)
         else:
             self.facts.opaque_reason = "unknown_format"
@@ -96,6 +102,8 @@ class FormatParser:
         self._steps = None
         if reason is not None and self.facts.opaque_reason is None:
             self.facts.opaque_reason = reason
+            if self._watch is not None:
+                self._watch.lose(f"the stream is followed no longer ({reason})")
 
 
 def parser_for(head: bytes) -> Parser:
@@ -108,9 +116,13 @@ class StreamParser:
 
     While the bytes so far may still become one of several formats they are other bytes, as the first bytes of every
     format are.
+
+    Args:
+        watch: see ``FormatParser``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: VtpmWatch | None = None) -> None:
+        self._watch = watch
         self._head = b""
         self._waiting = StreamFacts(StreamFormat.OPAQUE)
         self._parser: FormatParser | None = None
@@ -137,7 +149,7 @@ class StreamParser:
             if not final and _undecided(head):
                 self._head = head
                 return self._wait(piece)
-            self._parser = FormatParser(recognise(head))
+            self._parser = FormatParser(recognise(head), self._watch)
             if self._head:
                 self._parser.feed(memoryview(self._head), final=False)
         return self._parser.feed(piece, final=final, urgent=urgent)

@@ -23,6 +23,7 @@ from proxy.streams.formats import QEMU_MAGIC, QEMU_SECTION_EOF, QEMU_SECTION_FOO
 from proxy.streams.multifd import BLOCK_SHIFT, note_block, note_uuid
 from proxy.streams.reader import Reader, Steps, Surprise
 from proxy.streams.scan import scan
+from proxy.streams.vtpm import VtpmWatch
 
 QEMU_VERSION: Final = 3
 SECTION_START: Final = 0x01
@@ -78,8 +79,8 @@ _U64: Final = struct.Struct(">Q")
 _HEAD_BYTES: Final = 5  # a section's byte and number, which follow a footer
 
 
-def qemu_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
-    """A main stream: header, configuration, sections up to EOF, description."""
+def qemu_steps(reader: Reader, facts: StreamFacts, watch: VtpmWatch | None = None) -> Steps[None]:
+    """A main stream: header, configuration, sections up to EOF, description; ``watch`` is shown the guest's vTPM."""
     reader.big_endian = True
     magic, version = struct.unpack(">4sI", (yield from reader.take(8)))
     if magic != QEMU_MAGIC:
@@ -87,14 +88,15 @@ def qemu_steps(reader: Reader, facts: StreamFacts) -> Steps[None]:
     if version != QEMU_VERSION:
         raise Surprise("version")
     facts.hypervisor = f"QEMU, stream version {version}"
-    yield from _Qemu(reader, facts).sections()
+    yield from _Qemu(reader, facts, watch).sections()
 
 
 class _Qemu:
     """The state of one main stream."""
 
-    def __init__(self, reader: Reader, facts: StreamFacts) -> None:
+    def __init__(self, reader: Reader, facts: StreamFacts, watch: VtpmWatch | None) -> None:
         self._reader = reader
+        self._watch = watch
         self._facts = facts
         self._is_ram: dict[int, bool] = {}  # sections begun, by number
         self._block = 0  # number of the block that CONTINUE means, in its place within a PFN
@@ -137,7 +139,7 @@ class _Qemu:
             raise Surprise("after_end")
         facts.count("VMDESCRIPTION")
         (size,) = _U32.unpack((yield from reader.take(4)))
-        yield from reader.skip(size)
+        yield from reader.skip(size) if self._watch is None else self._watch.end(reader, size)
 
     def _section(self, kind: int) -> Steps[bytes]:
         """One section with its footer; returns what was read behind that."""
@@ -145,12 +147,14 @@ class _Qemu:
         (number,) = _U32.unpack((yield from reader.take(4)))
         if kind in (SECTION_START, SECTION_FULL):
             name = yield from self._text()
-            _, version = struct.unpack(">II", (yield from reader.take(8)))
+            instance, version = struct.unpack(">II", (yield from reader.take(8)))
             if number > QEMU_SECTIONS_MAX:
                 raise Surprise("section_number")
             self._is_ram[number] = name == RAM_ID
             if name == RAM_ID and (kind != SECTION_START or version != RAM_VERSION):
                 raise Surprise("ram_version")
+            if kind == SECTION_FULL and self._watch is not None:
+                return (yield from self._watched(self._watch, number, (name, instance, version)))
         elif number not in self._is_ram:
             raise Surprise("section_number")
         if not self._is_ram[number]:
@@ -160,7 +164,24 @@ class _Qemu:
         if mark[0] != QEMU_SECTION_FOOTER:
             self._footers = False
             return mark
-        if _U32.unpack((yield from reader.take(4)))[0] != number:
+        reader.unread(mark)
+        return (yield from self._footer(number))
+
+    def _watched(self, watch: VtpmWatch, number: int, head: tuple[bytes, int, int]) -> Steps[bytes]:
+        """A full section, shown to ``watch``."""
+        begin = self._reader.position
+        if watch.section(*head) and (yield from watch.take(self._reader)):
+            if not self._footers:
+                raise Surprise("no_footers")
+            behind = yield from self._footer(number)
+        else:
+            behind = yield from self._device(number)
+        watch.ended(self._reader.position - len(behind) - _HEAD_BYTES - begin)
+        return behind
+
+    def _footer(self, number: int) -> Steps[bytes]:
+        """The footer of a section whose end is known."""
+        if (yield from self._reader.take(_HEAD_BYTES)) != bytes([QEMU_SECTION_FOOTER]) + _U32.pack(number):
             raise Surprise("footer")
         return b""
 

@@ -45,6 +45,7 @@ class Reader:
         self.end = 0
         self.big_endian = False
         self.pages_read = 0
+        self._before = 0  # bytes of the pieces before this one
         self._urgent = False
         self._ahead = b""
         self._steps_left = PARSER_STEPS_MAX
@@ -82,6 +83,7 @@ class Reader:
             _joined(self._marked) if self._marked else _NOTHING,
             self.big_endian,
         )
+        self._before += self.at
         self.piece, self.at, self.end = _NO_BYTES, 0, 0
         self._reset()
         return spans
@@ -92,6 +94,11 @@ class Reader:
     def scannable(self) -> bool:
         """Whether the next byte to be parsed is the piece's at ``at``."""
         return not self._ahead
+
+    @property
+    def position(self) -> int:
+        """Of the next byte to be parsed, in the stream."""
+        return self._before + self.at - len(self._ahead)
 
     def unread(self, data: bytes) -> None:
         """Let ``data``, the last bytes taken, be taken again; what was said of them stays said."""
