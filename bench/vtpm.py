@@ -1,6 +1,7 @@
 """`python -m bench.vtpm`: what moving a vTPM adds to a machine's hand-over, with two real swtpm and no network between.
 
-The machine is suspended from the first step to the last but one. Every ledger line and file is flushed to the disk.
+With --carried: what it adds to verify one that QEMU carries in its stream. The machine is suspended from the first step
+to the last but one. Every ledger line and file is flushed to the disk.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from korora.agents.vtpm.carrier import Agent, Places
 from korora.agents.vtpm.rehearsal import Keys
 from korora.agents.vtpm.swtpm import Swtpm
 from korora.log import LogFormat, LogLevel, configure
+from proxy.streams.vtpm import CarriedPart, CarriedVtpm
+from proxy.vtpm import Carrier
 
 T = TypeVar("T")
 ROUNDS: Final = 20
@@ -64,23 +67,31 @@ def _emulator(folder: Path, key: Path) -> Iterator[Swtpm]:
         process.wait(START_SECONDS_MAX)
 
 
-def _once(scratch: Path) -> dict[str, float]:
+def _sides(stack: ExitStack, scratch: Path, *, carried: bool) -> tuple[Carrier, Carrier]:
+    """The source's carrier and the destination's, with whatever emulators they need."""
     key = scratch / "key"
     key.write_bytes(secrets.token_bytes(32))
-    agents = {}
+    keys = Keys(f"file={key},format=binary,mode=aes-256-cbc")
+    agents = []
+    for host in ("alpha", "beta"):
+        places = Places(f"{scratch / host}/{{uuid}}/c", f"{scratch / host}/{{uuid}}", keys)
+        agents.append(Agent(places, scratch / host / "relay", verifying=keys))
+    session = os.urandom(16).hex()
+    emulator = stack.enter_context(_emulator(scratch / "alpha", key))
+    emulator.start()
+    if not carried:
+        stack.enter_context(_emulator(scratch / "beta", key))
+        return agents[0].of(session, "beta"), agents[1].of(session, "alpha")
+    permanent, volatile = (CarriedPart(blob.flags, blob.data) for blob in emulator.export())
+    leaving, arriving = agents[0].verifier(session, "beta"), agents[1].verifier(session, "alpha")
+    for side in (leaving, arriving):
+        side.saw(CarriedVtpm(permanent, volatile, CarriedPart(0, b"")))
+    return leaving, arriving
+
+
+def _once(scratch: Path, *, carried: bool) -> dict[str, float]:
     with ExitStack() as stack:
-        for host in ("alpha", "beta"):
-            emulator = stack.enter_context(_emulator(scratch / host, key))
-            places = Places(
-                f"{scratch / host}/{{uuid}}/c",
-                f"{scratch / host}/{{uuid}}",
-                Keys(f"file={key},format=binary,mode=aes-256-cbc"),
-            )
-            agents[host] = Agent(places, scratch / host / "relay")
-            if host == "alpha":
-                emulator.start()
-        session = os.urandom(16).hex()
-        leaving, arriving = agents["alpha"].of(session, "beta"), agents["beta"].of(session, "alpha")
+        leaving, arriving = _sides(stack, scratch, carried=carried)
         recipient = arriving.recipient()
         took: dict[str, float] = {}
 
@@ -99,12 +110,12 @@ def _once(scratch: Path) -> dict[str, float]:
         return took | {"whole": sum(took.values())}
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
+def measure(rounds: int, *, carried: bool = False) -> dict[str, dict[str, float]]:
     """Milliseconds of each step: median, ninth decile, and the most."""
     found: dict[str, list[float]] = {step: [] for step in STEPS}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="korora-bench-") as folder:
-            for step, value in _once(Path(folder)).items():
+            for step, value in _once(Path(folder), carried=carried).items():
                 found[step].append(value)
     return {
         step: {
@@ -120,10 +131,11 @@ def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = p
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.vtpm", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--carried", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     configure(LogFormat.CONSOLE, LogLevel.WARNING)
-    result = measure(max(2, options.rounds))
+    result = measure(max(2, options.rounds), carried=options.carried)
     if options.json:
         tell(json.dumps(result))
         return 0

@@ -6,7 +6,10 @@ method may read and write the disk and wait for an emulator: the shell calls the
 of the hand-over's end more than once, after a crash too.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from proxy.streams.vtpm import CarriedVtpm
 
 
 class Carrier(Protocol):
@@ -54,11 +57,27 @@ class Carrier(Protocol):
         """The machine never ran here: nothing is left of its vTPM. Nothing if none has arrived."""
 
 
+class Verifier(Carrier, Protocol):
+    """Of a vTPM that the hypervisor's stream carries: nothing is moved, and whoever got it shows that it is the same.
+
+    ``depart`` and ``arrive`` are of what the stream had: what is given is a challenge, the proof the same as ever.
+    """
+
+    def saw(self, carried: "CarriedVtpm") -> None:
+        """What this side's stream had."""
+
+
 class Carriers(Protocol):
     """Makes the carriers of a process."""
+
+    def carries(self, kind: str) -> bool:
+        """Whether vTPMs of machines of such a hypervisor are seen to here."""
 
     def recipient(self, session: str, peer: str) -> bytes:
         """The key of a session that is to come, for this host's TPM to vouch for; its carrier has it, too."""
 
     def of(self, session: str, peer: str) -> Carrier:
         """Of that session, by its id in hex, with the host of that name; after a restart, too."""
+
+    def verifier(self, session: str, peer: str) -> Verifier:
+        """The same where the stream carries the vTPM."""

@@ -184,6 +184,15 @@ def settle(
     _say(f"the vTPM is {_agent(state).ledgers.read(uuid).holding.value}")
 
 
+@app.command()
+def forget(uuid: _Uuid, state: _State = STATE_DEFAULT) -> None:
+    """Put the ledger of one vTPM aside: of a machine whose vTPM was made anew, or that came or went by another way."""
+    from korora.agents.vtpm.ledger import Ledgers
+
+    kept = Ledgers(state).forget(_checked(uuid))
+    typer.echo("this host has had no part in it" if kept is None else f"kept as {kept}; do the same on its other hosts")
+
+
 def _agent(state: Path) -> "Agent":
     from korora.agents.vtpm.host import open_agent
 
@@ -265,9 +274,12 @@ def _look(agent: "Agent", uuid: str) -> dict[str, object]:
 
     ledger = agent.ledgers.read(uuid)
     last = ledger.entries[-1] if ledger.entries else None
-    emulator = agent.places.emulator(uuid)
+    emulator = agent.places.emulator(uuid) if agent.places is not None else None
     try:
-        stands = "absent" if not emulator.listens else "running" if emulator.running() else "idle"
+        if emulator is None:
+            stands = "qemu's"
+        else:
+            stands = "absent" if not emulator.listens else "running" if emulator.running() else "idle"
     except VtpmFailed:
         stands = "busy"  # a QEMU has its control channel
     return {

@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from korora.agents.vtpm.carrier import Agent
+from korora.agents.vtpm.epochs import Entry
 from korora.agents.vtpm.host import open_agent
+from korora.agents.vtpm.ledger import Ledgers, now
 from korora.agents.vtpm.rehearsal import Keys
 from korora.cli.main import command_line
 from korora.handovers import open_handovers
@@ -54,10 +56,34 @@ def test_with_the_file_xls_machines_are_accompanied(tmp_path: Path) -> None:
     write(tmp_path, state_key="file=/etc/korora/state.key,mode=aes-256-cbc")
     handovers = open_handovers(tmp_path)
     assert handovers.carries("xl")
-    assert not handovers.carries("qmp")  # QEMU has its vTPM in the stream
-    assert open_agent(tmp_path).places.keys == Keys(
+    assert not handovers.carries("qmp")  # QEMU has its vTPM in the stream, and nobody said that it is to be verified
+    agent = open_agent(tmp_path)
+    assert agent.places is not None
+    assert agent.places.keys == Keys(
         "file=/etc/korora/vtpm.key,format=hex,mode=aes-256-cbc", "file=/etc/korora/state.key,mode=aes-256-cbc"
     )
+
+
+def test_what_qemus_carry_is_verified_where_the_file_says_so(tmp_path: Path) -> None:
+    write(tmp_path, carried="verify")
+    assert [open_handovers(tmp_path).carries(kind) for kind in ("xl", "qmp")] == [True, True]
+    for more, keys_then in (
+        ("", Keys()),
+        ('migration_key = "file=/k,mode=aes-256-cbc"', Keys("file=/k,mode=aes-256-cbc")),
+    ):
+        (tmp_path / "vtpm.toml").write_text(f'carried = "verify"\n{more}')
+        handovers = open_handovers(tmp_path)
+        assert [handovers.carries(kind) for kind in ("xl", "qmp")] == [False, True]
+        assert open_agent(tmp_path).verifying == keys_then
+        with pytest.raises(VtpmFailed, match="moves no vTPMs"):
+            open_agent(tmp_path).of(SESSION, "beta")
+
+
+@pytest.mark.parametrize("text", ["", 'carried = "off"', 'control = "/{uuid}/c"\ncarried = "verify"'])
+def test_emulators_are_named_as_a_whole_or_not_at_all(tmp_path: Path, text: str) -> None:
+    (tmp_path / "vtpm.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="control, state and migration_key belong together"):
+        open_handovers(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +96,7 @@ def test_with_the_file_xls_machines_are_accompanied(tmp_path: Path) -> None:
         ({"migration_key": "file=/k,mode=aes-cbc"}, "migration_key: expected what swtpm is given"),
         ({"migration_key": "file=/k,remove=true,mode=aes-256-cbc"}, "migration_key: expected what swtpm is given"),
         ({"keys": "x"}, "keys: no such key"),
+        ({"carried": "maybe"}, "carried: "),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, changes: dict[str, str], what: str) -> None:
@@ -184,6 +211,20 @@ def test_one_moves_in_a_file(
     late = refused("vtpm", "withdraw", "--request", request, "--out", answer, *there)
     assert isinstance(late, VtpmRefused)
     assert isinstance(refused("vtpm", "import", str(tmp_path / "nothing"), "--out", answer, *there), ConfigurationError)
+
+
+def test_of_a_qemus_machine_too_and_what_is_forgotten_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "vtpm.toml").write_text('carried = "verify"')
+    with Ledgers(tmp_path).locked(UUID) as file:
+        file.write(Entry("here", 3, now(), SESSION, "alpha"))
+    (told,) = json.loads(run("vtpm", "status", "--state", str(tmp_path), "--json"))["vtpms"]
+    assert (told["holding"], told["epoch"], told["emulator"]) == ("here", 3, "qemu's")
+    said = run("vtpm", "forget", UUID, "--state", str(tmp_path))
+    (kept,) = tmp_path.glob("vtpm/*.forgotten-*")
+    assert said == f"kept as {kept}; do the same on its other hosts\n"
+    assert b'"epoch":3' in kept.read_bytes()
+    assert json.loads(run("vtpm", "status", "--state", str(tmp_path), "--json"))["vtpms"] == []
+    assert run("vtpm", "forget", UUID, "--state", str(tmp_path)) == "this host has had no part in it\n"
 
 
 def test_what_is_no_uuid_names_no_file(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import secrets
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,11 +11,13 @@ import structlog
 
 from crypto.hpke import Recipient
 from korora.agents.vtpm import ctrl, parcel
+from korora.agents.vtpm.carried import Verifier
 from korora.agents.vtpm.epochs import Entry
-from korora.agents.vtpm.handover import Action, Event, Holding
+from korora.agents.vtpm.follower import Beat, Follower, prove
+from korora.agents.vtpm.handover import Action, Holding
 from korora.agents.vtpm.ledger import LedgerFile, Ledgers, keep, now, remove
-from korora.agents.vtpm.parcel import Parcel, Passage, Proof, Quoted
-from korora.agents.vtpm.rehearsal import Keys, rehearse
+from korora.agents.vtpm.parcel import Parcel, Passage
+from korora.agents.vtpm.rehearsal import Keys
 from korora.agents.vtpm.swtpm import Swtpm
 from proxy.errors import VtpmFailed, VtpmRefused
 
@@ -24,9 +25,6 @@ log = structlog.get_logger("korora.vtpm")
 
 STATE_FILES: Final = ("tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate")
 """Of a TPM 2.0 in swtpm's state directory."""
-
-Beat = Callable[[str], None]
-"""Told of each step as it has been done; tests end the process there."""
 
 LEFT: Final = "left"
 """Of a vTPM that goes in a file: what is kept until it has come there; see ``courier``."""
@@ -62,13 +60,17 @@ class Agent:
     """The vTPM agent of a host: makes carriers, and tells how things stand.
 
     Args:
-        places: where the emulators are.
+        places: where the emulators are whose state is moved; None where none is.
         state: of the relay.
         beat: told of each step.
+        verifying: what an emulator needs to read what QEMUs carry; None where that is not verified.
     """
 
-    def __init__(self, places: Places, state: Path, beat: Beat = lambda step: None) -> None:
+    def __init__(
+        self, places: Places | None, state: Path, beat: Beat = lambda step: None, *, verifying: Keys | None = None
+    ) -> None:
         self.places, self.ledgers, self.beat = places, Ledgers(state), beat
+        self.verifying = verifying
         self._vouched: dict[tuple[str, str], Recipient] = {}
         """Keys of sessions that are to come, the oldest first."""
         self._lock = threading.Lock()
@@ -87,32 +89,42 @@ class Agent:
         with self._lock:
             return self._vouched.pop((session, peer), None)
 
+    def carries(self, kind: str) -> bool:
+        """See ``proxy.vtpm.Carriers``."""
+        return (self.places if kind == "xl" else self.verifying) is not None
+
     def of(self, session: str, peer: str) -> "Carrier":
         """See ``proxy.vtpm.Carriers``."""
-        return Carrier(self, session, peer)
+        return Carrier(self, self.moving_places(), session, peer)
+
+    def moving_places(self) -> Places:
+        """Where the emulators are whose state is moved.
+
+        Raises:
+            VtpmFailed: this host does not know.
+        """
+        if self.places is None:
+            raise VtpmFailed("this host moves no vTPMs", "name the emulators in vtpm.toml")
+        return self.places
+
+    def verifier(self, session: str, peer: str) -> Verifier:
+        """See ``proxy.vtpm.Carriers``."""
+        keys = self.verifying or Keys()
+        return Verifier(self.ledgers, self.beat, self.vouched(session, peer), session, peer, keys=keys)
 
 
-class Carrier:
+class Carrier(Follower):
     """See ``proxy.vtpm.Carrier``.
 
     Args:
         agent: of this host.
+        places: where its emulators are.
         session, peer: which migration it is of.
     """
 
-    def __init__(self, agent: Agent, session: str, peer: str) -> None:
-        self._agent, self._session, self._peer = agent, session, peer
-        self._places, self._ledgers, self._beat = agent.places, agent.ledgers, agent.beat
-        self._recipient = agent.vouched(session, peer)
-        self._left: tuple[bytes, bytes] | None = None
-        """For whose key it was wrapped, and that."""
-        self._arrived: tuple[bytes, bytes] | None = None
-        """What came, and the proof that was given for it."""
-        self._ours: Proof | None = None
-        self._expected = b""
-        self.moving: tuple[int, str] | None = None
-        """See ``proxy.vtpm.Carrier``."""
-        self._turn = threading.Lock()
+    def __init__(self, agent: Agent, places: Places, session: str, peer: str) -> None:
+        super().__init__(agent.ledgers, agent.beat, agent.vouched(session, peer), session, peer)
+        self._places = places
 
     # ---- source
 
@@ -126,10 +138,8 @@ class Carrier:
     def depart(self, uuid: str, recipient: bytes) -> bytes:
         """See ``proxy.vtpm.Carrier``."""
         with self._turn:
-            if self._left is not None:
-                if self._left[0] != recipient:
-                    raise VtpmRefused("the destination wants the vTPM under another key than before")
-                return self._left[1]
+            if (before := self._given_before(recipient)) is not None:
+                return before
             if not self.has(uuid):
                 return b""
             emulator = self._places.emulator(uuid)
@@ -161,45 +171,14 @@ class Carrier:
             log.info("vtpm", holding="leaving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=digest[:16])
             return self._left[1]
 
-    def check(self, uuid: str, proof: bytes) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        if self._ours is None:
-            raise VtpmRefused(f"a proof of the vTPM of {uuid}, which was not given")
-        said = parcel.read_proof(proof)
-        parcel.verify(said, self._expected)
-        parcel.same(self._ours, said)
-
-    def part(self, uuid: str) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        self._follow(uuid, Event.PART)
-
-    def stay(self, uuid: str) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        self._follow(uuid, Event.STAY)
-
-    def given(self, uuid: str) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        self._follow(uuid, Event.GIVEN)
-
     # ---- destination
-
-    def recipient(self) -> bytes:
-        """See ``proxy.vtpm.Carrier``."""
-        with self._turn:
-            if self._recipient is None:
-                self._recipient = Recipient()
-            return self._recipient.public
 
     def arrive(self, uuid: str, wrapped: bytes) -> bytes:
         """See ``proxy.vtpm.Carrier``."""
         with self._turn:
-            if self._arrived is not None:
-                if self._arrived[0] != wrapped:
-                    raise VtpmRefused("another vTPM than before")
-                return self._arrived[1]
-            if self._recipient is None:
-                raise VtpmRefused("a vTPM that was not asked for")
-            passage, held = parcel.unwrap(self._session, uuid, wrapped, self._recipient)
+            if (before := self._proved_before(wrapped)) is not None:
+                return before
+            passage, held = parcel.unwrap(self._session, uuid, wrapped, self._asked())
             for blob in held.blobs:
                 blob.require_sealed()
             with self._ledgers.locked(uuid) as file:
@@ -222,33 +201,6 @@ class Carrier:
             self.moving = passage.epoch, held.digest
             log.info("vtpm", holding="arriving", vm=uuid, epoch=passage.epoch, peer=self._peer, digest=held.digest[:16])
             return self._arrived[1]
-
-    def release(self, uuid: str) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        self._follow(uuid, Event.RELEASE)
-
-    def wipe(self, uuid: str) -> None:
-        """See ``proxy.vtpm.Carrier``."""
-        self._follow(uuid, Event.WIPE)
-
-    # ---- both
-
-    def _follow(self, uuid: str, event: Event) -> None:
-        """Do what the machine's hand-over asks for; nothing where this vTPM has no part in it, or not any more."""
-        if not uuid:
-            return
-        with self._turn:
-            if not self._ledgers.read(uuid).concerns(self._session):
-                return
-            with self._ledgers.locked(uuid) as file:
-                if not file.ledger.concerns(self._session):
-                    return
-                entry, actions = file.ledger.follow(event, now())
-                for action in actions:
-                    self._act(action, uuid, file, entry)
-                    self._beat(f"{event.value} {action.value}")
-            if entry is not None:
-                log.info("vtpm", holding=entry.holding, vm=uuid, epoch=entry.epoch, peer=self._peer)
 
     def _act(self, action: Action, uuid: str, file: LedgerFile, entry: Entry | None) -> None:
         emulator, kept = self._places.emulator(uuid), self._ledgers.kept(uuid)
@@ -293,14 +245,3 @@ class Carrier:
             raise VtpmFailed(f"what arrived of the vTPM cannot be read from {kept}: {error}") from None
         emulator.load(held.blobs)  # again: the emulator may be another process by now
         emulator.start()
-
-
-def prove(blobs: tuple[ctrl.StateBlob, ...], keys: Keys, qualifying: bytes, *, off: bool = False) -> Proof:
-    """What the vTPM of that state says of itself; see ``rehearsal.rehearse``.
-
-    Raises:
-        VtpmFailed: it does not come up, or does not answer.
-    """
-    told = rehearse(blobs, keys, qualifying, off=off)
-    quotes = tuple(Quoted(int(said.hierarchy), said.public, said.quote, said.signature) for said in told.quotes)
-    return Proof(quotes, b"".join(told.pcrs))

@@ -31,8 +31,9 @@ from crypto.files import read_bounded
 from crypto.hpke import Recipient
 from crypto.identity import Identity
 from korora.agents.vtpm import letters, parcel
-from korora.agents.vtpm.carrier import LEFT, Agent, prove
+from korora.agents.vtpm.carrier import LEFT, Agent
 from korora.agents.vtpm.ctrl import Blob, StateBlob
+from korora.agents.vtpm.follower import prove
 from korora.agents.vtpm.handover import Event, Holding
 from korora.agents.vtpm.ledger import LedgerFile, keep, now, remove
 from korora.agents.vtpm.letters import Answer, Luggage, Request, Sent, Trust
@@ -77,6 +78,9 @@ class Courier:
         keys: of what this host keeps at rest.
         pins: of signing keys; see ``letters.Trust``.
         clock: this moment.
+
+    Raises:
+        VtpmFailed: this host does not know where emulators are.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class Courier:
         pins: frozenset[bytes] = frozenset(),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._places, self._ledgers, self._beat = agent.places, agent.ledgers, agent.beat
+        self._places, self._ledgers, self._beat = agent.moving_places(), agent.ledgers, agent.beat
         self._identity, self._keys, self._pins, self._clock = identity, keys, pins, clock
 
     # ---- destination

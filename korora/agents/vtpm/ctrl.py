@@ -77,6 +77,19 @@ class StateBlob:
     flags: int
     data: bytes
 
+    @property
+    def protection(self) -> BlobFlag:
+        """What it is encrypted under, by its own head.
+
+        Raises:
+            VtpmFailed: it is no blob.
+        """
+        if len(self.data) >= _BLOB_HEAD.size:
+            _, _, head_bytes, flags, total = _BLOB_HEAD.unpack_from(self.data)
+            if head_bytes == _BLOB_HEAD.size and total == len(self.data):
+                return BlobFlag(flags)
+        raise VtpmFailed(f"the {self.type.name.lower()} state of the vTPM is no blob of swtpm's")
+
     def require_sealed(self) -> None:
         """That nobody without the migration key can read it.
 
@@ -86,11 +99,7 @@ class StateBlob:
         Raises:
             VtpmFailed: it is in clear, under a key of 128 bits, or no blob.
         """
-        if len(self.data) < _BLOB_HEAD.size:
-            raise VtpmFailed(f"the {self.type.name.lower()} state of the vTPM is no blob of swtpm's")
-        _, _, head_bytes, flags, total = _BLOB_HEAD.unpack_from(self.data)
-        if head_bytes != _BLOB_HEAD.size or total != len(self.data):
-            raise VtpmFailed(f"the {self.type.name.lower()} state of the vTPM is no blob of swtpm's")
+        flags = self.protection
         if not flags & BlobFlag.MIGRATION_ENCRYPTED or not flags & BlobFlag.MIGRATION_256BIT_KEY:
             raise VtpmFailed(f"the {self.type.name.lower()} state of the vTPM is not encrypted", KEY_REMEDY)
 

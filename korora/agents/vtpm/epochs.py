@@ -117,7 +117,7 @@ class Ledger:
         if identity and self.identity and identity != self.identity:
             raise VtpmRefused(
                 f"another vTPM than the one known here: its identity is {identity[-16:]}, not {self.identity[-16:]}; "
-                "if it was made anew on purpose, remove its ledger"
+                "if it was made anew on purpose, korora vtpm forget"
             )
 
     def _stands(self) -> str:

@@ -1,11 +1,11 @@
-"""Whether this host's relay moves vTPMs, and where they are: ``vtpm.toml`` in its state directory.
+"""Whether this host's relay moves or verifies vTPMs, and where they are: ``vtpm.toml`` in its state directory.
 
 There, and not among a relay's options, because whoever acts on a hand-over has to follow it with the vTPM: the daemon,
 ``korora xl`` by itself, ``korora handover resolve``. All of them know the state directory.
 """
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 from msgspec import Meta
@@ -36,10 +36,11 @@ _Key = Annotated[
 class HostFile(Table, frozen=True):
     """``vtpm.toml``; see ``carrier.Places`` and ``rehearsal.Keys``."""
 
-    control: _Place
-    state: _Place
-    migration_key: _Key
+    control: _Place | None = None
+    state: _Place | None = None
+    migration_key: _Key | None = None
     state_key: _Key | None = None
+    carried: Literal["off", "verify"] = "off"
 
 
 def open_agent(state: Path) -> Agent:
@@ -54,9 +55,21 @@ def open_agent(state: Path) -> Agent:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}", f"{_EXAMPLE} has an example") from None
     told = tables.convert(tables.load(content, str(path), _EXAMPLE), HostFile, str(path))
+    keys = Keys(told.migration_key or "", told.state_key or "")
+    return Agent(_places(told, keys, path), state, verifying=keys if told.carried == "verify" else None)
+
+
+def _places(told: HostFile, keys: Keys, path: Path) -> Places | None:
+    if told.control is None and told.state is None and told.carried == "verify":
+        return None
+    if told.control is None or told.state is None or told.migration_key is None:
+        raise ConfigurationError(
+            f"{path}: control, state and migration_key belong together",
+            f'name all three, or carried = "verify" for QEMU\'s alone; {_EXAMPLE} has examples',
+        )
     longest = told.control.replace("{uuid}", str(UUID(int=0)))
     if len(longest.encode()) > _UNIX_PATH_BYTES_MAX:
         raise ConfigurationError(
             f"{path}: control: a path of more than {_UNIX_PATH_BYTES_MAX} bytes", "a unix socket's is no longer"
         )
-    return Agent(Places(told.control, told.state, Keys(told.migration_key, told.state_key or "")), state)
+    return Places(told.control, told.state, keys)

@@ -10,7 +10,8 @@ from typing import Final
 
 from korora.agents.vtpm import epochs
 from korora.agents.vtpm.epochs import LEDGER_BYTES_MAX, Entry, Ledger
-from proxy.errors import VtpmFailed
+from korora.agents.vtpm.handover import Holding
+from proxy.errors import VtpmFailed, VtpmRefused
 
 FOLDER: Final = "vtpm"
 _SUFFIX: Final = ".ledger"
@@ -109,6 +110,24 @@ class Ledgers:
             raise VtpmFailed(f"another process is at work on the vTPM of {uuid}", "wait, or stop it") from None
         except OSError as error:
             raise VtpmFailed(f"cannot keep {path}: {error.strerror}", "see to its owner, mode and disk") from None
+
+    def forget(self, uuid: str) -> Path | None:
+        """Put a ledger aside, so that this host knows nothing of that vTPM; where it is kept, None if there is none.
+
+        Raises:
+            VtpmRefused: a hand-over is under way.
+            VtpmFailed: another process acts on it, or it cannot be moved.
+        """
+        path = self.folder / f"{uuid}{_SUFFIX}"
+        if not path.exists():
+            return None
+        with self.locked(uuid) as file:
+            if file.ledger.holding in (Holding.LEAVING, Holding.ARRIVING):
+                raise VtpmRefused(f"the vTPM of {uuid} is {file.ledger.holding.value}: see korora handover list first")
+            aside = path.with_suffix(f".forgotten-{now().replace(':', '')}")
+            path.rename(aside)
+            sync_folder(self.folder)
+        return aside
 
 
 def keep(path: Path, content: bytes) -> None:

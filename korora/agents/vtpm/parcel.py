@@ -1,14 +1,15 @@
 """What passes between the agents of two hosts: the vTPM, wrapped, and the proof that it has arrived. Sans-IO.
 
 parcel = epoch (8 bytes, big-endian) ‖ HPKE(MessagePack of Parcel; info = label ‖ session ‖ machine ‖ epoch)
+voucher = the same, of Voucher and with another label, where the machine's own stream carries the vTPM
 proof  = MessagePack of Proof: quotes of the vTPM itself, over all its PCRs, made from what has arrived
-quoted = SHA-256(label ‖ session ‖ machine ‖ epoch ‖ nonce), the nonce being in the parcel
+quoted = SHA-256(label ‖ session ‖ machine ‖ epoch ‖ nonce), the nonce being in the parcel or voucher
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -23,7 +24,6 @@ from proxy.errors import VtpmRefused
 
 VERSION: Final = 1
 PROOF_BYTES_MAX: Final = 16 * 1024  # two quotes, and 24 digests
-_LABEL: Final = b"korora vtpm v1"
 _QUOTED: Final = b"korora-vtpm-v1"
 _EPOCH: Final = struct.Struct(">Q")
 _ALL: Final = Selection.of({"sha256": range(PCRS)})
@@ -35,6 +35,8 @@ _Structure = Annotated[bytes, msgspec.Meta(min_length=1, max_length=2048)]
 
 class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A vTPM on its way; see ``epochs.Entry`` for ``identity``, ``ctrl.StateBlob`` for the flags."""
+
+    LABEL: ClassVar = b"korora vtpm v1"
 
     version: int
     nonce: _Bytes32
@@ -58,6 +60,17 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return digest_of(self.blobs)
 
 
+class Voucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said of a vTPM that the machine's stream has carried; ``digest`` is of its state (``digest_of``)."""
+
+    LABEL: ClassVar = b"korora vtpm carried v1"
+
+    version: int
+    nonce: _Bytes32
+    identity: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{68})?\Z")]
+    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
 class Quoted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One identity key's quote; see ``rehearsal.KeyQuote``."""
 
@@ -74,6 +87,9 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pcrs: Annotated[bytes, msgspec.Meta(min_length=PCRS * PCR_BYTES, max_length=PCRS * PCR_BYTES)]
 
 
+_Held = TypeVar("_Held", Parcel, Voucher)
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """One vTPM's way in one session under one epoch."""
@@ -86,13 +102,13 @@ class Passage:
         """What all that is said of it is bound to: session, machine and epoch, 40 bytes."""
         return bytes.fromhex(self.session) + UUID(self.uuid).bytes + _EPOCH.pack(self.epoch)
 
-    def wrap(self, parcel: Parcel, recipient: bytes) -> bytes:
+    def wrap(self, parcel: Parcel | Voucher, recipient: bytes) -> bytes:
         """For the destination alone.
 
         Raises:
             WrapBroken: its key is none.
         """
-        body = wrap(msgspec.msgpack.encode(parcel), recipient, _LABEL + self.context())
+        body = wrap(msgspec.msgpack.encode(parcel), recipient, parcel.LABEL + self.context())
         return _EPOCH.pack(self.epoch) + body
 
     def quoted(self, nonce: bytes) -> bytes:
@@ -115,14 +131,25 @@ def unwrap(session: str, uuid: str, wrapped: bytes, recipient: Recipient) -> tup
         WrapBroken: it does not open as that session's, machine's and epoch's.
         VtpmRefused: what was in it is no parcel.
     """
+    return _unwrap(session, uuid, wrapped, recipient, kind=Parcel)
+
+
+def unwrap_voucher(session: str, uuid: str, wrapped: bytes, recipient: Recipient) -> tuple[Passage, Voucher]:
+    """The same of a voucher."""
+    return _unwrap(session, uuid, wrapped, recipient, kind=Voucher)
+
+
+def _unwrap(
+    session: str, uuid: str, wrapped: bytes, recipient: Recipient, *, kind: type[_Held]
+) -> tuple[Passage, _Held]:
     if len(wrapped) < _EPOCH.size:
         raise WrapBroken("a vTPM's parcel is cut short")
     passage = Passage(session, uuid, int(_EPOCH.unpack_from(wrapped)[0]))
     if not 1 <= passage.epoch < 2**63:
         raise VtpmRefused(f"epoch {passage.epoch} is none")
-    body = recipient.unwrap(wrapped[_EPOCH.size :], _LABEL + passage.context())
+    body = recipient.unwrap(wrapped[_EPOCH.size :], kind.LABEL + passage.context())
     try:
-        parcel = msgspec.msgpack.decode(body, type=Parcel)
+        parcel = msgspec.msgpack.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise VtpmRefused(f"a vTPM's parcel is none: {error}") from None
     if parcel.version != VERSION:

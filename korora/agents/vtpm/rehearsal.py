@@ -37,11 +37,11 @@ class Keys:
     """What an emulator needs to read a state, as swtpm's own options.
 
     Args:
-        migration: of ``--migration-key``.
+        migration: of ``--migration-key``; empty where what is read is not encrypted.
         state: of ``--key``; empty where the emulators of this host have none.
     """
 
-    migration: str
+    migration: str = ""
     state: str = ""
 
 
@@ -70,7 +70,9 @@ class Rehearsed:
     pcrs: tuple[bytes, ...]
 
 
-def rehearse(blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes, *, off: bool = False) -> Rehearsed:
+def rehearse(
+    blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes, *, off: bool = False, sealed: bool = True
+) -> Rehearsed:
     """Bring that state up and let it quote.
 
     Args:
@@ -78,12 +80,13 @@ def rehearse(blobs: tuple[StateBlob, ...], keys: Keys, qualifying: bytes, *, off
         keys: of this host's emulators.
         qualifying: to be quoted, 32 bytes.
         off: of a machine that is off: its permanent part alone.
+        sealed: whether a state in clear is refused.
 
     Raises:
         VtpmFailed: it does not come up, or does not answer.
     """
     with emulator(keys, own_key=not any(blob.flags & StateFlag.ENCRYPTED for blob in blobs)) as (control, tpm):
-        control.load(blobs, off=off)
+        control.load(blobs, off=off, sealed=sealed)
         control.start()
         return ask(tpm, qualifying)
 
@@ -227,7 +230,7 @@ def _spawn(
                 *("swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={folder},mode=0600"),
                 *("--ctrl", f"type=unixio,clientfd={control.fileno()}"),
                 *("--fd", str(data.fileno())),
-                *("--migration-key", keys.migration),
+                *(("--migration-key", keys.migration) if keys.migration else ()),
                 *(("--key", sealed) if sealed else ()),
             ],
             pass_fds=passed,
