@@ -28,6 +28,7 @@ from typing import Final
 from proxy.errors import HypervisorFailed
 from proxy.hypervisors.asking import BOOT_ID, Look, QemuAsking, word_of
 from proxy.hypervisors.base import CopyState, Fate, Vm
+from proxy.hypervisors.monitor import QmpError
 from proxy.limits import (
     QMP_POLL_SECONDS,
     QMP_QUIT_SECONDS_MAX,
@@ -270,6 +271,25 @@ class QemuMonitor(QemuAsking):
                 "if the machine runs elsewhere, kill this process (SIGKILL)"
             )
         await self._quit()
+
+    # ------------------------------------------------------------------ both
+
+    async def has_vtpm(self) -> bool:
+        """Whether the machine has an emulated TPM, whose state its stream carries.
+
+        Raises:
+            HypervisorFailed: it cannot be asked.
+        """
+        await self._present()
+        qmp = await self._connected()
+        try:
+            answer = [] if qmp is None else await qmp.execute("query-tpm")
+        except QmpError as error:
+            if error.error_class == "CommandNotFound":
+                return False  # built without TPMs
+            raise self._unanswered(error) from None
+        listed = answer if isinstance(answer, list) else []
+        return any(word_of(tpm.get("options"), "type") == "emulator" for tpm in listed if isinstance(tpm, dict))
 
     # ------------------------------------------------------------------ destination
 

@@ -83,12 +83,24 @@ class Custody:
             await self._receive(vm)
 
     async def _approve_source(self, vm: Vm) -> None:
-        if not await asyncio.to_thread(self._carrier.has, vm.uuid):
+        if not await self._has(vm):
             return
         if not self.agreed:
             raise PolicyRefused(
                 f"{vm.name} has a vTPM, and the destination's relay does not take any: give it a vtpm.toml, too"
             )
+        await self._until_proved()
+
+    async def _has(self, vm: Vm) -> bool:
+        """Whether the machine has a vTPM."""
+        return await asyncio.to_thread(self._carrier.has, vm.uuid)
+
+    async def _until_proved(self) -> None:
+        """Source: wait until the destination's vTPM is known to be the one that left.
+
+        Raises:
+            RelayError: it is not.
+        """
         while not self._proved:
             if self._failed is not None:
                 raise self._failed
@@ -154,7 +166,7 @@ class Custody:
             raise VtpmRefused("the destination asks for a vTPM by a key that its TPM has not vouched for")
         async with self._turn:
             vm = self._guard.party.vm
-            if not await asyncio.to_thread(self._carrier.has, vm.uuid):
+            if not await self._has(vm):
                 await self._session.say(VtpmGiven(b"", 0))
                 return
             if await self._hypervisor.departing(vm) is CopyState.RUNNING:

@@ -38,7 +38,7 @@ from proxy.shell.recovery import began, look, look_again, never_began, settle, s
 from proxy.shell.waiting import Signal
 from proxy.shell.whose import theirs, whose
 from proxy.shell.xl_guard import XlBack, XlEnd
-from proxy.vtpm import Carrier, Carriers
+from proxy.vtpm import Carrier, Carriers, Verifier
 
 log = structlog.get_logger("korora.handover")
 
@@ -92,12 +92,22 @@ class Handovers:
         """For whoever recovers: a session has left something unsettled."""
 
     def carries(self, kind: str) -> bool:
-        """Whether vTPMs of such a hypervisor's machines are moved along: QEMU has them in its stream."""
-        return self._vtpms is not None and kind == "xl"
+        """Whether vTPMs of such a hypervisor's machines are moved along or, where QEMU does that, verified."""
+        return self._vtpms is not None and self._vtpms.carries(kind)
 
     def carrier(self, head: Head) -> Carrier | None:
-        """Who moves the vTPM of that hand-over's machine; None where nobody does."""
-        return self._vtpms.of(head.session, head.peer) if self._vtpms is not None and self.carries(head.kind) else None
+        """Who moves the vTPM of that hand-over's machine, or has verified it; None where nobody does."""
+        if self._vtpms is None:
+            return None
+        if head.kind == "qmp":
+            return self._vtpms.verifier(head.session, head.peer)  # whatever the host's file says by now
+        return self._vtpms.of(head.session, head.peer) if self.carries(head.kind) else None
+
+    def verifier(self, head: Head) -> Verifier | None:
+        """Who verifies the vTPM that a session's stream carries; None where nobody does."""
+        return (
+            self._vtpms.verifier(head.session, head.peer) if self._vtpms is not None and self.carries("qmp") else None
+        )
 
     def recipient(self, session: str, peer: str) -> bytes:
         """The key that a vTPM of that session is to be wrapped for; empty where none are moved along."""

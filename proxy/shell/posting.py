@@ -26,10 +26,11 @@ from proxy.shell.guard import Guard
 from proxy.shell.handovers import Handovers
 from proxy.shell.journal import now
 from proxy.shell.link import ControlLink
-from proxy.shell.qemu_guard import QemuDestinationGuard, QemuSourceGuard
+from proxy.shell.qemu_guard import QemuDestinationGuard, QemuGuard, QemuSourceGuard
 from proxy.shell.runner import Runner
+from proxy.shell.verification import Verification
 from proxy.shell.xl_guard import XlDestinationGuard, XlSourceGuard
-from proxy.vtpm import Carrier
+from proxy.streams.vtpm import VtpmWatch
 
 log = structlog.get_logger("korora.handover")
 
@@ -86,7 +87,7 @@ async def guard_departure(
         guard = XlSourceGuard(file, hypervisor, runner, approvals, handovers.errand(contact))
     guard.connection = first
     handovers.guards(guard)
-    _entrust(runner, guard, hypervisor, handovers.carrier(head), agreed=vtpm)
+    _entrust(runner, guard, hypervisor, handovers, agreed=vtpm)
     runner.guard, runner.let_go = guard, handovers.released
     runner.report.handover_kind = guard.kind
 
@@ -137,14 +138,23 @@ async def guard_arrival(
     else:
         guard = XlDestinationGuard(file, hypervisor, runner, approvals)
     handovers.guards(guard)
-    _entrust(runner, guard, hypervisor, handovers.carrier(head), agreed=runner.offer.vtpm)
+    _entrust(runner, guard, hypervisor, handovers, agreed=runner.offer.vtpm)
     runner.guard, runner.let_go = guard, handovers.released
     runner.report.handover_kind = guard.kind
 
 
-def _entrust(runner: Runner, guard: Guard, hypervisor: Hypervisor, carrier: Carrier | None, *, agreed: bool) -> None:
-    """The machine's vTPM goes where the machine does."""
-    if carrier is not None:
+def _entrust(runner: Runner, guard: Guard, hypervisor: Hypervisor, handovers: Handovers, *, agreed: bool) -> None:
+    """The machine's vTPM goes where the machine does; where QEMU carries it, it is seen that it did."""
+    head = guard.party.record.head
+    if isinstance(guard, QemuGuard) and isinstance(hypervisor, QemuMonitor):
+        verifier, watch = handovers.verifier(head), VtpmWatch()
+        if verifier is not None:
+            guard.party.carrier = verifier
+            custody = Verification(runner, guard, hypervisor, verifier, watch, agreed=agreed)
+            runner.custody, guard.vouched = custody, custody.verified
+            if runner.guest is not None:
+                runner.guest.vtpm = watch
+    elif (carrier := handovers.carrier(head)) is not None:
         guard.party.carrier = carrier
         runner.custody = Custody(runner, guard, hypervisor, carrier, agreed=agreed)
 

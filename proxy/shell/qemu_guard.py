@@ -33,6 +33,8 @@ class QemuGuard(Guard):
     ) -> None:
         super().__init__(file, monitor, session, approvals)
         self._monitor = monitor
+        self.vouched: Callable[[], Awaitable[None]] | None = None
+        """Waits until the vTPM that QEMU carried is known to be the same at both ends; None where nobody verifies."""
 
     async def read(self, piece: memoryview) -> bool:
         """See ``Guard.read``."""
@@ -41,6 +43,15 @@ class QemuGuard(Guard):
     async def _known(self) -> None:
         """Write down which QEMU it is."""
         await self.party.named(await self._monitor.pin(self.party.vm, self.party.handover.side))
+
+    async def _vouch(self) -> None:
+        """Nothing is voted for before that.
+
+        Raises:
+            RelayError: it is not the same, or that cannot be told.
+        """
+        if self.vouched is not None:
+            await self.vouched()
 
     async def _missing(self, why: HypervisorFailed) -> None:
         """Something failed: if that is because the local QEMU has ended, say so."""
@@ -73,6 +84,8 @@ class QemuSourceGuard(QemuGuard):
         self._errand = errand
         self._asks = False
         """Whether QEMU has halted: the destination is asked until it answers."""
+        self._early: Word | None = None
+        """The destination's vote, where it came before ours."""
 
     # ---- while the session runs
 
@@ -107,6 +120,13 @@ class QemuSourceGuard(QemuGuard):
         if not self._asks:
             raise HypervisorFailed("the destination says that it has the machine's memory, and QEMU still sends it")
 
+    async def heard(self, word: Word) -> None:
+        """See ``Guard.heard``: a vote that comes before ours counts with it, and need not be asked for once more."""
+        if word.state == "voted" and self.party.state is State.PREPARED and not self.detached:
+            self._early = word
+            return
+        await super().heard(word)
+
     async def release(self, state: State) -> None:
         """See ``Hands.release``."""
         if state is State.PREPARED and not self.detached:
@@ -121,7 +141,10 @@ class QemuSourceGuard(QemuGuard):
             if self.party.state is State.DOUBT:
                 return  # the destination may have got everything before: then its word decides
             raise
+        await self._vouch()
         await self.party.tell(Event.GAVE_UP)
+        if self._early is not None and self.party.state is State.VOTED:
+            await super().heard(self._early)
         if self.party.state not in (State.VOTED, State.COMMITTED, State.DONE):
             raise HypervisorFailed("QEMU has given its machine up, and that could not be written down")
 
@@ -191,6 +214,7 @@ class QemuDestinationGuard(QemuGuard):
         except HypervisorFailed as error:
             await self._missing(error)
             raise
+        await self._vouch()
         await self.party.tell(Event.TOOK)
 
     async def take(self, vm: Vm) -> bool:

@@ -16,7 +16,11 @@ NIL = "00000000-0000-0000-0000-000000000000"
 
 
 class Refused(Exception):
-    """Raised by a command to answer with an error."""
+    """Raised by a command to answer with an error, of the given class."""
+
+    def __init__(self, why: str, error_class: str = "GenericError") -> None:
+        super().__init__(why)
+        self.error_class = error_class
 
 
 class ScriptedQemu:
@@ -103,7 +107,7 @@ class ScriptedQemu:
                 try:
                     reply["return"] = self._answer(command, request.get("arguments", {}))
                 except Refused as refusal:
-                    reply["error"] = {"class": "GenericError", "desc": str(refusal)}
+                    reply["error"] = {"class": refusal.error_class, "desc": str(refusal)}
                 if reply.get("return") is not NotImplemented:
                     writer.write(json.dumps(reply).encode() + b"\r\n")
                 if command == "quit" and "return" in reply and reply["return"] is not NotImplemented:
@@ -120,7 +124,7 @@ class ScriptedQemu:
         plain = command.replace("-", "_")
         known: Callable[[dict[str, Any]], Any] | None = getattr(self, f"do_{plain}", None)
         if known is None:
-            raise Refused(f"The command {command} has not been found")
+            raise Refused(f"The command {command} has not been found", "CommandNotFound")
         return known(arguments)
 
     def do_qmp_capabilities(self, _: Any) -> Any:

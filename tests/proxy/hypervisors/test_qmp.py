@@ -251,6 +251,37 @@ async def test_another_machine_at_the_monitor_is_told(tmp_path: Path) -> None:
         assert qemu.commands == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "there"),
+    [
+        ([{"id": "tpm0", "model": "tpm-tis", "options": {"type": "emulator", "data": {"chardev": "tpm"}}}], True),
+        ([{"id": "tpm0", "model": "tpm-crb", "options": {"type": "passthrough", "data": {}}}], False),
+        ([], False),
+        (None, False),
+        ([{"id": "tpm0"}, "x"], False),
+    ],
+)
+async def test_a_qemu_tells_whether_its_stream_carries_a_vtpm(tmp_path: Path, answer: Any, there: bool) -> None:
+    async with pair(tmp_path, "running") as (qemu, monitor):
+        qemu.on["query-tpm"] = lambda _: answer
+        assert await monitor.has_vtpm() is there
+
+
+async def test_a_qemu_without_tpms_has_none_and_one_that_will_not_say_is_an_error(tmp_path: Path) -> None:
+    async with pair(tmp_path, "running") as (qemu, monitor):
+        assert await monitor.has_vtpm() is False
+
+        def refuse(_: Any) -> Any:
+            raise Refused("not now")
+
+        qemu.on["query-tpm"] = refuse
+        with pytest.raises(HypervisorFailed, match="refuses: query-tpm: not now"):
+            await monitor.has_vtpm()
+        qemu.end()
+        with pytest.raises(HypervisorFailed, match="is not there"):
+            await monitor.has_vtpm()
+
+
 @pytest.mark.parametrize("answer", [None, 7, [], {"status": 5}], ids=str)
 async def test_answers_of_another_shape_are_not_believed(tmp_path: Path, answer: Any) -> None:
     async with pair(tmp_path, "paused", "completed") as (qemu, watch):

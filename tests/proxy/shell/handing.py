@@ -24,6 +24,7 @@ from proxy.endpoints.sockets import TcpEgress, TcpIngress, listen_tcp
 from proxy.handover.record import Record
 from proxy.handover.table import Side, State
 from proxy.hypervisors.base import CopyState
+from proxy.paging import PagingTerms
 from proxy.shell import errand, guard, orders, party, recovery, runner, xl_guard
 from proxy.shell.contact import Contact
 from proxy.shell.destination import Destination, DestinationRunner, Terms
@@ -125,6 +126,7 @@ class Hosts:
     monitors: Mapping[Side, str] = MappingProxyType({})
     required: frozenset[Side] = frozenset()
     """Who takes no session that is unguarded."""
+    paging: PagingTerms = OPAQUE
 
     def toolstack(self, life: Life) -> Toolstack:
         return lambda kind, monitor: Host(life)
@@ -173,7 +175,7 @@ class Hosts:
             listener,
             terms=Terms(
                 resume_seconds=self._resume_seconds,
-                paging=OPAQUE,
+                paging=self.paging,
                 handovers=self.handovers[life.side],
                 monitors={"default": monitor} if (monitor := self.monitors.get(life.side)) else {},
                 guarded=frozenset({"default"} if life.side in self.required else ()),
@@ -191,7 +193,7 @@ class Hosts:
             handover=self.kind,
             guarded=Side.SOURCE in self.required,
             resume_seconds=self._resume_seconds,
-            paging=OPAQUE,
+            paging=self.paging,
             one_channel=self.kind == "xl",
         )
 

@@ -32,6 +32,7 @@ class WatchedQemu(ScriptedQemu):
         self.world, self.side = world, side
         super().__init__(path, "running" if side is Side.SOURCE else "inmigrate")
         self.moved, self.loaded = asyncio.Event(), asyncio.Event()
+        self.memory, self.devices = MEMORY, DEVICES
 
     def become(self, status: str | None = None, migration: str | None = None, why: str = "") -> None:
         if self.world.copies[self.side] is CopyState.ABSENT:
@@ -59,14 +60,14 @@ class WatchedQemu(ScriptedQemu):
         hearing = asyncio.ensure_future(wire.receive())
         loading = asyncio.ensure_future(loaded.wait())
         try:
-            await wire.send(MEMORY)
+            await wire.send(self.memory)
             await asyncio.wait({hearing, loading}, return_when=asyncio.FIRST_COMPLETED)
             if hearing.done() and not loading.done():
                 raise ConnectionResetError
             if self.migration == "active":
                 self.halt()
             if await self.until("device", "cancelled", "completed", "failed") in {"device", "completed"}:
-                await wire.send(DEVICES)
+                await wire.send(self.devices)
                 wire.shut()
                 await asyncio.sleep(0)
                 if self.migration == "device":
@@ -84,9 +85,9 @@ class WatchedQemu(ScriptedQemu):
     async def receive(self, wire: Wire) -> None:
         """Load what arrives; what does not arrive whole ends it."""
         try:
-            await wire.exactly(len(MEMORY))
+            await wire.exactly(len(self.memory))
             self.loaded.set()
-            await wire.exactly(len(DEVICES))
+            await wire.exactly(len(self.devices))
         except (EOFError, OSError):
             self.become(migration="failed")
             self.end()

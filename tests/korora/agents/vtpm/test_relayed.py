@@ -76,6 +76,12 @@ class Mortal:
     def of(self, session: str, peer: str) -> Any:
         return MortalCarrier(self._life, self._agent.of(session, peer))
 
+    def carries(self, kind: str) -> bool:
+        return kind == "xl"
+
+    def verifier(self, session: str, peer: str) -> Any:
+        return MortalCarrier(self._life, self._agent.verifier(session, peer))
+
 
 class MortalCarrier:
     """One of them."""
