@@ -11,7 +11,7 @@ from korora.agents.vtpm import parcel
 from korora.agents.vtpm.carried import Verifier
 from korora.agents.vtpm.follower import Beat, prove
 from korora.agents.vtpm.handover import Holding
-from korora.agents.vtpm.parcel import Proof
+from korora.agents.vtpm.parcel import Passage, Proof, Voucher
 from korora.agents.vtpm.rehearsal import Keys
 from proxy.errors import VtpmFailed, VtpmRefused
 from proxy.streams.vtpm import CarriedPart, CarriedVtpm
@@ -131,6 +131,16 @@ def test_another_vtpm_is_refused(pair: Pair, carried: CarriedVtpm, tmp_path: Pat
     assert pair[1].ledger.holding is Holding.UNKNOWN
     with pytest.raises(VtpmRefused, match="another vTPM, or another run of it"):
         leaving.check(UUID, forged(other, key, leaving))
+
+
+def test_a_source_that_calls_it_by_another_name_is_refused(pair: Pair, carried: CarriedVtpm) -> None:
+    """Else the destination's ledger would know the machine by an identity that nobody has shown."""
+    _, arriving = met(pair, carried)
+    voucher = Voucher(1, bytes(32), "000b" + "cd" * 32, parcel.digest_of(arriving._state))
+    given = Passage(SESSION, UUID, 1).wrap(voucher, arriving.recipient())
+    with pytest.raises(VtpmRefused, match="another vTPM than the one that left"):
+        arriving.arrive(UUID, given)
+    assert pair[1].ledger.holding is Holding.UNKNOWN
 
 
 def test_the_same_with_another_measurement_is_refused(
