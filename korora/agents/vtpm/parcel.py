@@ -63,7 +63,7 @@ class Parcel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Voucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is said of a vTPM that the machine's stream has carried; ``digest`` is of its state (``digest_of``)."""
 
-    LABEL: ClassVar = b"korora vtpm carried v1"
+    LABEL: ClassVar = b"korora vtpm v1 carried"
 
     version: int
     nonce: _Bytes32
