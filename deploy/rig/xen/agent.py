@@ -5,11 +5,12 @@
 Orders run beside each other, each in a thread of its own. Networks are cut outside of the host, so this is always
 reached. Only the standard library: it runs under the host's own Python.
 
-Orders: hello · run · spawn · state · kill · put · get · clock (see the functions of these names).
+Orders: hello · run · spawn · state · kill · put · get · files · processes · clock (see the functions of these names).
 """
 
 import base64
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -120,6 +121,25 @@ def get(order: dict[str, Any]) -> dict[str, Any]:
         return {"data": None}
 
 
+def files(order: dict[str, Any]) -> dict[str, Any]:
+    """The texts of the files that `pattern` matches, by their paths: to start a program for that takes far longer."""
+    found = {}
+    for path in sorted(glob.glob(order["pattern"])):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = _text(Path(path).read_bytes())
+    return {"files": found}
+
+
+def processes(_: dict[str, Any]) -> dict[str, Any]:
+    """Process ids and command lines of all that has one: neither the kernel's own nor what has ended."""
+    found = []
+    for path in glob.iglob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if words := Path(path).read_bytes().rstrip(b"\0"):
+                found.append({"pid": int(path.split("/")[2]), "args": _text(words.replace(b"\0", b" "))})
+    return {"processes": found}
+
+
 def clock(order: dict[str, Any]) -> dict[str, Any]:
     """Set the wall clock to `now`, in seconds since 1970: a saved host wakes up in the past."""
     before = time.time()
@@ -128,7 +148,7 @@ def clock(order: dict[str, Any]) -> dict[str, Any]:
 
 
 ORDERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    order.__name__: order for order in (hello, run, spawn, state, kill, put, get, clock)
+    order.__name__: order for order in (hello, run, spawn, state, kill, put, get, files, processes, clock)
 }
 
 

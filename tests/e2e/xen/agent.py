@@ -110,6 +110,15 @@ class Agent:
         data = (await self.order("get", path=path))["data"]
         return None if data is None else base64.b64decode(data)
 
+    async def files(self, pattern: str) -> dict[str, str]:
+        """The texts of the files that a pattern matches, by their paths."""
+        found: dict[str, str] = (await self.order("files", pattern=pattern))["files"]
+        return found
+
+    async def processes(self) -> list[tuple[int, str]]:
+        """Process ids and command lines of all that runs."""
+        return [(one["pid"], one["args"]) for one in (await self.order("processes"))["processes"]]
+
     async def set_clock(self) -> None:
         """Give the host this machine's time of day."""
         await self.order("clock", now=time.time())

@@ -8,22 +8,22 @@ retries meet whatever may be left behind; the last of them is left alone, and go
 """
 
 import asyncio
-import json
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.e2e.xen.agent import Done
 from tests.e2e.xen.daemons import (
     DESTINATION,
     PASSING,
-    STATE,
+    Records,
     check_counts_on,
+    records_of,
     serve_again,
     served,
+    settled,
 )
 from tests.e2e.xen.host import Guest, XenHost
 from tests.e2e.xen.points import PRELOADED, arm, disarm, reached
@@ -31,7 +31,6 @@ from tests.e2e.xen.rig import Pair, XenRig
 
 CARRIER = f"korora xl {DESTINATION}"
 COMMAND_SECONDS = 90.0  # for `xl migrate` to end once what happened is over
-SETTLED_SECONDS = 90.0
 NOBODY_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 BEATS = 5  # heard after it all, before the guest is believed
@@ -260,31 +259,6 @@ async def check_one_copy(two: Pair, name: str) -> str:
     assert [beat.number for beat in beats] == list(range(len(beats)))
     assert not any(beat.bad for beat in beats)
     return where
-
-
-Records = dict[str, list[dict[str, Any]]]
-"""Of each host: the head and the last line of every journal."""
-
-
-async def records_of(host: XenHost) -> list[dict[str, Any]]:
-    """A host's journals, read as they lie on its disk; `korora handover list` takes seconds in an emulated machine."""
-    script = f'for j in {STATE}/handover/*.journal; do [ -e "$j" ] && head -n1 "$j" && tail -n1 "$j"; done; true'
-    lines = (await host.check(["sh", "-c", script])).splitlines()
-    decoder = json.JSONDecoder()
-    parsed = [decoder.raw_decode(line)[0] for line in lines]
-    return [head | last for head, last in zip(parsed[::2], parsed[1::2], strict=True)]
-
-
-async def settled(two: Pair) -> Records:
-    """Until nothing is left to be done on either host."""
-    end = time.monotonic() + SETTLED_SECONDS
-    while True:
-        found = dict(zip("ab", await asyncio.gather(*map(records_of, two.hosts)), strict=True))
-        open_ones = [record for records in found.values() for record in records if not record.get("settled")]
-        if not open_ones:
-            return found
-        assert time.monotonic() < end, open_ones
-        await asyncio.sleep(LOOK_SECONDS)
 
 
 def check_told(records: Records, it: Migration, where: str, done: Done) -> None:

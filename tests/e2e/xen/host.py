@@ -136,13 +136,14 @@ class XenHost:
         self._process = await process.start(self._command, self.errors)
         try:
             self._qmp = await Qmp.connect(self._monitor)
+            async with asyncio.timeout(START_SECONDS):
+                # Saved while it stood still, a host arrives so; `cont` before it has arrived would be forgotten.
+                while (await self._qmp.execute("query-status"))["status"] == "inmigrate":  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS / 4)
+                await self._qmp.execute("cont")
         except QmpError as error:
             raise AgentError(f"host {self.name}: {process.last_words(self.errors) or error}") from None
         async with asyncio.timeout(START_SECONDS):
-            # Saved while it stood still, a host arrives so; `cont` before it has arrived would be forgotten.
-            while (await self._qmp.execute("query-status"))["status"] == "inmigrate":  # noqa: ASYNC110
-                await asyncio.sleep(POLL_SECONDS / 4)
-            await self._qmp.execute("cont")
             while True:
                 with contextlib.suppress(AgentError):
                     self._agent = await Agent.connect(self.ports[AGENT_PORT])
@@ -176,17 +177,23 @@ class XenHost:
         process.tell(self._process, signal.SIGKILL)
 
     async def save(self, path: Path) -> None:
-        """Stop the host and write it to a file, from which any number can be loaded; it is of no use afterwards."""
+        """Stop the host and write it to a file, from which any number can be loaded; it is of no use afterwards.
+
+        QEMU says that it is done when the pipe has taken the rest: only who reads from that knows when the file has it,
+        and it would be ended with QEMU.
+        """
         await self.agent.close()
         await self.qmp.execute("stop")
         await self.qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         await self.qmp.execute("migrate-set-parameters", max_bandwidth=16 * 1024**3)
         fresh = path.with_suffix(".new")
-        await self.qmp.execute("migrate", uri=f"exec:cat >{fresh}")
+        await self.qmp.execute("migrate", uri=f"exec:cat >{fresh} && mv {fresh} {path}")
         ends = {"completed", "failed"}
         end = await self.qmp.wait_event("MIGRATION", START_SECONDS, lambda data: data["status"] in ends)
         assert end.data["status"] == "completed", end
-        fresh.rename(path)
+        async with asyncio.timeout(START_SECONDS):
+            while not path.exists():  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(POLL_SECONDS)
 
     async def stop(self) -> None:
         """End it; may be called at any time and twice."""
@@ -253,8 +260,7 @@ class XenHost:
 
     async def processes(self, pattern: str) -> list[int]:
         """The process ids whose command line matches a pattern."""
-        lines = (await self.check(["ps", "-o", "pid,args"])).splitlines()[1:]
-        return [int(line.split()[0]) for line in lines if re.search(pattern, line)]
+        return [pid for pid, words in await self.agent.processes() if re.search(pattern, words)]
 
     async def gone(self, pid: int, within_seconds: float = XL_SECONDS) -> None:
         """Until a process has ended. Raises TimeoutError."""

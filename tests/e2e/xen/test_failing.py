@@ -1,6 +1,9 @@
 """Migrations that cannot go well: the machine stays where it is and runs on, everybody is told why, and once that is
 mended the same migration goes through."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 
 from tests.e2e.xen.daemons import (
@@ -20,16 +23,25 @@ from tests.e2e.xen.daemons import (
     told,
 )
 from tests.e2e.xen.host import Guest
+from tests.e2e.xen.points import PRELOADED
 from tests.e2e.xen.rig import Pair, XenRig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.slow, pytest.mark.timeout(420)]
 
-GUEST = Guest("g1")
+GUEST = Guest("g1", "beat")
 REFUSED, HYPERVISOR = 3, 7  # exit codes
 XL_FAILED = 1
 POLICY = "/root/policy.toml"
 NEVER = '[[rule]]\nname = "frozen"\neffect = "deny"\nvm = ["g*"]\n'
 ALLOW = '[[rule]]\nname = "everybody"\neffect = "allow"\n'
+
+
+@asynccontextmanager
+async def failing(rig: XenRig, *, egress: str = "") -> AsyncIterator[Pair]:
+    """Two hosts with daemons, g1 on a; started once for all of these tests, and for those that cut."""
+    async with served(rig, None, egress=egress, env=PRELOADED) as two:
+        await two.a.create(GUEST)
+        yield two
 
 
 async def stays(two: Pair, code: int, *words: str) -> None:
@@ -60,7 +72,7 @@ async def goes(two: Pair) -> None:
 
 
 async def test_a_destination_without_enough_memory(xen: XenRig) -> None:
-    async with served(xen, GUEST) as two:
+    async with served(xen, Guest("g1")) as two:  # eight MiB would be found
         free = int(await two.b.check(["sh", "-c", "xl info | sed -n 's/^free_memory *: //p'"]))
         filler = Guest("filler", memory_mib=free - 40)
         await two.b.agent.put("/run/filler.cfg", filler.config().encode())
@@ -77,7 +89,7 @@ async def test_a_destination_without_enough_memory(xen: XenRig) -> None:
 
 
 async def test_an_egress_that_is_not_for_this_host(xen: XenRig) -> None:
-    async with served(xen, GUEST, egress=f'peers = ["{DESTINATION}"]\n') as two:
+    async with failing(xen, egress=f'peers = ["{DESTINATION}"]\n') as two:
         await stays(two, REFUSED, "egress")
         assert await copies(two) == [("a", "g1", True)]
         await configure(two.b, configuration(peers_of(two, two.b)))
@@ -86,7 +98,7 @@ async def test_an_egress_that_is_not_for_this_host(xen: XenRig) -> None:
 
 async def test_a_machine_that_a_policy_denies(xen: XenRig) -> None:
     """Both relays read its name in xl's stream: the destination's refuses, and nothing of the machine is made there."""
-    async with served(xen, GUEST) as two:
+    async with failing(xen) as two:
         served_by = f'policy = "{POLICY}"\n{configuration(peers_of(two, two.b))}'
         await two.b.agent.put(POLICY, (NEVER + ALLOW).encode())
         await configure(two.b, served_by)
@@ -113,7 +125,7 @@ async def test_a_machine_that_a_policy_denies(xen: XenRig) -> None:
 
 async def test_a_name_that_is_taken(xen: XenRig) -> None:
     """xl itself finds that after GO: it reports failure, and the machine, which is suspended by then, is resumed."""
-    async with served(xen, GUEST) as two:
+    async with failing(xen) as two:
         await two.b.agent.put("/run/twin.cfg", GUEST.config().encode())
         await two.b.check(["xl", "create", "-p", "/run/twin.cfg"])
         await stays(two, HYPERVISOR, "xl migrate-receive")
@@ -125,7 +137,7 @@ async def test_a_name_that_is_taken(xen: XenRig) -> None:
 
 async def test_a_revived_machine_is_tended(xen: XenRig) -> None:
     """xl's monitor of a domain that was suspended has gone; another one sees to its reboot and its end."""
-    async with served(xen, GUEST) as two:
+    async with failing(xen) as two:
         await two.b.agent.put("/run/twin.cfg", GUEST.config().encode())
         await two.b.check(["xl", "create", "-p", "/run/twin.cfg"])
         await stays(two, HYPERVISOR)

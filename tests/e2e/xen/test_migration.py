@@ -17,11 +17,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.timeout(420)]
 MIGRATION_SECONDS = 240.0  # 10 s with two processors to itself
 BEATS = 30  # heard after the arrival, before the guest is believed
 
-kinds = pytest.mark.parametrize(
-    "guest",
-    [pytest.param(Guest(kind="pv"), id="pv"), pytest.param(Guest(kind="pvh"), id="pvh", marks=pytest.mark.slow)],
-)
-
 
 async def check_arrived(two: Pair, name: str) -> None:
     """Exactly one copy, on b, under its own name; it counts on, and nothing is left of it on a."""
@@ -36,7 +31,10 @@ async def check_arrived(two: Pair, name: str) -> None:
     assert counted.unbroken, counted
 
 
-@kinds
+@pytest.mark.parametrize(
+    "guest",
+    [pytest.param(Guest(kind="pv"), id="pv"), pytest.param(Guest(kind="pvh"), id="pvh", marks=pytest.mark.slow)],
+)
 async def test_over_a_plain_connection(xen: XenRig, guest: Guest) -> None:
     """The rig itself: Xen as it comes."""
     async with pair(xen, guest) as two:
@@ -49,9 +47,9 @@ async def test_over_a_plain_connection(xen: XenRig, guest: Guest) -> None:
         await check_arrived(two, "g1")
 
 
-@kinds
-async def test_through_two_relays(xen: XenRig, guest: Guest) -> None:
-    async with pair(xen, guest) as two:
+async def test_through_two_relays(xen: XenRig) -> None:
+    """By `korora send` and `korora receive`; test_person.py has the other ways, and other guests."""
+    async with pair(xen, Guest()) as two:
         receive = ["korora", "receive", "--listen", f"0.0.0.0:{RELAY_PORT}", "--to", "xl:", "--identity", IDENTITY]
         await two.b.spawn("receive", [*receive, "--once", "--report", "/run/receive.json"])
         await two.b.said("receive", "ready")

@@ -55,8 +55,8 @@ async def test_to_the_other_host(xen: XenRig, guest: Guest) -> None:
 
 @pytest.mark.slow
 async def test_two_guests_at_once(xen: XenRig) -> None:
-    async with served(xen, Guest("g1")) as two:
-        await two.a.create(Guest("g2", "pvh"))
+    async with served(xen, Guest("g1", "pvh")) as two:
+        await two.a.create(Guest("g2", "beat"))
         ends = await asyncio.gather(
             *(migrate(two.a, name, DESTINATION, report=f"/run/{name}.json") for name in ("g1", "g2"))
         )
