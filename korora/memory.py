@@ -12,7 +12,7 @@ import structlog
 
 log = structlog.get_logger("korora")
 
-AVAILABLE_SHARE: Final = 3  # one of so many parts of what is available may be a page cache
+AVAILABLE_SHARE: Final = 4  # of what is available a page cache gets one part; within one host a machine fills two
 
 # None where the C library has no such call: musl gives back by itself.
 _TRIM: Final[Callable[[int], int] | None] = (
@@ -32,7 +32,7 @@ def give_back() -> None:
 
 
 def affordable(cache_bytes: int, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """As much of a page cache as this host can spare now: a third of what is available, if that is less.
+    """As much of a page cache as this host can spare now: a quarter of what is available, if that is less.
 
     A dom0 may have half a gigabyte in all. The kernel would refuse a larger mapping, or give it and then kill.
 

@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 @pytest.mark.parametrize(
     ("available_kib", "wanted", "given"),
-    [(16 * 1024 * 1024, 512 * MIB, 512 * MIB), (300 * 1024, 512 * MIB, 100 * MIB), (0, 512 * MIB, 0), (1024, 0, 0)],
+    [(16 * 1024 * 1024, 512 * MIB, 512 * MIB), (400 * 1024, 512 * MIB, 100 * MIB), (0, 512 * MIB, 0), (1024, 0, 0)],
 )
 def test_what_a_host_can_spare(tmp_path: Path, available_kib: int, wanted: int, given: int) -> None:
     meminfo = tmp_path / "meminfo"
