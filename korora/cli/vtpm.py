@@ -12,6 +12,8 @@ from korora.cli.options import help_without_command
 if TYPE_CHECKING:
     from korora.agents.vtpm.carrier import Agent
     from korora.agents.vtpm.courier import Courier
+    from proxy.attestation import Platform
+    from proxy.control import Wanted
 
 STATE_DEFAULT: Final = Path("/var/lib/korora")  # the daemon's, as in its configuration
 IDENTITY_DEFAULT: Final = Path("/etc/korora/identity")
@@ -96,11 +98,16 @@ def request(
     hours: Annotated[
         int, typer.Option("--hours", min=1, max=168, help="How long the key is kept that the vTPM is wrapped for.")
     ] = 24,
+    tpm: opt.Tpm = None,
+    pcrs: Annotated[
+        str | None, typer.Option("--pcrs", metavar="BANK:N,…", help="Which PCRs that host demands.")
+    ] = None,
     identity: _Identity = IDENTITY_DEFAULT,
     state: _State = STATE_DEFAULT,
 ) -> None:
     """Ask another host for a vTPM, in a file."""
-    _write(out, _courier(state, identity).ask(_checked(uuid), source, hours))
+    courier = _courier(state, identity, platform=_platform(tpm, None, state))
+    _write(out, courier.ask(_checked(uuid), source, hours, _wanted(pcrs) if tpm else None))
     _say(f"take {out} to {source}; there: korora vtpm export {uuid} --request … --to THIS-HOST --out …")
 
 
@@ -114,6 +121,7 @@ def export(
         bool, typer.Option("--certain", help="You have looked: the machine does not run here. Where no xl can tell.")
     ] = False,
     pin: _Pins = None,
+    attestation: opt.Attestation = None,
     identity: _Identity = IDENTITY_DEFAULT,
     state: _State = STATE_DEFAULT,
 ) -> None:
@@ -122,7 +130,7 @@ def export(
     This host cannot use it from then on. Asked again, it writes the same file again, until the answer is settled.
     """
     name = _checked(uuid)
-    courier = _courier(state, identity, pin)
+    courier = _courier(state, identity, pin, _platform(None, attestation, state))
     _write(out, courier.leave(name, _content(request), to, _require_absent(name, certain=certain)))
     _say(f"take {out} to {to}, and settle its answer here: korora vtpm settle FILE")
 
@@ -199,7 +207,27 @@ def _agent(state: Path) -> "Agent":
     return open_agent(state)
 
 
-def _courier(state: Path, identity: Path, pins: list[str] | None = None) -> "Courier":
+def _wanted(pcrs: str | None) -> "Wanted":
+    from korora.enrolment import PCRS_DEFAULT, selection_of
+    from proxy.control import Bank, Wanted
+
+    banks = selection_of(pcrs or PCRS_DEFAULT).banks
+    return Wanted(tuple(Bank(bank, indices) for bank, indices in banks))  # type: ignore[arg-type]  # names it knows
+
+
+def _platform(tpm: str | None, references: Path | None, state: Path) -> "Platform | None":
+    if not tpm and references is None:
+        return None
+    from crypto.attestation.evidence import NoAttester
+    from korora.agents.vtpm.tcti import Tpm
+    from korora.platform import HostPlatform
+
+    return HostPlatform(Tpm(tpm) if tpm else NoAttester(), references, state=state)
+
+
+def _courier(
+    state: Path, identity: Path, pins: list[str] | None = None, platform: "Platform | None" = None
+) -> "Courier":
     import os
     from datetime import UTC, datetime
 
@@ -213,7 +241,8 @@ def _courier(state: Path, identity: Path, pins: list[str] | None = None) -> "Cou
     if state.stat().st_uid != os.geteuid():  # a ledger that is ours would stop the relay
         raise ConfigurationError(f"{state} is another user's", "be the relay's user")
     ours = Identity.load(identity, now=datetime.now(UTC))
-    return Courier(agent, ours, HostKeys(host_key(state / HOST_KEY_FILE)), frozenset(opt.digests(pins)))
+    keys = HostKeys(host_key(state / HOST_KEY_FILE))
+    return Courier(agent, ours, keys, frozenset(opt.digests(pins)), platform=platform)
 
 
 def _require_absent(uuid: str, *, certain: bool) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bench.tpms import soft_tpm
 from korora.agents.vtpm.carrier import Agent
 from korora.agents.vtpm.epochs import Entry
 from korora.agents.vtpm.host import open_agent
@@ -175,10 +176,26 @@ def test_one_moves_in_a_file(
         ("--state", state, "--identity", str(identity))
         for state, identity in zip(states(hosts), (identity_alpha, identity_beta), strict=True)
     )
-    request, parcel, answer = (str(tmp_path / name) for name in ("request", "parcel", "answer"))
+    request, parcel, answer, known = (str(tmp_path / name) for name in ("request", "parcel", "answer", "known"))
+    with soft_tpm(tmp_path / "tpm") as swtpm:
+        run("attest", "enrol", "beta", "--tpm", swtpm.tcti, "--attestation", known, "--pcrs", "sha256:4")
+        shows = ("--tpm", swtpm.tcti, "--pcrs", "sha256:4")
+        run("vtpm", "request", UUID, "--from", "alpha", "--out", request, *shows, *there)
     before = known_by(hosts[0].emulator, hosts[0].emulator.sealed)
-    run("vtpm", "request", UUID, "--from", "alpha", "--out", request, *there)
-    give = ("vtpm", "export", UUID, "--request", request, "--to", "beta", "--out", parcel, *here)
+    give = (
+        "vtpm",
+        "export",
+        UUID,
+        "--request",
+        request,
+        "--to",
+        "beta",
+        "--attestation",
+        known,
+        "--out",
+        parcel,
+        *here,
+    )
     path = os.environ["PATH"]
     monkeypatch.setenv("PATH", "/nonexistent")
     unknown = refused(*give)

@@ -17,6 +17,7 @@ Everything here blocks.
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,6 +27,8 @@ import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from crypto.at_rest import HostKeys
+from crypto.attestation import evidence
+from crypto.attestation.evidence import Evidence
 from crypto.errors import SealBroken
 from crypto.files import read_bounded
 from crypto.hpke import Recipient
@@ -39,6 +42,8 @@ from korora.agents.vtpm.ledger import LedgerFile, keep, now, remove
 from korora.agents.vtpm.letters import Answer, Luggage, Request, Sent, Trust
 from korora.agents.vtpm.parcel import Passage
 from korora.agents.vtpm.rehearsal import stored
+from proxy.attestation import Platform
+from proxy.control import Wanted
 from proxy.errors import VtpmFailed, VtpmRefused
 
 log = structlog.get_logger("korora.vtpm")
@@ -78,6 +83,7 @@ class Courier:
         keys: of what this host keeps at rest.
         pins: of signing keys; see ``letters.Trust``.
         clock: this moment.
+        platform: shows this host's to whom it asks, or demands that of whoever asks; None for neither.
 
     Raises:
         VtpmFailed: this host does not know where emulators are.
@@ -89,19 +95,29 @@ class Courier:
         identity: Identity,
         keys: HostKeys,
         pins: frozenset[bytes] = frozenset(),
+        *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        platform: Platform | None = None,
     ) -> None:
         self._places, self._ledgers, self._beat = agent.moving_places(), agent.ledgers, agent.beat
         self._identity, self._keys, self._pins, self._clock = identity, keys, pins, clock
+        self._platform = platform
 
     # ---- destination
 
-    def ask(self, uuid: str, source: str, hours: int = REQUEST_HOURS_DEFAULT) -> bytes:
+    def ask(self, uuid: str, source: str, hours: int = REQUEST_HOURS_DEFAULT, wanted: Wanted | None = None) -> bytes:
         """A request for ``source`` to answer; what was asked for before cannot come any more.
+
+        Args:
+            uuid: the machine's.
+            source: the host that has its vTPM.
+            hours: how long the key waits.
+            wanted: what to show of this host, so that its TPM vouches for the key; None for nothing.
 
         Raises:
             VtpmRefused: the vTPM is here.
             VtpmFailed: what has to be kept cannot be.
+            TpmUnusable: this host's TPM does not answer.
         """
         recipient, request = Recipient(), secrets.token_hex(16)
         until = int((self._clock() + timedelta(hours=min(hours, REQUEST_HOURS_MAX))).timestamp())
@@ -111,7 +127,10 @@ class Courier:
             self._keep(uuid, _ASKED, _Asked(request, source, until, secret))
             remove(self._file(uuid, _ANSWER))
             epoch = file.ledger.epoch
-        return self._say(Request(letters.VERSION, request, uuid, source, recipient.public, epoch, until))
+        asks = Request(letters.VERSION, request, uuid, source, recipient.public, epoch, until)
+        if self._platform is not None and wanted is not None:
+            asks = msgspec.structs.replace(asks, evidence=self._platform.attest(asks.binding, wanted))
+        return self._say(asks)
 
     def receive(self, content: bytes) -> bytes:
         """Take the vTPM that is in a parcel, so that its emulator has it; the answer for its source.
@@ -257,6 +276,7 @@ class Courier:
             VtpmRefused: not to that host, not by that request, or it is not here to be given.
             VtpmFailed: the emulator or the disk refuses.
             ReceiptError: whoever asks is not believed.
+            AttestationError: nor its platform.
         """
         asked, _ = letters.read(content, Request, self._trust(peer))
         self._for_us(asked)
@@ -273,8 +293,10 @@ class Courier:
             return left.parcel
 
     def _depart(self, asked: Request, peer: str, file: LedgerFile, require_absent: Callable[[], None]) -> None:
-        if self._clock().timestamp() > asked.until:
-            raise VtpmRefused("the request has run out: let the destination make another")
+        left = asked.until - self._clock().timestamp()
+        if not 0 < left <= 3600 * (REQUEST_HOURS_MAX + 1):  # hosts' clocks differ; a key may not wait for ever
+            raise VtpmRefused("the request has run out, or is for too long: let the destination make another")
+        self._appraise(asked, peer)
         if asked.epoch > file.ledger.epoch:
             raise VtpmRefused(
                 f"{peer} has seen epoch {asked.epoch} of the vTPM, and this host knows of {file.ledger.epoch}: "
@@ -307,6 +329,17 @@ class Courier:
         file.write(entry)
         self._beat("leaving")
         log.info("vtpm", holding="leaving", vm=asked.uuid, epoch=passage.epoch, peer=peer, digest=digest[:16])
+
+    def _appraise(self, asked: Request, peer: str) -> None:
+        """That the host is what it may be, and its TPM has vouched for the key."""
+        demand = None if self._platform is None else self._platform.demands(peer)
+        if self._platform is None or demand is None:
+            return
+        if demand.since is not None:  # the quote may be from before the last session, but of no earlier start
+            demand = replace(demand, since=replace(demand.since, milliseconds=0))
+        shown = asked.evidence or evidence.encode(Evidence("none"))
+        if self._platform.appraise(peer, shown, asked.binding, demand).hpke_public != asked.recipient:
+            raise VtpmRefused(f"the TPM of {peer} has not vouched for the key of its request")
 
     def settle(self, content: bytes) -> str:
         """Act on the destination's answer; the machine's UUID.

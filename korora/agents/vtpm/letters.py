@@ -11,6 +11,7 @@ letter  = MessagePack of Letter: a body, and its host's signature over PAE(type 
 wrapped = HPKE(MessagePack of Luggage; info = label ‖ request ‖ machine ‖ epoch)
 """
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +22,11 @@ from cryptography import x509
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey
 
+from crypto.attestation.binding import Binding, Side
+from crypto.attestation.limits import NONCE_BYTES
 from crypto.errors import SignatureInvalid, SignerUntrusted, WrapBroken
 from crypto.hpke import PLAIN_BYTES_MAX, PUBLIC_BYTES, WRAP_BYTES, Recipient, wrap
+from crypto.keys import SessionId
 from crypto.receipts.dsse import SIGNATURE_BYTES, pae
 from crypto.receipts.limits import CERTIFICATE_BYTES_MAX
 from crypto.receipts.signers import verified_signer
@@ -31,6 +35,7 @@ from korora.agents.vtpm.parcel import PROOF_BYTES_MAX, Passage, digest_of
 from proxy.errors import VtpmRefused
 
 VERSION: Final = 1
+EVIDENCE_BYTES_MAX: Final = 16 * 1024  # a quote, a key and PCRs; logs do not go in files
 WRAPPED_BYTES_MAX: Final = WRAP_BYTES + PLAIN_BYTES_MAX
 LETTER_BYTES_MAX: Final = WRAPPED_BYTES_MAX + 16 * 1024  # a parcel's body, its certificate and its signature
 _LABEL: Final = b"korora vtpm file v1"
@@ -69,11 +74,25 @@ class Request(_Body, frozen=True, forbid_unknown_fields=True):
         recipient: the key.
         epoch: the highest that the destination has seen.
         until: when the key is thrown away, in seconds since 1970.
+        evidence: of the destination's platform, as ``crypto.attestation.evidence`` encodes it; empty for none.
     """
 
     recipient: Annotated[bytes, msgspec.Meta(min_length=PUBLIC_BYTES, max_length=PUBLIC_BYTES)]
     epoch: _Epoch
     until: _Seconds
+    evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
+
+    @property
+    def binding(self) -> Binding:
+        """What its evidence is made for: all else that it says, in the place of a connection's exporter.
+
+        There is no nonce of the source's: it is as fresh as the key in it.
+        """
+        rest = msgspec.msgpack.encode(msgspec.structs.replace(self, evidence=b""))
+        exporter = hashlib.sha256(pae(_TYPE + KINDS[Request], rest)).digest()
+        return Binding(
+            exporter, SessionId(bytes.fromhex(self.id)), Side.DESTINATION, bytes(NONCE_BYTES), self.recipient
+        )
 
 
 class Sent(_Body, frozen=True, forbid_unknown_fields=True):

@@ -8,8 +8,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.tpms import SoftTpm, soft_tpm
 from crypto.at_rest import HostKeys
-from crypto.errors import ReceiptError, SignatureInvalid, SignerUntrusted
+from crypto.attestation import evidence as messages
+from crypto.attestation.evidence import NoAttester
+from crypto.attestation.reference import Reference, render
+from crypto.attestation.structures import Clock, Public, Quote
+from crypto.errors import (
+    AttestationError,
+    AttestationMissing,
+    PlatformChanged,
+    PlatformUnknown,
+    QuoteInvalid,
+    ReceiptError,
+    SignatureInvalid,
+    SignerUntrusted,
+)
 from crypto.identity import Identity
 from crypto.pki import Authority
 from korora.agents.vtpm import letters
@@ -18,12 +32,17 @@ from korora.agents.vtpm.courier import Courier
 from korora.agents.vtpm.handover import Holding
 from korora.agents.vtpm.letters import Answer, Letter, Luggage, Request, Sent
 from korora.agents.vtpm.parcel import Passage
+from korora.agents.vtpm.tcti import Tpm
+from korora.clocks import Clocks
+from korora.platform import HostPlatform
+from proxy.control import Bank, Wanted
 from proxy.errors import VtpmFailed, VtpmRefused
 from tests.korora.agents.vtpm.emulators import SECRET, Emulator, emulators, key, known_by, lived_in
 from tests.korora.agents.vtpm.hosts import SESSION, UUID, Host
 
 __all__ = ["key"]
 NOW = datetime.now(UTC)
+PCR_4 = Wanted((Bank("sha256", (4,)),))
 FILES = ("asked", "left", "came")
 
 
@@ -39,11 +58,13 @@ class End:
     identity: Identity
     pins: frozenset[bytes] = frozenset()
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    platform: HostPlatform | None = None
 
     def courier(self, beat: Beat = lambda step: None) -> Courier:
         """A new one: a command is a process of its own."""
         keys = HostKeys(self.identity.spki_sha256)
-        return Courier(self.host.agent(beat), self.identity, keys, self.pins, lambda: self.now)
+        agent = self.host.agent(beat)
+        return Courier(agent, self.identity, keys, self.pins, clock=lambda: self.now, platform=self.platform)
 
     @property
     def has_it(self) -> bool:
@@ -365,6 +386,66 @@ def test_a_request_runs_out(ends: Ends) -> None:
         ends.there.courier().receive(parcel)
     ends.here.host.restart()
     ends.here.courier().settle(ends.there.courier().withdraw(request))
+    assert ends.here.host.usable
+
+
+@pytest.fixture
+def attested(ends: Ends, tmp_path: Path) -> Iterator[SoftTpm]:
+    """beta has a TPM, and alpha demands what that is now."""
+    with soft_tpm(tmp_path / "tpm") as swtpm:
+        tpm, known = Tpm(swtpm.tcti), tmp_path / "known"
+        known.mkdir()
+        tpm.keep()
+        reference = Reference("beta", tpm.show().ak, "00", pcrs={"sha256": {4: frozenset({bytes(32)})}})
+        (known / "beta.toml").write_text(render(reference))
+        ends.there.platform = HostPlatform(tpm, None)
+        ends.here.platform = HostPlatform(NoAttester(), known, state=tmp_path)
+        yield swtpm
+
+
+def test_a_host_that_is_what_it_may_be_gets_it(ends: Ends, attested: SoftTpm) -> None:
+    request = ends.there.courier().ask(UUID, "alpha", wanted=PCR_4)
+    parcel = ends.here.courier().leave(UUID, request, "beta", absent)
+    assert ends.here.courier().leave(UUID, request, "beta", absent) == parcel
+    ends.here.courier().settle(ends.there.courier().receive(parcel))
+    assert ends.there.host.usable
+
+
+def test_one_that_is_not_gets_nothing(ends: Ends, attested: SoftTpm, tmp_path: Path) -> None:
+    """Nothing shown; shown for another request, key or time; another boot loader; a TPM of before its last start."""
+
+    def refused(request: bytes, kind: type[AttestationError]) -> None:
+        with pytest.raises(kind):
+            ends.here.courier().leave(UUID, request, "beta", absent)
+        assert ends.here.host.usable
+        assert ends.here.host.ledger.holding is Holding.UNKNOWN
+
+    refused(ends.there.courier().ask(UUID, "alpha"), AttestationMissing)
+    good = msgspec.convert(body(ends.there.courier().ask(UUID, "alpha", wanted=PCR_4)), Request)
+    other = msgspec.convert(body(ends.there.courier().ask(UUID, "alpha", wanted=PCR_4)), Request)
+    for changes in (
+        {"evidence": other.evidence},
+        {"recipient": other.recipient},
+        {"id": other.id},
+        {"until": good.until + 1},
+    ):
+        refused(signed(ends.there, msgspec.structs.replace(good, **changes)), QuoteInvalid)
+    Tpm(attested.tcti).extend(4, b"another boot loader".ljust(32))
+    refused(ends.there.courier().ask(UUID, "alpha", wanted=PCR_4), PlatformChanged)
+    with soft_tpm(tmp_path / "another") as unrelated:
+        ends.there.platform = HostPlatform(Tpm(unrelated.tcti), None)
+        refused(ends.there.courier().ask(UUID, "alpha", wanted=PCR_4), PlatformUnknown)
+    shown = messages.decode(good.evidence)
+    later = Clock(1, Quote.parse(shown.quote).clock.resets + 1, 0, safe=True)  # it was started again since
+    Clocks(tmp_path).saw("beta", Public.parse(shown.ak_public).name.hex(), later)
+    refused(signed(ends.there, good), QuoteInvalid)
+
+
+def test_a_request_is_not_for_ever(ends: Ends) -> None:
+    asked = msgspec.convert(body(ends.there.courier().ask(UUID, "alpha")), Request)
+    month = signed(ends.there, msgspec.structs.replace(asked, until=asked.until + 30 * 86_400))
+    with pytest.raises(VtpmRefused, match="for too long"):
+        ends.here.courier().leave(UUID, month, "beta", absent)
     assert ends.here.host.usable
 
 
