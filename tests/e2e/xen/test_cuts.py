@@ -116,7 +116,7 @@ async def test_a_cut_around_go(xen: XenRig) -> None:
 
 @pytest.mark.slow
 async def test_links_cut_at_random(xen: XenRig) -> None:
-    """Three guests migrate at once, and a cut meets each at another moment, ten times: the longest test, so it begins early."""
+    """Three guests migrate at once, and a cut meets each at another moment, ten times; the longest, and so early."""
     async with pair_for_cuts(xen) as two:
         await run_waves(two, waves=10, guests=3, seed=5)
 
