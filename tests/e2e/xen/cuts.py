@@ -138,7 +138,7 @@ def daemon_killed(where: str) -> Happens:
         await host.agent.kill("daemon", group=True)
         await it.go_on()
         await host.ended("daemon")
-        await serve_again(host, PRELOADED)
+        await serve_again(host)
 
     return happens
 
@@ -172,7 +172,7 @@ async def carrier_killed(it: Migration) -> None:
 @asynccontextmanager
 async def pair_for_cuts(rig: XenRig) -> AsyncIterator[Pair]:
     """Two hosts with daemons, and no guest yet."""
-    async with served(rig, None, xl=OPAQUE, limits=LIMITS, env=PRELOADED) as two:
+    async with served(rig, None, xl=OPAQUE, limits=LIMITS) as two:
         yield two
 
 

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from korora.demo.serial import Continuity, continuity
 from tests.e2e.xen.agent import Done
 from tests.e2e.xen.host import POLL_SECONDS, Guest, XenHost
+from tests.e2e.xen.points import PRELOADED
 from tests.e2e.xen.rig import CHECKOUT, IDENTITY, RELAY_PORT, Pair, XenRig, locked, pair, ready, saved_host
 
 STATE = "/var/lib/korora"
@@ -58,18 +59,18 @@ def configuration(peers: dict[str, str], egress: str = "", xl: str = "", limits:
     return text
 
 
-async def serve(host: XenHost, text: str, env: Mapping[str, str] = {}) -> None:
+async def serve(host: XenHost, text: str) -> None:
     """Start the daemon for the first time and wait until it takes work."""
     await host.agent.put(CONFIGURATION, text.encode())
     await host.check(["mkdir", "-p", "/run/korora", STATE])
     # A store leaves a GiB free for others, more than all of a host's folders in memory have; this one only says it has.
     await host.check(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", STATE])
-    await serve_again(host, env)
+    await serve_again(host)
 
 
-async def serve_again(host: XenHost, env: Mapping[str, str] = {}) -> None:
+async def serve_again(host: XenHost) -> None:
     """Start a daemon that has ended, as it is, and wait until it takes work."""
-    await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION], env=env)
+    await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION], env=PRELOADED)
     await host.said("daemon", "ready")
 
 
@@ -83,9 +84,9 @@ async def configure(host: XenHost, text: str) -> None:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def served_host(rig: XenRig, guest: Guest | None, identity: Path, env: Mapping[str, str] = {}) -> Path:
+async def served_host(rig: XenRig, guest: Guest | None, identity: Path) -> Path:
     """A file with a host whose daemon runs, made once per run: to start one takes seconds in an emulated machine."""
-    key = hashlib.sha256(repr((guest, identity, env)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((guest, identity)).encode()).hexdigest()[:8]
     path = rig.folder / f"served-{key}"
     async with locked(rig.folder / f"{key}.lock"):
         if path.exists():
@@ -95,7 +96,7 @@ async def served_host(rig: XenRig, guest: Guest | None, identity: Path, env: Map
                 base = await saved_host(rig, guest, Path(name))
                 host = XenHost("ab"[identity != rig.identities[0]], rig.image, Path(name), base)
                 await ready(stack, host, rig.code, identity)
-                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}), env)
+                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}))
                 await host.save(path)
     return path
 
@@ -122,11 +123,10 @@ async def served(
     egress: str = "",
     xl: str = "",
     limits: str = "",
-    env: Mapping[str, str] = {},
 ) -> AsyncIterator[Pair]:
     """Two hosts with a daemon each, and `guest` on a; `egress` goes into b's [[egress]], the others into both's."""
     files = await asyncio.gather(
-        *(served_host(rig, on, identity, env) for on, identity in zip((guest, None), rig.identities, strict=True))
+        *(served_host(rig, on, identity) for on, identity in zip((guest, None), rig.identities, strict=True))
     )
     async with pair(rig, guest, (files[0], files[1])) as two:
         await serve_peers(two, egress, xl, limits)

@@ -23,7 +23,6 @@ from tests.e2e.xen.daemons import (
     told,
 )
 from tests.e2e.xen.host import Guest
-from tests.e2e.xen.points import PRELOADED
 from tests.e2e.xen.rig import Pair, XenRig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -39,7 +38,7 @@ ALLOW = '[[rule]]\nname = "everybody"\neffect = "allow"\n'
 @asynccontextmanager
 async def failing(rig: XenRig, *, egress: str = "") -> AsyncIterator[Pair]:
     """Two hosts with daemons, g1 on a; started once for all of these tests, and for those that cut."""
-    async with served(rig, None, egress=egress, env=PRELOADED) as two:
+    async with served(rig, None, egress=egress) as two:
         await two.a.create(GUEST)
         yield two
 

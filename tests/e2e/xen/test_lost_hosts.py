@@ -30,7 +30,7 @@ from tests.e2e.xen.cuts import (
 )
 from tests.e2e.xen.daemons import configuration, configure, peers_of, served_host
 from tests.e2e.xen.host import Guest, XenHost
-from tests.e2e.xen.points import PRELOADED, disarm
+from tests.e2e.xen.points import disarm
 from tests.e2e.xen.rig import IDENTITY, RELAY_PORT, Pair, XenRig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xen, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -47,7 +47,7 @@ async def lost(xen: XenRig, two: Pair, moment: Moment, which: str) -> AsyncItera
     (two.a if which == "a" else two.b).power_off()
     with tempfile.TemporaryDirectory(prefix="korora-xen-") as folder:
         identity = xen.identities[which == "b"]
-        async with XenHost(which, xen.image, Path(folder), await served_host(xen, None, identity, PRELOADED)) as fresh:
+        async with XenHost(which, xen.image, Path(folder), await served_host(xen, None, identity)) as fresh:
             way = two.to_a if which == "a" else two.to_b
             way.proxy.target = ("127.0.0.1", fresh.ports[RELAY_PORT])
             way.proxy.reset()  # whose ends are gone
