@@ -107,7 +107,13 @@ class Custody:
             await self._changed.wait()
 
     async def _receive(self, vm: Vm) -> None:
+        await self._ask()
+        await self._answer(vm)
+
+    async def _ask(self) -> None:
         await self._say(VtpmWanted(await asyncio.to_thread(self._carrier.recipient)))
+
+    async def _answer(self, vm: Vm) -> None:
         while self._whole is None:
             await self._changed.wait()
         if self._whole:

@@ -154,6 +154,8 @@ def _entrust(runner: Runner, guard: Guard, hypervisor: Hypervisor, handovers: Ha
             runner.custody, guard.vouched = custody, custody.verified
             if runner.guest is not None:
                 runner.guest.vtpm = watch
+            else:
+                watch.lose("the stream is not read where its bytes are sent as they are")
     elif (carrier := handovers.carrier(head)) is not None:
         guard.party.carrier = carrier
         runner.custody = Custody(runner, guard, hypervisor, carrier, agreed=agreed)

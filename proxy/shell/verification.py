@@ -1,8 +1,9 @@
 """The vTPM that QEMU carries in its stream: the same at both ends, by its own word, before either side votes.
 
-The exchange is ``Custody``'s, later: the state of the devices follows the hand-over's agreement, so it is begun once
-the destination's QEMU has loaded it. Each side has it from its own end of the stream; a challenge is given and not the
-state, and what the destination got has to answer it. Until then either side may turn back.
+The exchange is ``Custody``'s, but that it ends later: the devices' state follows the hand-over's agreement. The
+destination asks before it, for the machine stands still from then on; the source brings the vTPM up as soon as its own
+end of the stream has had it, and gives a challenge and not the state; what the destination's QEMU has loaded by then
+has to answer that. Until then either side may turn back.
 """
 
 import asyncio
@@ -42,6 +43,10 @@ class Verification(Custody):
         self._monitor, self._verifier, self._watch = monitor, verifier, watch
         self._there: bool | None = None
         """Whether QEMU has said that the machine has a vTPM."""
+        self._gives = False
+        """Whether the source will answer what it was asked."""
+        if self._side is Side.SOURCE:
+            watch.notify = self._changed.wake  # its stream is read in the loop
 
     async def approve(self, side: Side, vm: Vm) -> None:
         """See ``Custody.approve``: nothing of it has come yet; but it must be possible to tell afterwards.
@@ -49,12 +54,15 @@ class Verification(Custody):
         Raises:
             PolicyRefused: the machine has one, and the peer does not verify it.
         """
-        del side
-        if await self._has(vm) and not self.agreed:
+        if not await self._has(vm):
+            return
+        if not self.agreed:
             raise PolicyRefused(
                 f'{vm.name} has a vTPM, and the peer\'s relay does not verify it: let both have carried = "verify" in '
                 "vtpm.toml, or neither"
             )
+        if side is Side.DESTINATION:
+            await self._ask()
 
     async def verified(self) -> None:
         """The vTPM is the same at both ends: the one that the stream had here is the one that it had there.
@@ -72,7 +80,9 @@ class Verification(Custody):
                     await self._until_proved()
                 else:
                     self._look(vm)
-                    await self._receive(vm)
+                    if self._said is None:
+                        await self._ask()
+                    await self._answer(vm)
         except TimeoutError:
             raise VtpmFailed(f"the peer's relay says nothing of the vTPM of {vm.name}") from None
         if self._side is Side.DESTINATION and not self._whole:
@@ -86,9 +96,17 @@ class Verification(Custody):
         return self._there or self._watch.carried is not None
 
     async def _give(self, recipient: bytes) -> None:
-        if await self._has(self._guard.party.vm):
-            self._look(self._guard.party.vm)
-        await super()._give(recipient)
+        if self._gives:
+            return
+        self._gives = True
+        try:
+            while not self._watch.told:
+                await self._changed.wait()
+            if await self._has(self._guard.party.vm):
+                self._look(self._guard.party.vm)
+            await super()._give(recipient)
+        finally:
+            self._gives = False
 
     def _look(self, vm: Vm) -> None:
         """Take what this side's stream had.

@@ -149,7 +149,10 @@ class StreamParser:
             if not final and _undecided(head):
                 self._head = head
                 return self._wait(piece)
-            self._parser = FormatParser(recognise(head), self._watch)
+            kind = recognise(head)
+            if self._watch is not None and kind not in _OF_QEMU:
+                self._watch.lose("what comes is no stream of a QEMU's that can be read")
+            self._parser = FormatParser(kind, self._watch)
             if self._head:
                 self._parser.feed(memoryview(self._head), final=False)
         return self._parser.feed(piece, final=final, urgent=urgent)
@@ -162,6 +165,7 @@ class StreamParser:
         return reader.finish()
 
 
+_OF_QEMU: Final = (StreamFormat.QEMU, StreamFormat.QEMU_MULTIFD)
 _MAGIC_BYTES_MAX: Final = max(len(magic) for magic, _ in MAGICS)
 
 

@@ -8,6 +8,7 @@ QEMU put it, and nowhere else.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,13 +77,20 @@ class VtpmWatch:
         """Of their contents."""
         self._found: CarriedVtpm | None = None
         self._trouble = ""
+        self.notify: Callable[[], None] = lambda: None
+        """Called, by whoever reads the stream, when it is ``told``."""
 
     # ---- for whoever verifies
 
     @property
+    def told(self) -> bool:
+        """Whether it is certain what the stream carries, or that nobody will know."""
+        return self._whole or bool(self._trouble)
+
+    @property
     def trouble(self) -> str:
         """Why it cannot be told what the stream carries, in words for people; empty once it can."""
-        if self._trouble or self._whole:
+        if self.told:
             return self._trouble
         return "the stream has not come to its end" if self._begun else "no main stream of a QEMU was read"
 
@@ -102,6 +110,7 @@ class VtpmWatch:
     def lose(self, why: str) -> None:
         """It can not be told any more."""
         self._trouble = self._trouble or why
+        self.notify()
 
     def section(self, name: bytes, instance: int, version: int) -> bool:
         """A full section begins: whether its content is to be taken."""
@@ -144,6 +153,7 @@ class VtpmWatch:
         else:
             self._compare((yield from reader.take(size)), self._found)
         self._whole = True
+        self.notify()
 
     def _compare(self, text: bytes, found: CarriedVtpm) -> None:
         try:

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from bench.vtpm import STEPS, main
 
 
-def test_every_step_is_measured() -> None:
+@pytest.mark.parametrize("options", [(), ("--carried",)], ids=["moved", "carried"])
+def test_every_step_is_measured(options: tuple[str, ...]) -> None:
     told: list[str] = []
-    assert main(["--rounds", "2", "--json"], tell=told.append) == 0
+    assert main(["--rounds", "2", "--json", *options], tell=told.append) == 0
     results = json.loads(told[0])
     assert list(results) == list(STEPS)
     assert all(0 < step["median"] <= step["max"] for step in results.values())

@@ -114,12 +114,15 @@ def test_a_machine_without_one() -> None:
 def test_nothing_is_said_before_the_end() -> None:
     stream = made(BEFORE, vtpm(), BEHIND)
     parser = StreamParser(watch := VtpmWatch())
+    notified: list[bool] = []
+    watch.notify = lambda: notified.append(watch.told)
     assert watch.trouble == "no main stream of a QEMU was read"
     parser.feed(memoryview(stream)[:-1], final=False)
     assert watch.trouble == "the stream has not come to its end"
-    assert watch.carried is None
+    assert (watch.carried, watch.told, notified) == (None, False, [])
     parser.feed(memoryview(stream)[-1:], final=False)
     assert watch.carried == CARRIED
+    assert notified == [True]
 
 
 def test_a_real_one() -> None:
@@ -253,7 +256,7 @@ def test_a_stream_that_is_followed_no_longer() -> None:
     stream = made(BEFORE, vtpm(), BEHIND).replace(footer(11), b"\x7e\0\0\0\x0c")
     assert trouble(stream) == "the stream is followed no longer (footer)"
     assert trouble(made(vtpm()) + b"more") == "the stream is followed no longer (after_end)"
-    assert trouble(b"not QEMU's") == "no main stream of a QEMU was read"
+    assert trouble(b"not QEMU's") == "what comes is no stream of a QEMU's that can be read"
 
 
 def test_two_main_streams_in_a_migration() -> None:

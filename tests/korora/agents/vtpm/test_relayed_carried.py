@@ -14,7 +14,7 @@ import pytest
 
 from crypto.tls import TlsConfig
 from korora.agents.vtpm.handover import Holding
-from proxy.errors import HypervisorFailed, PolicyRefused, RelayError, VtpmFailed, VtpmRefused
+from proxy.errors import EXIT_HYPERVISOR, PolicyRefused, RelayError, VtpmFailed, VtpmRefused, exit_code_of
 from proxy.handover.table import Side
 from proxy.hypervisors.base import CopyState
 from proxy.paging import Encode, PagingTerms
@@ -206,7 +206,7 @@ def test_it_is_verified_before_anybody_votes(tell: Callable[..., None]) -> None:
             *("source vtpm leaving", "destination vtpm rehearsed", "destination vtpm arriving"),
             *("destination vtpm release write", "source vtpm given write"),
         ]
-        assert story.index("destination qemu completed") < story.index("destination vtpm arriving")
+        assert story.index("destination qemu completed") < story.index("destination vtpm rehearsed")
         assert story.index("destination vtpm arriving") < story.index("destination write voted before")
         assert story.index("destination vtpm arriving") < story.index("source write voted before")
         await settled(both)
@@ -335,14 +335,21 @@ def test_a_source_that_says_there_is_none_is_not_believed(
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"paging": PagingTerms(encode=Encode.OPAQUE)}, "no main stream of a QEMU was read"),
+        ({"paging": PagingTerms(encode=Encode.OPAQUE)}, "the stream is not read where its bytes are sent as they are"),
         ({"devices": devices_of(BEFORE, BEHIND)}, "cannot be verified: the stream has none"),
         ({"devices": devices_of(vtpm(CarriedVtpm(*[CarriedPart(0, b"x" * 40)] * 3)))}, "TPM 1.2"),
     ],
 )
 def test_what_cannot_be_verified_does_not_move(tell: Callable[..., None], options: Any, what: str) -> None:
     async def story(both: Carrying) -> None:
-        await refused(both, Side.DESTINATION, HypervisorFailed, what)
+        await both.migrate()
+        await until(lambda: len(both.ended) == 2)
+        for ended in both.ended.values():  # whichever finds it first tells the other
+            assert ended.error is not None
+            assert what in str(ended.error)
+            assert exit_code_of(ended.error) == EXIT_HYPERVISOR
+        await settled(both)
+        assert both.world.copies[Side.SOURCE] is CopyState.RUNNING
         assert both.holdings() == [Holding.UNKNOWN, Holding.UNKNOWN]
 
     tell(story, **options)
