@@ -19,7 +19,7 @@ from proxy.attestation import Platform
 from proxy.control import printable
 from proxy.errors import EXIT_DONE, EXIT_POLICY, ConfigurationError, RelayError, exit_code_of
 from proxy.limits import KIB, REASON_CHARACTERS_MAX, XL_OUTPUT_BYTES_MAX, XL_SECONDS_MAX
-from proxy.preflight import Finding, HostFacts
+from proxy.preflight import CHECKS, Finding, HostFacts
 from proxy.shell.contact import Contact
 
 STEPS: Final = ("connection", "authentication", "attestation", "survey")
@@ -237,7 +237,8 @@ def lines(sheet: Sheet) -> Iterator[str]:
     there = checks.columns(sheet.theirs) if sheet.theirs is not None else {}
     head = ("CHECK", "THIS HOST", printable(sheet.peer).upper() if sheet.peer else "", "GRADE")
     found = {finding.check: finding for finding in sheet.findings}
-    checked = [*found, *(name for name in here if name not in found and here[name])]
+    checked = [name for name in found if name not in CHECKS]
+    checked += [name for name in CHECKS if name in found or here[name]]
     rows = [head, *((name, _cell(here, name), _cell(there, name), _grade(found.get(name))) for name in checked)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
