@@ -193,11 +193,17 @@ def settle(
 
 
 @app.command()
-def forget(uuid: _Uuid, state: _State = STATE_DEFAULT) -> None:
+def forget(
+    uuid: _Uuid,
+    certain: Annotated[
+        bool, typer.Option("--certain", help="You have looked: no hand-over of that machine is under way.")
+    ] = False,
+    state: _State = STATE_DEFAULT,
+) -> None:
     """Put the ledger of one vTPM aside: of a machine whose vTPM was made anew, or that came or went by another way."""
     from korora.agents.vtpm.ledger import Ledgers
 
-    kept = Ledgers(state).forget(_checked(uuid))
+    kept = Ledgers(state).forget(_checked(uuid), certain=certain)
     typer.echo("this host has had no part in it" if kept is None else f"kept as {kept}; do the same on its other hosts")
 
 

@@ -111,8 +111,12 @@ class Ledgers:
         except OSError as error:
             raise VtpmFailed(f"cannot keep {path}: {error.strerror}", "see to its owner, mode and disk") from None
 
-    def forget(self, uuid: str) -> Path | None:
+    def forget(self, uuid: str, *, certain: bool = False) -> Path | None:
         """Put a ledger aside, so that this host knows nothing of that vTPM; where it is kept, None if there is none.
+
+        Args:
+            uuid: the machine's.
+            certain: an operator knows that no hand-over is under way, although the ledger has none of its end.
 
         Raises:
             VtpmRefused: a hand-over is under way.
@@ -122,8 +126,11 @@ class Ledgers:
         if not path.exists():
             return None
         with self.locked(uuid) as file:
-            if file.ledger.holding in (Holding.LEAVING, Holding.ARRIVING):
-                raise VtpmRefused(f"the vTPM of {uuid} is {file.ledger.holding.value}: see korora handover list first")
+            if file.ledger.holding in (Holding.LEAVING, Holding.ARRIVING) and not certain:
+                raise VtpmRefused(
+                    f"the vTPM of {uuid} is {file.ledger.holding.value}: see korora handover list; where no hand-over "
+                    "of its machine is unsettled, at neither host, say it again with --certain"
+                )
             aside = path.with_suffix(f".forgotten-{now().replace(':', '')}")
             path.rename(aside)
             sync_folder(self.folder)
