@@ -123,6 +123,7 @@ XL_DESTROY_SECONDS_MAX: Final = 60.0  # libxl waits for device backends and hotp
 XL_REVIVE_SECONDS_MAX: Final = 60.0  # a pretended migration: about a second
 XL_OUTPUT_BYTES_MAX: Final = MIB  # what one command may say; a line of xl list has about 150 bytes
 XL_DOMAINS_MAX: Final = 4096  # in one list
+XL_MONITOR_SECONDS: Final = 0.5  # a monitor that has seen its domain suspended has ended by then
 XL_GONE_POLL_SECONDS: Final = 0.2  # between looks at a domain that is being destroyed
 # ---- a QEMU's monitor
 QMP_LINE_BYTES_MAX: Final = MIB  # one answer; the longest in use here is a few KiB

@@ -36,6 +36,7 @@ from proxy.limits import (
     VM_NAME_CHARACTERS_MAX,
     XL_DESTROY_SECONDS_MAX,
     XL_GONE_POLL_SECONDS,
+    XL_MONITOR_SECONDS,
     XL_OUTPUT_BYTES_MAX,
     XL_REVIVE_SECONDS_MAX,
     XL_SECONDS_MAX,
@@ -225,9 +226,14 @@ class XlToolstack:
             )
 
     async def _tend(self, monitors: Monitors, domain: XlDomain) -> None:
-        """A domain that nobody tends is no reason to call it not revived."""
+        """A domain that nobody tends is no reason to call it not revived.
+
+        Where it was suspended for a moment only, xl's monitor may have seen that and be about to end: asked twice.
+        """
         if await asyncio.to_thread(monitors.tends, domain.domid):
-            return
+            await asyncio.sleep(XL_MONITOR_SECONDS)
+            if await asyncio.to_thread(monitors.tends, domain.domid):
+                return
         trouble = await asyncio.to_thread(monitors.tend, domain.domid)
         if trouble:
             log.warning("a domain has no monitor", domain=str(domain), reason=trouble)

@@ -43,7 +43,8 @@ _POLL_SECONDS: Final = 5.0  # between looks where xenstored cannot be watched
 _LOG_TAIL_BYTES: Final = 64 * 1024
 _LOGS: Final = Path("/var/log/xen")
 _DUMPS: Final = Path("/var/lib/xen/dump")
-_WAITING: Final = re.compile(rb"Waiting for domain .* \(domid (\d+)\) to die \[pid (\d+)\]")
+# What xl says last: that it waits, or of what it has seen of its domain, after which it ends or waits for another one.
+_WAITING: Final = re.compile(rb"Waiting for domain .* \(domid (\d+)\) to die \[pid (\d+)\]|Domain \d+ has shut down, ")
 
 
 # ---------------------------------------------------------------------- is there one?
@@ -79,7 +80,7 @@ def _waits_for(process: Path) -> int | None:
             said = _WAITING.findall(file.read())
     except OSError:
         return None
-    return int(said[-1][0]) if said and int(said[-1][1]) == int(process.name) else None
+    return int(said[-1][0]) if said and said[-1][1] == process.name.encode() else None
 
 
 def _claim(domid: int, folder: Path) -> int | None:

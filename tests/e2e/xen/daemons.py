@@ -31,8 +31,9 @@ STATE = "/var/lib/korora"
 CONFIGURATION = "/root/korora.toml"
 SOURCE, DESTINATION = "source", "destination"
 MIGRATION_SECONDS = 240.0  # 10 s with two processors to itself
+READY_SECONDS = 180.0  # 12 s with two processors to itself
 RELOADED = "reload"
-RELOAD_SECONDS = 30.0
+RELOAD_SECONDS = 90.0
 SETTLED_SECONDS = 90.0  # rounds are 15 s apart
 LOOK_SECONDS = 0.3
 BEATS = 30  # heard after the arrival, before the guest is believed
@@ -71,7 +72,7 @@ async def serve(host: XenHost, text: str) -> None:
 async def serve_again(host: XenHost) -> None:
     """Start a daemon that has ended, as it is, and wait until it takes work."""
     await host.spawn("daemon", ["korora", "serve", "--config", CONFIGURATION], env=PRELOADED)
-    await host.said("daemon", "ready")
+    await host.said("daemon", "ready", READY_SECONDS)
 
 
 async def configure(host: XenHost, text: str) -> None:

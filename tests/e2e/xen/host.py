@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from bench.processes import free_ports
 from korora.demo import process
-from korora.demo.relays import free_port
 from korora.demo.serial import SerialLine
 from proxy.hypervisors.monitor import Qmp, QmpError
 from tests.e2e.xen.agent import Agent, AgentError, Done
@@ -116,7 +116,7 @@ class XenHost:
 
     def __init__(self, name: str, image: Path, folder: Path, saved: Path | None = None) -> None:
         self.name = name
-        self.ports = {port: free_port() for port in PORTS}
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         """Where on this machine's loopback a host's port is reached."""
         self.serial_log = folder / f"{name}.serial"
         self.errors = folder / f"{name}.err"

@@ -56,6 +56,13 @@ def process(proc: Path, pid: int, comm: str, log: Path) -> None:
             "Waiting for domain g1 (domid 8) to die [pid 42]\n",
             False,
         ),
+        # It has seen the domain suspended, and is about to end.
+        (
+            "xl",
+            "xl-g1.log",
+            "Waiting for domain g1 (domid 7) to die [pid 42]\nDomain 7 has shut down, reason code 2 0x2\n",
+            False,
+        ),
         # The last monitor of an earlier domain wrote into the same file.
         ("xl", "xl-g1.log", "Waiting for domain g1 (domid 7) to die [pid 41]\n", False),
         ("qemu", "xl-g1.log", "Waiting for domain g1 (domid 7) to die [pid 42]\n", False),
