@@ -84,8 +84,8 @@ class FormatParser:
                 self._give_up(surprise.reason)
         if self._steps is None:
             rest = reader.rest()
-            if rest and facts.opaque_reason is None:
-                facts.opaque_reason = "after_end"
+            if rest:
+                self._give_up("after_end")  # it came in a piece of its own
             facts.opaque_bytes += rest
         elif final:
             reader.rest()

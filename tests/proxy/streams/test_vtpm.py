@@ -194,6 +194,26 @@ def test_a_guest_that_fills_two_devices_forges_none() -> None:
     assert trouble(stream) == "its devices are not as long as its description tells"
 
 
+def test_a_guest_cannot_hide_one() -> None:
+    """What fills a device in front seems to begin a section with the number of the one behind, and to end with that."""
+    begin = footer(10) + b"\x04" + struct.pack(">I", 12) + text(b"y") + bytes(8)
+    filled = Device(b"virtio-console", b"x" * 40 + begin + b"y" * 40)
+    stream = made(filled, vtpm(), BEHIND)
+    assert trouble(stream) == "it has a vTPM by its description, and none was found"
+
+
+def test_an_end_that_a_guest_imitates_is_none_wherever_the_pieces_are_cut() -> None:
+    """All of a machine without a vTPM, or with the guest's own, and a description that fits: then QEMU's rest comes."""
+    for forged in ((), (vtpm(FORGED),)):
+        short = Device(b"virtio-console", b"x" * 40)
+        told = described([short, *forged])
+        end = b"".join(one.pack(99) for one in forged) + b"\0\x06" + struct.pack(">I", len(told)) + told
+        stream = made(Device(b"virtio-console", short.content + footer(10) + end), vtpm(), BEHIND)
+        for cuts in ((), (stream.index(end) + len(end),)):
+            watch, _ = watched(stream, cuts)
+            assert (watch.carried, watch.trouble) == (None, "the stream is followed no longer (after_end)")
+
+
 def test_two_of_them() -> None:
     assert trouble(made(vtpm(), vtpm(FORGED, 1))) == "it has two vTPMs"
 
