@@ -44,7 +44,8 @@ def line_of(error: BaseException) -> str:
     """What went wrong and what to do about it, on one line."""
     # What an attestation found is for this side's operator; str() is what a peer may learn.
     found = str(getattr(error, "told", "")) or str(error)
-    message = " ".join(found.split()) or type(error).__name__
+    words = "".join(one if one.isprintable() else "?" for one in " ".join(found.split()))  # a file's, or a peer's
+    message = words or type(error).__name__
     if exit_code_of(error) == EXIT_BUG:
         return f"{PREFIX}{type(error).__name__}: {message}; this is a bug of Kororā: --log-level debug shows where"
     remedy = remedy_of(error)

@@ -44,6 +44,16 @@ def _shown(name: str, value: Any) -> Any:
     return value
 
 
+def spare_terminals(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """No control character is written: a peer's words can be in any error's text, and a terminal may read the log."""
+    return {
+        name: "".join(one if one.isprintable() else "?" for one in value)
+        if isinstance(value, str) and not value.isprintable()
+        else value
+        for name, value in event.items()
+    }
+
+
 def spare_rich() -> None:
     """Import structlog without rich, with which it would draw tracebacks that nobody is shown.
 
@@ -74,6 +84,7 @@ def configure(log_format: LogFormat, level: LogLevel) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             hide_secrets,
+            spare_terminals,
             structlog.processors.format_exc_info,
             renderer,
         ],

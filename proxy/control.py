@@ -487,7 +487,7 @@ class MessageReader:
             try:
                 messages.append(_DECODER.decode(body))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ProtocolViolation(f"a control message that is none: {error}") from None
+                raise ProtocolViolation(printable(f"a control message that is none: {error}")) from None
         return messages
 
 

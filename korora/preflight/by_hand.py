@@ -113,7 +113,9 @@ async def compare(
         )
     peer = came["authentication"]
     local = surveyor.survey(own, answer.host, departing=True, need_bytes=need_bytes, waited_seconds=waited)
-    found = (*troubles, *_steps(came), *_merged(local, answer.findings, peer))
+    known = {finding.check for finding in troubles}
+    steps = (one for one in _steps(came) if one.check not in known)
+    found = (*troubles, *steps, *_merged(local, answer.findings, peer))
     return Sheet(own, answer.host, peer, found, _code(found))
 
 
@@ -152,7 +154,8 @@ def _merged(local: tuple[Finding, ...], theirs: tuple[Finding, ...], peer: str) 
         other = said.pop(finding.check, finding)
         yield _of_peer(other, peer) if checks.worse(other.grade, finding.grade) else finding
     for finding in said.values():
-        yield _of_peer(finding, peer)
+        if finding.check not in STEPS:  # of the steps this host knows more than the peer does
+            yield _of_peer(finding, peer)
 
 
 def _of_peer(finding: Finding, peer: str) -> Finding:

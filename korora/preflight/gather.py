@@ -182,7 +182,8 @@ class Gatherer:
             return XlInfo()
         with self._lock:  # whoever comes meanwhile has the same answer
             if self._asked is None or time.monotonic() - self._asked[0] > XL_INFO_SECONDS:
-                self._asked = (time.monotonic(), self._xl())
+                answer = self._xl()
+                self._asked = (time.monotonic(), answer)  # of now: else an xl that hangs is asked by each that waits
             return self._asked[1]
 
     def _read(self, name: str, bytes_max: int = FILE_BYTES_MAX) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from crypto import errors as crypto
+from korora.agents.vtpm import letters
 from korora.errors import PREFIX, line_of, remedy_of
 from proxy import errors as proxy
 
@@ -34,6 +36,15 @@ def test_each_kind_has_a_remedy(kind: type[Exception]) -> None:
     assert line == f"{PREFIX}it went wrong; {remedy_of(kind('x'))}"
     assert remedy_of(kind("x"))[-1] not in ".;"
     assert proxy.exit_code_of(kind("x")) in {3, 4, 5, 6, 7}
+
+
+def test_words_of_others_cannot_write_on_the_terminal() -> None:
+    """A letter of korora vtpm is read before anybody knows whose it is, and its field's name is in the refusal."""
+    letter = msgspec.msgpack.encode({"\x1b]0;gone\x07\x1b[2J": 1})
+    with pytest.raises(proxy.VtpmRefused) as refusal:
+        letters._decoded(letter, letters.Letter, "a letter")
+    assert "?]0;gone??[2J" in line_of(refusal.value)
+    assert line_of(refusal.value).isprintable()
 
 
 def test_a_remedy_of_its_own_wins() -> None:

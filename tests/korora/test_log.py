@@ -43,6 +43,13 @@ def test_plain_lines_for_people_where_there_is_no_terminal() -> None:
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_no_control_character_of_a_peers(log_format: LogFormat) -> None:
+    _, err = logged("log.warning('refused', reason='no field `\\x1b[2J`\\nof theirs', n=[1])", log_format)
+    assert "no field `?[2J`?of theirs" in err
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("level", list(LogLevel))
 def test_levels(level: LogLevel) -> None:
     _, err = logged("\n".join(f"log.{each.value}('{each.value}')" for each in LogLevel), level=level)

@@ -12,12 +12,13 @@ import structlog
 from crypto.hpke import Recipient
 from korora.agents.vtpm import ctrl, parcel
 from korora.agents.vtpm.carried import Verifier
+from korora.agents.vtpm.ctrl import StateBlob
 from korora.agents.vtpm.epochs import Entry
 from korora.agents.vtpm.follower import Beat, Follower, prove
 from korora.agents.vtpm.handover import Action, Holding
-from korora.agents.vtpm.ledger import LedgerFile, Ledgers, keep, now, remove
+from korora.agents.vtpm.ledger import LEFT, LedgerFile, Ledgers, flush, keep, now, remove
 from korora.agents.vtpm.parcel import Parcel, Passage
-from korora.agents.vtpm.rehearsal import Keys
+from korora.agents.vtpm.rehearsal import Keys, stored
 from korora.agents.vtpm.swtpm import Swtpm
 from proxy.errors import VtpmFailed, VtpmRefused
 
@@ -25,9 +26,6 @@ log = structlog.get_logger("korora.vtpm")
 
 STATE_FILES: Final = ("tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate")
 """Of a TPM 2.0 in swtpm's state directory."""
-
-LEFT: Final = "left"
-"""Of a vTPM that goes in a file: what is kept until it has come there; see ``courier``."""
 
 VOUCHED_MAX: Final = 64  # keys of sessions that have not begun: attestation is followed by the offer at once
 
@@ -54,6 +52,44 @@ class Places:
         """What an emulator stores of the machine's vTPM."""
         folder = Path(self.state.replace("{uuid}", uuid))
         return tuple(folder / name for name in STATE_FILES)
+
+    def require_empty(self, uuid: str) -> None:
+        """That nothing is stored of a vTPM of the machine.
+
+        Raises:
+            VtpmFailed: there is.
+        """
+        files = self.files(uuid)
+        if any(path.exists() for path in files):
+            raise VtpmFailed(
+                f"there is a vTPM's state already at {files[0].parent}",
+                "find out whose it is; if nobody's, remove it",
+            )
+
+    def state_of(self, uuid: str) -> tuple[StateBlob, ...]:
+        """Of a TPM that runs all of it; of one that does not, what is stored.
+
+        Raises:
+            VtpmFailed: there is none, or it cannot be read.
+        """
+        emulator = self.emulator(uuid)
+        if emulator.listens and emulator.running():
+            return emulator.export()
+        return stored(self.files(uuid), self.keys)
+
+    def require_same(self, uuid: str, identity: str) -> None:
+        """That what is there already is the vTPM of that identity, and not one that was made in its place.
+
+        Raises:
+            VtpmFailed: it is another, or cannot be told.
+        """
+        blobs = self.state_of(uuid)
+        off = all(blob.type is not ctrl.Blob.VOLATILE for blob in blobs)
+        if parcel.identity_of(prove(blobs, self.keys, bytes(32), off=off)) != identity:
+            raise VtpmFailed(
+                f"there is another vTPM at {self.files(uuid)[0].parent} than the one of {uuid} that was kept",
+                "shut its machine down, move that vTPM's files away, start its swtpm uninitialised, and try again",
+            )
 
 
 class Agent:
@@ -187,6 +223,8 @@ class Carrier(Follower):
                 )
                 emulator = self._places.emulator(uuid)
                 emulator.require_idle()  # before the ledger says that it may be erased
+                if file.ledger.holding is Holding.UNKNOWN:  # what is stored then is not what this host gave away
+                    self._places.require_empty(uuid)
                 proof = prove(held.blobs, self._places.keys, passage.quoted(held.nonce))
                 if parcel.identity_of(proof) != held.identity:
                     raise VtpmRefused("what has arrived is another vTPM than the one that left")
@@ -216,7 +254,7 @@ class Carrier(Follower):
                 emulator.end()
                 remove(*self._places.files(uuid), self._ledgers.file(uuid, LEFT))
             case Action.START:
-                self._start(emulator, kept)
+                self._start(emulator, kept, uuid)
             case Action.FORGET:
                 remove(kept)
             case _:
@@ -236,12 +274,14 @@ class Carrier(Follower):
             )
         emulator.start(ctrl.INIT_DELETE_VOLATILE)
 
-    def _start(self, emulator: Swtpm, kept: Path) -> None:
-        if emulator.running():
-            return  # before the ledger had it
+    def _start(self, emulator: Swtpm, kept: Path, uuid: str) -> None:
         try:
             held = msgspec.msgpack.decode(kept.read_bytes(), type=Parcel)
         except (OSError, msgspec.DecodeError) as error:
             raise VtpmFailed(f"what arrived of the vTPM cannot be read from {kept}: {error}") from None
+        if emulator.running():  # before the ledger had it, or somebody else has started one
+            self._places.require_same(uuid, held.identity)
+            return
         emulator.load(held.blobs)  # again: the emulator may be another process by now
         emulator.start()
+        flush(*self._places.files(uuid))  # the copy goes next

@@ -34,14 +34,13 @@ from crypto.files import read_bounded
 from crypto.hpke import Recipient
 from crypto.identity import Identity
 from korora.agents.vtpm import letters, parcel
-from korora.agents.vtpm.carrier import LEFT, Agent
+from korora.agents.vtpm.carrier import Agent
 from korora.agents.vtpm.ctrl import Blob, StateBlob
 from korora.agents.vtpm.follower import prove
 from korora.agents.vtpm.handover import Event, Holding
-from korora.agents.vtpm.ledger import LedgerFile, keep, now, remove
+from korora.agents.vtpm.ledger import LEFT, LedgerFile, flush, keep, now, remove
 from korora.agents.vtpm.letters import Answer, Luggage, Request, Sent, Trust
 from korora.agents.vtpm.parcel import Passage
-from korora.agents.vtpm.rehearsal import stored
 from proxy.attestation import Platform
 from proxy.control import Wanted
 from proxy.errors import VtpmFailed, VtpmRefused
@@ -175,7 +174,8 @@ class Courier:
         """
         asked, _ = letters.read(content, Request, self._trust(self._identity.name, pinned=False))
         with self._ledgers.locked(asked.uuid) as file:
-            if any(entry.session == asked.id for entry in file.ledger.entries):
+            came = any(entry.session == asked.id for entry in file.ledger.entries)
+            if came or self._ledgers.knew(asked.uuid, asked.id):
                 raise VtpmRefused("the vTPM has come: it cannot be given back, only away: korora vtpm export")
             path = self._file(asked.uuid, _ASKED)
             if path.exists() and self._read(asked.uuid, _ASKED, _Asked).id == asked.id:
@@ -195,13 +195,10 @@ class Courier:
             sent.epoch, sent.id, source, identity=luggage.identity, digest=luggage.digest, at=now()
         )
         self._places.emulator(sent.uuid).require_idle()
-        if self._has_files(sent.uuid):
-            raise VtpmFailed(
-                f"there is a vTPM's state already at {self._places.files(sent.uuid)[0].parent}",
-                "find out whose it is; if nobody's, remove it",
-            )
+        self._places.require_empty(sent.uuid)
         self._rehearse(sent, luggage)
         self._beat("rehearsed")
+        remove(self._file(sent.uuid, _CAME))  # of an earlier one, whose import died at its very end
         file.write(entry)
         self._beat("arriving")
         self._keep(sent.uuid, _CAME, luggage)
@@ -215,12 +212,12 @@ class Courier:
             raise VtpmRefused(
                 f"the vTPM of that parcel was here, and is {file.ledger.holding.value}: a second use of it"
             )
-        if self._file(sent.uuid, _CAME).exists():
-            return self._read(sent.uuid, _CAME, Luggage)
-        luggage = self._open(sent, self._awaited(sent))
+        kept = self._file(sent.uuid, _CAME).exists()
+        luggage = self._read(sent.uuid, _CAME, Luggage) if kept else self._open(sent, self._awaited(sent))
         if luggage.digest != file.ledger.entries[-1].digest:
             raise VtpmRefused("another parcel than the one that has begun to arrive")
-        self._keep(sent.uuid, _CAME, luggage)
+        if not kept:
+            self._keep(sent.uuid, _CAME, luggage)
         return luggage
 
     def _awaited(self, sent: Sent) -> _Asked:
@@ -287,7 +284,9 @@ class Courier:
                 self._depart(asked, peer, file, require_absent)
             elif file.ledger.holding is not Holding.LEAVING:
                 raise VtpmRefused(f"that request is settled: the vTPM is {file.ledger.holding.value}")
-            left = self._read(uuid, LEFT, _Left)
+            elif self._remains(uuid):
+                self._depart_again(asked, peer, file, require_absent)
+            left = self._left(uuid, file)
             self._erase(uuid)
             self._beat("erased")
             return left.parcel
@@ -303,7 +302,7 @@ class Courier:
                 "what is here is an older state of it, or this host's ledger is"
             )
         require_absent()
-        blobs = self._state(asked.uuid)
+        blobs = self._places.state_of(asked.uuid)
         self._beat("exported")
         off = all(blob.type is not Blob.VOLATILE for blob in blobs)
         nonce = secrets.token_bytes(32)
@@ -329,6 +328,24 @@ class Courier:
         file.write(entry)
         self._beat("leaving")
         log.info("vtpm", holding="leaving", vm=asked.uuid, epoch=passage.epoch, peer=peer, digest=digest[:16])
+
+    def _depart_again(self, asked: Request, peer: str, file: LedgerFile, require_absent: Callable[[], None]) -> None:
+        """This host ended before the vTPM was erased: no parcel was given, and its machine may have used it since."""
+        require_absent()
+        self._places.require_same(asked.uuid, self._left(asked.uuid, file).luggage.identity)
+        self._write(file, Event.STAY, asked.uuid)
+        self._depart(asked, peer, file, require_absent)
+
+    def _left(self, uuid: str, file: LedgerFile) -> _Left:
+        """What was given last, if that is what the ledger means.
+
+        Raises:
+            VtpmRefused: it is not.
+        """
+        left = self._read(uuid, LEFT, _Left)
+        if not file.ledger.concerns(left.id):
+            raise VtpmRefused("what has left in a file is not what the ledger says has left last")
+        return left
 
     def _appraise(self, asked: Request, peer: str) -> None:
         """That the host is what it may be, and its TPM has vouched for the key."""
@@ -359,7 +376,7 @@ class Courier:
                 return answer.uuid
             last = file.ledger.entries[-1]
             if file.ledger.holding is Holding.LEAVING:
-                luggage = self._read(answer.uuid, LEFT, _Left).luggage
+                luggage = self._left(answer.uuid, file).luggage
                 if (answer.epoch, answer.digest) != (last.epoch, luggage.digest):
                     raise VtpmRefused("the answer is of another state of the vTPM than was given")
                 said = parcel.read_proof(answer.proof)
@@ -385,13 +402,12 @@ class Courier:
         with self._ledgers.locked(uuid) as file:
             if file.ledger.holding not in (Holding.LEAVING, Holding.HERE) or not self._file(uuid, LEFT).exists():
                 raise VtpmRefused("no vTPM of that machine has left in a file, and waits for its answer")
-            if not file.ledger.concerns(self._read(uuid, LEFT, _Left).id):
-                raise VtpmRefused("what has left in a file is not what the ledger says has left last")
+            self._left(uuid, file)
             self._take_back(uuid, file)
 
     def _take_back(self, uuid: str, file: LedgerFile) -> None:
         if file.ledger.holding is Holding.LEAVING:
-            self._start(uuid, self._read(uuid, LEFT, _Left).luggage)
+            self._start(uuid, self._left(uuid, file).luggage)
             self._beat("taken back")
             self._write(file, Event.STAY, uuid)
             self._beat("here")
@@ -399,13 +415,6 @@ class Courier:
             raise VtpmRefused(f"the vTPM is {file.ledger.holding.value}: it cannot be taken back")
         remove(self._file(uuid, LEFT))
         self._beat("copy removed")
-
-    def _state(self, uuid: str) -> tuple[StateBlob, ...]:
-        """Of a TPM that runs without its machine all of it; of one that does not, what is stored."""
-        emulator = self._places.emulator(uuid)
-        if emulator.listens and emulator.running():
-            return emulator.export()
-        return stored(self._places.files(uuid), self._places.keys)
 
     def _erase(self, uuid: str) -> None:
         self._places.emulator(uuid).end()
@@ -420,12 +429,17 @@ class Courier:
             raise VtpmFailed(
                 f"no swtpm listens at {emulator.control}", "start the machine's, leave it uninitialised, and try again"
             )
-        if not emulator.running() and not self._has_files(uuid):
-            emulator.load(luggage.blobs, off=luggage.off)
-            emulator.start()
+        if self._remains(uuid):  # it was started before, or somebody has made another
+            self._places.require_same(uuid, luggage.identity)
+            return
+        emulator.load(luggage.blobs, off=luggage.off)
+        emulator.start()
+        flush(*self._places.files(uuid))
 
-    def _has_files(self, uuid: str) -> bool:
-        return any(path.exists() for path in self._places.files(uuid))
+    def _remains(self, uuid: str) -> bool:
+        """Whether there is a vTPM: one that runs, or its permanent state."""
+        emulator = self._places.emulator(uuid)
+        return (emulator.listens and emulator.running()) or self._places.files(uuid)[0].exists()
 
     def _write(self, file: LedgerFile, event: Event, uuid: str) -> None:
         entry, _ = file.ledger.follow(event, now())

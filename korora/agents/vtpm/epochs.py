@@ -14,6 +14,7 @@ import msgspec
 from korora.agents.vtpm.handover import TABLE, Action, Event, Holding
 from proxy.errors import VtpmFailed, VtpmRefused
 
+EPOCH_MAX: Final = 2**63 - 1  # what a line takes; only a source that makes them up comes there
 LEDGER_BYTES_MAX: Final = 1024 * 1024  # some 3000 lines: a thousand migrations of one machine
 _Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{68})?\Z")]
 
@@ -32,7 +33,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     holding: Literal["here", "leaving", "gone", "arriving", "wiped"]
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=EPOCH_MAX)]
     at: str
     session: _Hex = ""
     peer: str = ""
@@ -74,6 +75,8 @@ class Ledger:
         if (self.holding, Event.DEPART) not in TABLE:
             raise VtpmRefused(f"the vTPM is not here to be given: it is {self._stands()}")
         self._same(identity)
+        if self.epoch >= EPOCH_MAX:  # a line of the next one could not be read any more
+            raise VtpmRefused("the vTPM came under the last epoch that there is: korora vtpm forget on all its hosts")
         return Entry("leaving", self.epoch + 1, at, session, peer, identity, digest)
 
     def arrive(self, epoch: int, session: str, peer: str, *, identity: str, digest: str, at: str) -> Entry:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,10 @@ from proxy.errors import VtpmFailed, VtpmRefused
 
 FOLDER: Final = "vtpm"
 _SUFFIX: Final = ".ledger"
+_ASIDE: Final = "forgotten-"
+
+LEFT: Final = "left"
+"""Of a vTPM that goes in a file: what is kept until it has come there; see ``courier``."""
 
 
 def now() -> str:
@@ -85,6 +89,14 @@ class Ledgers:
         except OSError as error:
             raise VtpmFailed(f"cannot read {path}: {error.strerror}", "see to its owner and mode") from None
 
+    def knew(self, uuid: str, session: str) -> bool:
+        """Whether that session stands in a ledger that was put aside."""
+        return any(
+            entry.session == session
+            for path in self.folder.glob(f"{uuid}.{_ASIDE}*")
+            for entry in epochs.read(path.read_bytes())[0].entries
+        )
+
     @contextmanager
     def locked(self, uuid: str) -> Iterator[LedgerFile]:
         """One ledger, to act on it.
@@ -126,12 +138,16 @@ class Ledgers:
         if not path.exists():
             return None
         with self.locked(uuid) as file:
+            if file.ledger.holding is Holding.LEAVING and self.file(uuid, LEFT).exists():
+                raise VtpmRefused(
+                    f"the vTPM of {uuid} has left in a file: korora vtpm settle first, which has its copy"
+                )
             if file.ledger.holding in (Holding.LEAVING, Holding.ARRIVING) and not certain:
                 raise VtpmRefused(
                     f"the vTPM of {uuid} is {file.ledger.holding.value}: see korora handover list; where no hand-over "
                     "of its machine is unsettled, at neither host, say it again with --certain"
                 )
-            aside = path.with_suffix(f".forgotten-{now().replace(':', '')}")
+            aside = path.with_suffix(f".{_ASIDE}{now().replace(':', '')}")
             path.rename(aside)
             sync_folder(self.folder)
         return aside
@@ -159,6 +175,18 @@ def remove(*paths: Path) -> None:
     for folder in {path.parent for path in paths}:
         if folder.is_dir():
             sync_folder(folder)
+
+
+def flush(*paths: Path) -> None:
+    """What somebody else has written there is on the disk when this returns, if there is any that we may open."""
+    for path in paths:
+        with suppress(FileNotFoundError, PermissionError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -71,6 +71,15 @@ def grades(sheet: Sheet) -> dict[str, str]:
     return {finding.check: finding.grade for finding in sheet.findings}
 
 
+async def test_a_peer_has_no_say_on_the_steps_of_this_host(tmp_path: Path) -> None:
+    """Nor can it put a better finding in the place of one that this host has."""
+    troubles = (Finding("attestation", "failed", "no such folder of references"),)
+    told = Surveyed(ROOMY, tuple(Finding(step, "ok", "all is well") for step in by_hand.STEPS))
+    found = await sheet(tmp_path, told, troubles=troubles)
+    assert not [finding for finding in found.findings if "beta says" in finding.says]
+    assert "no such folder of references" in "\n".join(lines(found))
+
+
 async def test_all_is_well(tmp_path: Path) -> None:
     steps: list[str] = []
     found = await sheet(tmp_path, Surveyed(ROOMY, ()), proved="tpm2 beta", progress=steps.append)

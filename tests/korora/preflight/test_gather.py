@@ -170,6 +170,24 @@ def test_many_that_ask_at_once_run_xl_once(tmp_path: Path) -> None:
     assert asked == [1]
 
 
+def test_an_xl_that_hangs_is_not_asked_by_each_that_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second counts from its answer: each thread that waits meanwhile would be one that hangs, too."""
+    asked: list[int] = []
+    moment = 100.0
+
+    def xl() -> XlInfo:
+        nonlocal moment
+        asked.append(1)
+        moment += gather.XL_INFO_SECONDS_MAX
+        return XlInfo()
+
+    monkeypatch.setattr(gather.time, "monotonic", lambda: moment)
+    known = gatherer(root(tmp_path, **XEN), xl=xl)
+    known.facts(thorough=True)
+    known.facts(thorough=True)
+    assert asked == [1]
+
+
 def test_a_guest_of_xen_is_no_host_of_it(tmp_path: Path) -> None:
     facts = gatherer(root(tmp_path, **{**XEN, "sys__hypervisor__properties__features": "00002705\n"})).facts(
         thorough=False

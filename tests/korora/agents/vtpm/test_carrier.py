@@ -220,6 +220,46 @@ def test_another_vtpm_in_its_place_is_told(pair: Pair, tmp_path: Path, key: Path
         source.carrier("02" * 16).depart(UUID, arriving.recipient())
 
 
+def test_what_is_stored_for_a_machine_that_is_off_is_left_alone(pair: Pair) -> None:
+    """A peer sends a machine of that UUID and turns back: what the ledger lets be erased then must be its own."""
+    source, destination = pair
+    lived_in(destination.emulator)
+    with destination.emulator.guest() as guest:
+        identity = guest.names()[0]
+    destination.emulator.swtpm.end()
+    destination.restart()  # its machine is off, its emulator waits for it
+    leaving, arriving = source.carrier(), destination.carrier()
+    with pytest.raises(VtpmFailed, match="there is a vTPM's state already at"):
+        arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient()))
+    arriving.wipe(UUID)
+    destination.restart()
+    destination.emulator.swtpm.start()
+    with destination.emulator.guest() as guest:
+        guest.startup()
+        assert guest.names()[0] == identity
+
+
+def test_one_that_was_made_in_its_place_is_not_released_for_it(pair: Pair) -> None:
+    """Its emulator was started anew by somebody between the vote and the start: the copy stays until that is mended."""
+    source, destination = pair
+    before = look(source)
+    leaving, arriving = source.carrier(), destination.carrier()
+    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+    leaving.part(UUID)
+    destination.emulator.swtpm.end()
+    destination.restart()
+    lived_in(destination.emulator)
+    with pytest.raises(VtpmFailed, match="there is another vTPM at"):
+        arriving.release(UUID)
+    assert destination.ledger.holding is Holding.ARRIVING
+    destination.emulator.swtpm.end()
+    for path in destination.emulator.state.iterdir():
+        path.unlink()
+    destination.restart()
+    arriving.release(UUID)
+    assert look(destination) == before
+
+
 def test_a_parcel_is_for_one_session_machine_and_key(pair: Pair) -> None:
     source, destination = pair
     leaving, arriving = source.carrier(), destination.carrier()

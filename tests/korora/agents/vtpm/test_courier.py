@@ -193,6 +193,8 @@ def test_an_operator_keeps_it_where_the_other_host_is_lost(ends: Ends) -> None:
     with pytest.raises(VtpmRefused, match="no vTPM of that machine has left in a file"):
         ends.here.courier().keep_here(UUID)
     ends.here.courier().leave(UUID, ends.there.courier().ask(UUID, "alpha"), "beta", absent)
+    with pytest.raises(VtpmRefused, match="korora vtpm settle first"):  # its copy would be nobody's
+        ends.here.host.agent().ledgers.forget(UUID, certain=True)
     with pytest.raises(VtpmFailed, match="no swtpm listens"):
         ends.here.courier().keep_here(UUID)
     ends.here.host.restart()
@@ -519,9 +521,122 @@ def test_a_destination_that_has_another_one_leaves_it_alone(ends: Ends) -> None:
     assert ends.there.kept() == ["asked"]
 
 
+def made_anew(end: End) -> None:
+    """Its emulator was started without anything, and has made a TPM of its own."""
+    end.host.restart()
+    lived_in(end.host.emulator)
+
+
+def moved_away(end: End) -> None:
+    """The operator has done what is asked for."""
+    end.host.emulator.swtpm.end()
+    for path in end.host.emulator.state.iterdir():
+        path.unlink()
+    end.host.restart()
+
+
+def test_what_was_made_in_its_place_is_not_taken_for_it(ends: Ends) -> None:
+    """Somebody starts the machine after the export: with a TPM that is new. The copy is all there is of the old one."""
+    before = ends.look(ends.here)
+    request = ends.there.courier().ask(UUID, "alpha")
+    ends.here.courier().leave(UUID, request, "beta", absent)
+    made_anew(ends.here)
+    answer = ends.there.courier().withdraw(request)
+    with pytest.raises(VtpmFailed, match="there is another vTPM at"):
+        ends.here.courier().settle(answer)
+    assert ends.here.kept() == ["left"]
+    moved_away(ends.here)
+    ends.here.courier().settle(answer)
+    assert ends.look(ends.here) == before
+
+
+def test_nor_where_it_arrives(ends: Ends) -> None:
+    before = ends.look(ends.here)
+    parcel = ends.here.courier().leave(UUID, ends.there.courier().ask(UUID, "alpha"), "beta", absent)
+    with pytest.raises(Killed):
+        ends.there.courier(kill_at("key removed")).receive(parcel)
+    made_anew(ends.there)
+    with pytest.raises(VtpmFailed, match="there is another vTPM at"):
+        ends.there.courier().receive(parcel)
+    assert ends.there.kept() == ["came"]
+    moved_away(ends.there)
+    ends.there.courier().receive(parcel)
+    assert ends.look(ends.there) == before
+
+
+def test_an_export_that_is_asked_again_erases_nothing_that_it_has_not_given(ends: Ends) -> None:
+    """Not what a machine is using that was started meanwhile, and not another one."""
+    request = ends.there.courier().ask(UUID, "alpha")
+    parcel = ends.here.courier().leave(UUID, request, "beta", absent)
+    made_anew(ends.here)
+
+    def runs() -> None:
+        raise VtpmFailed("the machine is here")
+
+    with pytest.raises(VtpmFailed, match="the machine is here"):
+        ends.here.courier().leave(UUID, request, "beta", runs)
+    with pytest.raises(VtpmFailed, match="there is another vTPM at"):
+        ends.here.courier().leave(UUID, request, "beta", absent)
+    assert ends.here.host.usable
+    moved_away(ends.here)
+    assert ends.here.courier().leave(UUID, request, "beta", absent) == parcel
+
+
+def test_an_export_that_died_gives_what_the_machine_has_done_since(ends: Ends) -> None:
+    """It was written down and not erased yet; its machine was started, and saved again."""
+    request = ends.there.courier().ask(UUID, "alpha")
+    with pytest.raises(Killed):
+        ends.here.courier(kill_at("leaving")).leave(UUID, request, "beta", absent)
+    with ends.here.host.emulator.guest() as guest:
+        guest.extend(11, b"\x33" * 32)
+        later = guest.pcr(11)
+    before = ends.look(ends.here)
+    parcel = ends.here.courier().leave(UUID, request, "beta", absent)
+    ends.here.courier().settle(ends.there.courier().receive(parcel))
+    assert ends.look(ends.there) == before
+    with ends.there.host.emulator.guest() as guest:
+        assert guest.pcr(11) == later
+
+
+def test_a_request_by_a_sessions_id_erases_nothing(ends: Ends) -> None:
+    """A destination asks in a file for what a session is giving it, where an export has died before that."""
+    asked = ends.there.courier().ask(UUID, "alpha")
+    with pytest.raises(Killed):
+        ends.here.courier(kill_at("left")).leave(UUID, asked, "beta", absent)
+    ends.here.host.carrier().depart(UUID, ends.there.host.carrier().recipient())
+    request = msgspec.structs.replace(msgspec.convert(body(asked), Request), id=SESSION)
+    with pytest.raises(VtpmRefused, match="is not what the ledger says"):
+        ends.here.courier().leave(UUID, signed(ends.there, request), "beta", absent)
+    assert ends.here.host.usable
+
+
+def test_an_older_copy_is_not_taken_for_what_arrives(ends: Ends) -> None:
+    """An import died at its very end, and the next one in its middle."""
+    request = ends.there.courier().ask(UUID, "alpha")
+    answer = ends.there.courier().receive(ends.here.courier().leave(UUID, request, "beta", absent))
+    ends.here.courier().settle(answer)
+    ends.here.host.restart()
+    request = ends.here.courier().ask(UUID, "beta")
+    parcel = ends.there.courier().leave(UUID, request, "alpha", absent)
+    stale = ends.there.host.agent().ledgers.file(UUID, "left").read_bytes()
+    ends.there.courier().settle(ends.here.courier().receive(parcel))
+    ends.there.host.restart()
+    luggage = msgspec.msgpack.decode(stale)["luggage"]
+    ends.there.host.agent().ledgers.file(UUID, "came").write_bytes(msgspec.msgpack.encode(luggage))
+    before = ends.look(ends.here)
+    parcel = ends.here.courier().leave(UUID, ends.there.courier().ask(UUID, "alpha"), "beta", absent)
+    with pytest.raises(Killed):
+        ends.there.courier(kill_at("arriving")).receive(parcel)
+    ends.there.courier().receive(parcel)
+    assert ends.look(ends.there) == before
+
+
 def test_what_has_come_is_not_withdrawn(ends: Ends) -> None:
     request, _, _ = ends.move()
     with pytest.raises(VtpmRefused, match="the vTPM has come"):
+        ends.there.courier().withdraw(request)
+    ends.there.host.agent().ledgers.forget(UUID)
+    with pytest.raises(VtpmRefused, match="the vTPM has come"):  # its ledger was put aside, not lost
         ends.there.courier().withdraw(request)
     with pytest.raises(SignerUntrusted):  # nor by another host
         ends.here.courier().withdraw(request)

@@ -45,6 +45,20 @@ def test_nothing_that_answers_comes_of_what_is_gone() -> None:
             assert not {Action.START, Action.RESUME} & set(step.actions)
 
 
+def test_a_source_that_makes_epochs_up_spoils_no_ledger(tmp_path: Path) -> None:
+    """The last one that there is: it cannot leave under another, and an operator may forget it."""
+    ledgers = Ledgers(tmp_path)
+    with ledgers.locked(UUID) as file:
+        file.write(file.ledger.arrive(2**63 - 1, "ab" * 16, "mallory", identity=IDENTITY, digest="", at=AT))
+        entry, _ = file.ledger.follow(Event.RELEASE, AT)
+        assert entry is not None
+        file.write(entry)
+        with pytest.raises(VtpmRefused, match="korora vtpm forget"):
+            file.write(file.ledger.depart("cd" * 16, "gamma", identity=IDENTITY, digest="", at=AT))
+    assert ledgers.read(UUID).holding is Holding.HERE
+    assert ledgers.forget(UUID) is not None
+
+
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans(), st.booleans()), max_size=30))
 def test_an_epoch_has_one_holder(moves: list[tuple[int, int, bool, bool]]) -> None:
     """Three hosts hand one vTPM about, or not, and try what they must not."""
