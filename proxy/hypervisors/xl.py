@@ -118,9 +118,19 @@ class XlToolstack:
         copy = (_leaving if side is Side.SOURCE else _arrived)(vm, await self._list_for(vm))
         if copy is None:
             raise HypervisorFailed(f"there is no domain {vm.name!r} with the UUID {vm.uuid or '(not told)'} here")
-        domid = copy.domain.domid
-        alone = self._monitors is not None and not await asyncio.to_thread(self._monitors.tends, domid)
-        return replace(vm, copy=f"{domid}@{_boot_id()}{_ALONE if alone else ''}")
+        alone = _ALONE if await self._is_alone(copy.domain) else ""
+        return replace(vm, copy=f"{copy.domain.domid}@{_boot_id()}{alone}")
+
+    async def _is_alone(self, domain: XlDomain) -> bool:
+        """Whether nobody waits for its end, and nobody did.
+
+        A small machine is suspended before this is asked, and by that xl's monitor has ended: then it had one, as far
+        as can be told.
+        """
+        if self._monitors is None or await asyncio.to_thread(self._monitors.tends, domain.domid):
+            return False
+        after = await self._find(domain)
+        return after is not None and not after.shutdown
 
     def let_go(self) -> None:
         """See ``Hypervisor.let_go``: each question is a command of its own."""

@@ -633,6 +633,21 @@ def test_a_domain_that_had_no_monitor_gets_none(host: XenHost) -> None:
     assert monitors.made == [2]
 
 
+def test_a_domain_that_is_suspended_by_now_had_one(host: XenHost) -> None:
+    """A small machine's memory is over before anybody asks: xl's monitor has seen it suspended, and has ended."""
+
+    class Quick(Tended):
+        def tends(self, domid: int) -> bool:
+            host.alter(domid, shutdown="suspend")
+            return super().tends(domid)
+
+    monitors = Quick()
+    toolstack = XlToolstack(str(host.program), monitors)
+    number = host.create("g1")
+    run(toolstack.revive(run(toolstack.pin(VM, Side.SOURCE))))
+    assert monitors.made == [number]
+
+
 def test_a_lost_monitor_is_a_warning_and_no_failure(host: XenHost) -> None:
     host.create("g1", shutdown="suspend")
     with capture_logs() as logs:
