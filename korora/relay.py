@@ -1,4 +1,4 @@
-"""`korora send` and `korora receive`: identity, endpoints, sessions and signals put together."""
+"""What `korora send` and `korora receive` share: identity, rules, signals, and how a session is accounted for."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,31 +22,25 @@ from korora import report as reports
 from korora.authority import APPROVALS, Office
 from korora.custody import Custody, note_policy
 from korora.errors import complain, line_of
-from korora.handovers import finish_earlier, leave_behind, open_handovers, reach, recover_for_ever
+from korora.handovers import reach
 from korora.host_store import open_host_store
 from korora.memory import affordable, give_back
 from korora.notary import Notary
 from korora.policy.board import Board
 from korora.policy.desk import Desk
 from korora.policy.file import PolicyFile
-from korora.progress import Progress
 from proxy.attestation import Platform
 from proxy.endpoints.base import Egress, Ingress
 from proxy.endpoints.pipes import StdioEndpoint
-from proxy.endpoints.sockets import listen_tcp
-from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, HypervisorFailed, Interrupted, exit_code_of
+from proxy.errors import EXIT_BUG, EXIT_DONE, ConfigurationError, Interrupted, exit_code_of
 from proxy.handover.record import Record
 from proxy.paging import PagingTerms
 from proxy.preflight import Surveyor
 from proxy.report import SessionReport
-from proxy.session import Role
-from proxy.shell.destination import Destination, DestinationRunner, Terms
-from proxy.shell.handovers import Handovers, Reach
-from proxy.shell.source import Peer, Source
+from proxy.shell.handovers import Reach
 
 log = structlog.get_logger("korora")
 
-_EGRESS = "default"  # what a source asks for, unless it is told otherwise
 _GC_ALLOCATIONS = 10_000  # the default 700 costs 3 % of a relay's time
 
 
@@ -105,48 +99,8 @@ class Common:
         return reach(self.identity, self.rules)
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiveOptions:
-    """`korora receive`."""
-
-    common: Common
-    listen: tuple[str, int]
-    listen_text: str
-    egress: Egress
-    lanes: int = 1
-    paging: PagingTerms = field(default_factory=PagingTerms)
-    monitor: str = ""
-    """Of the QEMU behind the egress, a path; empty for none."""
-    guarded: bool = False
-    """Whether sessions whose hand-over is not guarded are refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendOptions:
-    """`korora send`."""
-
-    common: Common
-    ingress: Ingress
-    peer: Peer
-    monitor: str = ""
-    """Of the QEMU that migrates, a path; empty for none."""
-    transport: bool = False
-    """Whether xl has started us for one migration: it reads our standard output, and waits for our end."""
-    recover_seconds: int = 0
-    """How long a process of its own looks after a hand-over that such a transport could not finish."""
-
-
-def receive(options: ReceiveOptions) -> int:
-    """Run `korora receive` until it ends; return its exit code."""
-    return _run(lambda: _Receiver(options).run())
-
-
-def send(options: SendOptions) -> int:
-    """Run `korora send` until it ends; return its exit code."""
-    return _run(lambda: _Sender(options).run())
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+def run_loop(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a command on an event loop of its own; its exit code."""
     # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
@@ -158,7 +112,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return runner.run(inside())
 
 
-def _check_streams(endpoint: Egress | Ingress) -> None:
+def check_streams(endpoint: Egress | Ingress) -> None:
     """`stdio:` with a closed stream would write a migration nowhere, or read an empty one.
 
     Raises:
@@ -171,7 +125,7 @@ def _check_streams(endpoint: Egress | Ingress) -> None:
 
 
 @contextmanager
-def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
+def paging_terms(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
     """The terms with the content store, while it is open."""
     host_store = open_host_store(common.state_folder, common.store_bytes) if paging.wanted and paging.tenant else None
     try:
@@ -182,7 +136,7 @@ def _host_store(common: Common, paging: PagingTerms) -> Iterator[PagingTerms]:
 
 
 @asynccontextmanager
-async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
+async def open_office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
     """Whoever has a say, while a command runs: the policy is read again on SIGHUP, and a bad one changes nothing.
 
     Raises:
@@ -211,7 +165,7 @@ async def _office(common: Common, tls: TlsConfig) -> AsyncIterator[Office]:
             await desk.close()
 
 
-def _on_record(notary: Notary | None, custody: Custody) -> Callable[[Record], None]:
+def on_record(notary: Notary | None, custody: Custody) -> Callable[[Record], None]:
     """What puts the end of a hand-over on record whose session is over."""
 
     def settled(record: Record) -> None:
@@ -222,7 +176,7 @@ def _on_record(notary: Notary | None, custody: Custody) -> Callable[[Record], No
     return settled
 
 
-def _tls(common: Common, role: TlsRole) -> TlsConfig:
+def tls_config(common: Common, role: TlsRole) -> TlsConfig:
     return TlsConfig(Identity.load(common.identity, now=datetime.now(UTC)), role, common.rules)
 
 
@@ -242,7 +196,7 @@ def announce_ready(*, stdio: bool) -> None:
         ) from None
 
 
-class _Stopper:
+class Stopper:
     """Turns SIGINT and SIGTERM into one orderly stop."""
 
     def __init__(self, stop: Callable[[Interrupted], None]) -> None:
@@ -258,7 +212,7 @@ class _Stopper:
             self._stop(self.reason)
 
 
-async def _account(
+async def account(
     work: Coroutine[Any, Any, None], report: SessionReport, path: Path | None, notary: Notary | None = None
 ) -> int:
     """Run a session to its end, write its report, sign how it ended, say so in one line; return its exit code."""
@@ -278,7 +232,7 @@ async def _account(
     if notary is not None:
         await asyncio.to_thread(notary.ended, report)
     if path is not None:
-        await asyncio.to_thread(_write_report, path, report)
+        await asyncio.to_thread(write_report, path, report)
     facts = {
         "session": report.session_id[:8],
         "peer": report.peer,
@@ -294,253 +248,9 @@ async def _account(
     return code
 
 
-def _write_report(path: Path, report: SessionReport) -> None:
+def write_report(path: Path, report: SessionReport) -> None:
     """Write the report; where that fails the session still ended as it did, so its exit code stands."""
     try:
         reports.write(path, report)
     except OSError as error:
         complain(ConfigurationError(f"cannot write the report {path}: {error.strerror or error}", "free space there"))
-
-
-class _Receiver:
-    """One run of `korora receive`."""
-
-    def __init__(self, options: ReceiveOptions) -> None:
-        self._options = options
-        self._outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._running: set[DestinationRunner] = set()
-        self._ended = asyncio.Event()
-        self._stopping: Interrupted | None = None
-        self._signalled = asyncio.Event()
-        self._grace: asyncio.TimerHandle | None = None
-        self._refusal: Exception | None = None
-        self._accepted = False
-        self._destination: Destination | None = None
-        self._notary: Notary | None = None
-
-    async def run(self) -> int:
-        with _host_store(self._options.common, self._options.paging) as paging:
-            return await self._run(paging)
-
-    async def _run(self, paging: PagingTerms) -> int:
-        tls = _tls(self._options.common, TlsRole.SERVER)
-        self._notary = Notary(tls.identity, self._options.common.state_folder)
-        async with _office(self._options.common, tls) as office:
-            return await self._serve(tls, paging, office)
-
-    async def _serve(self, tls: TlsConfig, paging: PagingTerms, office: Office) -> int:
-        options, common = self._options, self._options.common
-        reports.check_writable(common.report)
-        _check_streams(options.egress)
-        await options.egress.check()
-        listener = listen_tcp(*options.listen, options.listen_text)
-        handovers = open_handovers(common.state_folder, _on_record(self._notary, office.custody), office.custody)
-        self._destination = Destination(
-            tls,
-            {_EGRESS: options.egress},
-            listener,
-            terms=Terms(
-                resume_seconds=common.resume_seconds,
-                lanes=options.lanes,
-                paging=paging,
-                handovers=handovers,
-                monitors={_EGRESS: options.monitor} if options.monitor else {},
-                guarded=frozenset({_EGRESS} if options.guarded else ()),
-                authority=office,
-                platform=common.platform(),
-                surveyor=common.surveyor(),
-                notary=self._notary,
-            ),
-            begin=self._begin,
-            failed=self._refused,
-        )
-        stopper = _Stopper(self._stop)
-        serving = asyncio.create_task(self._destination.serve())
-        recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
-        host, port = listener.getsockname()[:2]
-        log.info("listening", address=f"{host}:{port}", to=options.egress.label)
-        try:
-            announce_ready(stdio=isinstance(options.egress, StdioEndpoint))
-            code = await self._outcome
-            if stopper.reason is not None:
-                await self._drained()
-            else:
-                await self._told(self._destination, handovers)
-            return code
-        finally:
-            listener.close()
-            for task in (serving, recovering):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-
-    async def _begin(self, runner: DestinationRunner) -> None:
-        common = self._options.common
-        if common.once and self._destination is not None:
-            self._destination.accepting = False
-            self._accepted = True
-            if self._grace is not None:
-                self._grace.cancel()
-        self._running.add(runner)
-        if self._stopping is not None:
-            runner.stop(self._stopping)  # it was let in just before the signal
-        try:
-            with Progress(lambda: runner):
-                code = await _account(runner.run(), runner.report, common.report, self._notary)
-        finally:
-            self._running.discard(runner)
-            self._ended.set()
-        if common.once:
-            self._end(code)
-
-    def _refused(self, failure: Exception) -> None:
-        """A TLS peer was not let in: with --once, wait only so long for one that is."""
-        if not self._options.common.once or self._accepted:
-            return
-        self._refusal = failure
-        if self._grace is None:
-            loop = asyncio.get_running_loop()
-            self._grace = loop.call_later(self._options.common.resume_seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        if self._refusal is not None and not self._accepted:
-            print(line_of(self._refusal), file=sys.stderr, flush=True)  # noqa: T201 - for people
-            code = exit_code_of(self._refusal)
-            path = self._options.common.report
-            if path is not None:
-                now = datetime.now(UTC)
-                report = SessionReport(role=Role.DESTINATION.value, session_id="", started=now, ended=now)
-                reports.conclude(report, code, line_of(self._refusal))
-                _write_report(path, report)
-            self._end(code)
-
-    def _stop(self, reason: Interrupted) -> None:
-        self._stopping = reason
-        self._signalled.set()
-        if self._destination is not None:
-            self._destination.accepting = False
-        for runner in self._running:
-            runner.stop(reason)
-        self._end(reason.code)
-
-    async def _told(self, destination: Destination, handovers: Handovers) -> None:
-        """A source that was away at the end may still come and ask how it was; a signal ends the wait."""
-        seconds = self._options.common.resume_seconds
-        both = asyncio.gather(destination.told(), handovers.told())
-        stopped = asyncio.create_task(self._signalled.wait())
-        await asyncio.sleep(0)
-        if destination.untold or handovers.untold:
-            log.info("the source may not know yet how it ended", seconds_max=seconds)
-        waiting: tuple[asyncio.Future[Any], ...] = (both, stopped)
-        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(both, stopped, return_exceptions=True)
-
-    async def _drained(self) -> None:
-        while self._running:
-            self._ended.clear()
-            await self._ended.wait()
-
-    def _end(self, code: int) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(code)
-
-
-class _Sender:
-    """One run of `korora send`."""
-
-    def __init__(self, options: SendOptions) -> None:
-        self._options = options
-        self._source: Source | None = None
-        self._task: asyncio.Task[int] | None = None
-        self._stopped = False
-        self._notary: Notary | None = None
-
-    async def run(self) -> int:
-        with _host_store(self._options.common, self._options.peer.paging) as paging:
-            common = self._options.common
-            peer = replace(self._options.peer, paging=paging, platform=common.platform(), surveyor=common.surveyor())
-            return await self._run(peer)
-
-    async def _run(self, peer: Peer) -> int:
-        tls = _tls(self._options.common, TlsRole.CLIENT)
-        self._notary = Notary(tls.identity, self._options.common.state_folder)
-        async with _office(self._options.common, tls) as office:
-            return await self._serve(tls, peer, office)
-
-    async def _serve(self, tls: TlsConfig, peer: Peer, office: Office) -> int:
-        options, common = self._options, self._options.common
-        reports.check_writable(common.report)
-        _check_streams(options.ingress)
-        await options.ingress.open()
-        told = _on_record(self._notary, office.custody)
-        handovers = self._handovers = open_handovers(common.state_folder, told, office.custody)
-        self._source = Source(
-            tls,
-            peer,
-            options.ingress,
-            handovers=handovers,
-            monitor=options.monitor,
-            authority=office,
-            notary=self._notary,
-        )
-        stopper = _Stopper(self._stop)
-        recovering: asyncio.Task[None] | None = None
-        log.info("taking migrations", source=options.ingress.label, peer=options.peer.address)
-        try:
-            await self._source.ready()
-            if not options.transport:
-                announce_ready(stdio=isinstance(options.ingress, StdioEndpoint))
-            self._task = asyncio.create_task(self._sessions())
-            if not options.transport:
-                recovering = asyncio.create_task(recover_for_ever(handovers, common.reach))
-            return await self._task
-        except asyncio.CancelledError:
-            if stopper.reason is None:
-                raise
-            return stopper.reason.code
-        finally:
-            if recovering is not None:
-                recovering.cancel()
-                await asyncio.gather(recovering, return_exceptions=True)
-            await options.ingress.close()
-
-    async def _sessions(self) -> int:
-        options = self._options
-        source = self._source
-        if options.transport:
-            await finish_earlier(self._handovers, options.common.reach(), options.peer.address)
-        while source is not None:
-            report = source.new_report()
-            try:
-                first = await source.accept()
-            except HypervisorFailed as error:
-                return await _account(_fails(error), report, options.common.report)
-            with Progress(lambda: source.current):
-                code = await _account(source.session(first, report), report, options.common.report, self._notary)
-            if options.transport and options.recover_seconds:
-                common = options.common
-                await asyncio.to_thread(
-                    leave_behind,
-                    self._handovers,
-                    report.session_id,
-                    identity=common.identity,
-                    state=common.state_folder,
-                    rules=common.rules,
-                    seconds=options.recover_seconds,
-                )
-            if options.common.once or options.ingress.single or self._stopped:
-                return code
-        return EXIT_DONE
-
-    def _stop(self, reason: Interrupted) -> None:
-        self._stopped = True
-        if self._source is not None and self._source.current is not None:
-            self._source.current.stop(reason)
-        elif self._task is not None:
-            self._task.cancel()
-
-
-async def _fails(error: Exception) -> None:
-    raise error

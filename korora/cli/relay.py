@@ -79,7 +79,7 @@ def receive(
     address, egress, digests = parse_address(listen, "--listen"), parse_egress(to), opt.digests(pin)
     monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
-    from korora import relay
+    from korora import receiving
 
     common = _common(
         identity,
@@ -97,7 +97,7 @@ def receive(
     )
     from proxy.paging import PagingTerms
 
-    options = relay.ReceiveOptions(
+    options = receiving.ReceiveOptions(
         common=common,
         listen=address,
         listen_text=listen,
@@ -107,7 +107,7 @@ def receive(
         monitor=monitor,
         guarded=guarded,
     )
-    raise typer.Exit(relay.receive(options))
+    raise typer.Exit(receiving.receive(options))
 
 
 def send(
@@ -145,7 +145,7 @@ def send(
     flags = None if xl_flags is None else parse_xl_flags(xl_flags, "--xl-flags")
     monitor = parse_monitor(qmp) if qmp is not None else ""
     configure(log_format, log_level)
-    from korora import relay
+    from korora import sending
     from proxy.shell.source import Peer
 
     common = _common(
@@ -176,7 +176,7 @@ def send(
         one_channel=flags is not None,
         paging=PagingTerms(encode=Encode(encode), cache_bytes=page_cache, tenant=_tenant(tenant)),
     )
-    raise typer.Exit(relay.send(relay.SendOptions(common=common, ingress=ingress, peer=where, monitor=monitor)))
+    raise typer.Exit(sending.send(sending.SendOptions(common=common, ingress=ingress, peer=where, monitor=monitor)))
 
 
 def xl(
@@ -236,7 +236,7 @@ def xl(
     host, port = parse_address(peer if ":" in peer else f"{peer}:{DEFAULT_PORT}", "PEER")
     flags = "".join(flag for flag, wanted in (("e", e), ("d", d), ("p", p)) if wanted)
     _by_daemon(daemon, peer, flags, name, report, daemon_timeout)
-    from korora import relay
+    from korora import sending
     from proxy.endpoints.pipes import StdioEndpoint
     from proxy.shell.source import Peer
 
@@ -258,8 +258,8 @@ def xl(
     ingress = StdioEndpoint("xl's pipes")
     where = Peer(host, port, xl_flags=flags, handover="xl", paging=PagingTerms(tenant=opt.TENANT))
     raise typer.Exit(
-        relay.send(
-            relay.SendOptions(common=common, ingress=ingress, peer=where, transport=True, recover_seconds=recover_for)
+        sending.send(
+            sending.SendOptions(common=common, ingress=ingress, peer=where, transport=True, recover_seconds=recover_for)
         )
     )
 

@@ -17,7 +17,7 @@ from korora.cli.handover import app
 from korora.custody import POLICY, Custody, custody_beside, note_policy
 from korora.handovers import decide
 from korora.policy.file import PolicyFile
-from korora.relay import _on_record
+from korora.relay import on_record
 from proxy.authority import Act
 from proxy.control import PROTOCOL_VERSION, Recover
 from proxy.errors import EXIT_POLICY, ConfigurationError, PolicyRefused
@@ -254,7 +254,7 @@ def test_the_end_of_a_recovered_hand_over_is_on_record_although_the_loop_ends_at
         loop.set_default_executor(ThreadPoolExecutor(1))
         loop.run_in_executor(None, may.wait, 10.0)  # a disk that is slow: what comes now has to queue
         left.custody.recover(left.record)
-        _on_record(Slow(), left.custody)(left.record)  # type: ignore[arg-type]
+        on_record(Slow(), left.custody)(left.record)  # type: ignore[arg-type]
         left.custody.over(left.record)
         await asyncio.sleep(0)
 

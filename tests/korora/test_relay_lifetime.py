@@ -46,7 +46,7 @@ def test_sessions_leave_nothing_behind(
         hypervisors = over_tcp()
 
         async def begin(runner: DestinationRunner) -> None:
-            ended.put_nowait(await relay._account(runner.run(), runner.report, None))
+            ended.put_nowait(await relay.account(runner.run(), runner.report, None))
 
         def refused(error: Exception) -> None:
             raise error
@@ -62,7 +62,7 @@ def test_sessions_leave_nothing_behind(
             near = await hypervisors.connect()
             report = source.new_report()
             session = source.session(await hypervisors.ingress.accept(), report)
-            departing = asyncio.create_task(relay._account(session, report, None))
+            departing = asyncio.create_task(relay.account(session, report, None))
             far = await hypervisors.accept()
             for wire in (near, far):
                 await wire.send(b"!")
