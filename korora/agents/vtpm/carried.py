@@ -6,8 +6,6 @@ nobody speaks but their QEMUs.
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -87,8 +85,7 @@ class Verifier(Follower):
                 self._expected = passage.quoted(nonce)
                 self._ours = self._prove(self._expected)
                 identity = parcel.identity_of(self._ours)
-                with _remedy():
-                    entry = file.ledger.depart(self._session, self._peer, identity=identity, digest=digest, at=now())
+                entry = file.ledger.depart(self._session, self._peer, identity=identity, digest=digest, at=now())
                 file.write(entry)
             self._beat("leaving")
             voucher = Voucher(version=parcel.VERSION, nonce=nonce, identity=identity, digest=digest)
@@ -109,10 +106,9 @@ class Verifier(Follower):
             if digest != voucher.digest:
                 raise VtpmRefused("what has arrived of the vTPM is not what has left")
             with self._ledgers.locked(uuid) as file:
-                with _remedy():
-                    entry = file.ledger.arrive(
-                        passage.epoch, self._session, self._peer, identity=voucher.identity, digest=digest, at=now()
-                    )
+                entry = file.ledger.arrive(
+                    passage.epoch, self._session, self._peer, identity=voucher.identity, digest=digest, at=now()
+                )
                 proof = self._prove(passage.quoted(voucher.nonce))
                 if parcel.identity_of(proof) != voucher.identity:
                     raise VtpmRefused("what has arrived is another vTPM than the one that left")
@@ -144,12 +140,3 @@ class Verifier(Follower):
         """The ledger follows; what else a vTPM needs is its QEMU's."""
         if action is Action.WRITE and entry is not None:
             file.write(entry)
-
-
-@contextmanager
-def _remedy() -> Iterator[None]:
-    """A machine may have been made anew, or have come and gone by ways that no relay saw: then an operator says so."""
-    try:
-        yield
-    except VtpmRefused as error:
-        raise VtpmRefused(f"{error}; if that is as it should be here: korora vtpm forget") from None

@@ -27,7 +27,8 @@ log = structlog.get_logger("korora.vtpm")
 STATE_FILES: Final = ("tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate")
 """Of a TPM 2.0 in swtpm's state directory."""
 
-VOUCHED_MAX: Final = 64  # keys of sessions that have not begun: attestation is followed by the offer at once
+VOUCHED_PER_PEER_MAX: Final = 16  # the same of one peer: who floods challenges takes no other peer's key away
+VOUCHED_MAX: Final = 256  # keys of sessions that have not begun: attestation is followed by the offer at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,13 @@ class Agent:
         """See ``proxy.vtpm.Carriers``."""
         made = Recipient()
         with self._lock:
-            self._vouched[session, peer] = made
-            while len(self._vouched) > VOUCHED_MAX:
+            self._vouched.pop((session, peer), None)
+            theirs = [key for key in self._vouched if key[1] == peer]
+            if len(theirs) >= VOUCHED_PER_PEER_MAX:
+                del self._vouched[theirs[0]]
+            elif len(self._vouched) >= VOUCHED_MAX:
                 del self._vouched[next(iter(self._vouched))]
+            self._vouched[session, peer] = made
         return made.public
 
     def vouched(self, session: str, peer: str) -> Recipient | None:

@@ -73,7 +73,7 @@ class Ledger:
             VtpmRefused: it is not this host's to give, or not the one that this host had.
         """
         if (self.holding, Event.DEPART) not in TABLE:
-            raise VtpmRefused(f"the vTPM is not here to be given: it is {self._stands()}")
+            raise _refused(f"the vTPM is not here to be given: it is {self._stands()}")
         self._same(identity)
         if self.epoch >= EPOCH_MAX:  # a line of the next one could not be read any more
             raise VtpmRefused("the vTPM came under the last epoch that there is: korora vtpm forget on all its hosts")
@@ -88,9 +88,9 @@ class Ledger:
         known = next((entry for entry in reversed(self.entries) if entry.epoch == epoch), None)
         if known is not None:
             how = "a second use" if known.digest == digest else "a fork"
-            raise VtpmRefused(f"epoch {epoch} of the vTPM was seen here already ({known.holding}): {how} of it")
+            raise _refused(f"epoch {epoch} of the vTPM was seen here already ({known.holding}): {how} of it")
         if epoch <= self.epoch:
-            raise VtpmRefused(f"epoch {epoch} of the vTPM is older than epoch {self.epoch}, seen here: a rollback")
+            raise _refused(f"epoch {epoch} of the vTPM is older than epoch {self.epoch}, seen here: a rollback")
         self.require_elsewhere()
         self._same(identity)
         return Entry("arriving", epoch, at, session, peer, identity, digest)
@@ -102,7 +102,7 @@ class Ledger:
             VtpmRefused: it has.
         """
         if (self.holding, Event.ARRIVE) not in TABLE:
-            raise VtpmRefused(f"the vTPM is {self._stands()} here, and there can be only one")
+            raise _refused(f"the vTPM is {self._stands()} here, and there can be only one")
 
     def follow(self, event: Event, at: str) -> tuple[Entry | None, tuple[Action, ...]]:
         """What the machine's hand-over asks for: the entry to write, and what is to be done in which order.
@@ -126,6 +126,11 @@ class Ledger:
     def _stands(self) -> str:
         last = self.entries[-1]
         return f"{last.holding} (epoch {last.epoch}, with {last.peer or 'nobody'})"
+
+
+def _refused(words: str) -> VtpmRefused:
+    """A machine may have been made anew, or have come and gone by ways that no relay saw: then an operator says so."""
+    return VtpmRefused(f"{words}; if that is as it should be: korora vtpm forget")
 
 
 def line(entry: Entry) -> bytes:

@@ -111,6 +111,8 @@ class Ledgers:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _is_there(path, descriptor):
+                    raise BlockingIOError  # it was put aside in just that moment, and is nobody's ledger any more
                 if fresh:
                     sync_folder(self.folder)
                 ledger, good = epochs.read(os.pread(descriptor, LEDGER_BYTES_MAX + 1, 0))
@@ -151,6 +153,14 @@ class Ledgers:
             path.rename(aside)
             sync_folder(self.folder)
         return aside
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    """Whether the file that was opened is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def keep(path: Path, content: bytes) -> None:

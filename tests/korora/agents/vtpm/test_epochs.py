@@ -1,5 +1,6 @@
 """The ledger: an epoch names one holder, however a history goes; and its file, whatever a crash leaves of it."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -137,6 +138,24 @@ def test_it_is_on_the_disk_and_locked(tmp_path: Path) -> None:
     assert ledgers.names() == [UUID]
     assert os.stat(ledgers.folder).st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in ledgers.folder.iterdir())
+
+
+def test_one_that_is_put_aside_meanwhile_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the opening and the lock: what is written then would be in nobody's ledger."""
+    ledgers = Ledgers(tmp_path)
+    with ledgers.locked(UUID) as file:
+        file.write(LINES[0])
+    real = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.undo()
+        assert Ledgers(tmp_path).forget(UUID, certain=True)
+        real(descriptor, how)
+
+    monkeypatch.setattr("korora.agents.vtpm.ledger.fcntl.flock", late)
+    with pytest.raises(VtpmFailed, match="another process is at work"), ledgers.locked(UUID):
+        pytest.fail("it is nobody's any more")
+    assert ledgers.read(UUID) == Ledger()
 
 
 def test_a_full_ledger_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

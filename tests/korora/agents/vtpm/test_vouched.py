@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from korora.agents.vtpm.carrier import VOUCHED_MAX, Agent
+from korora.agents.vtpm.carrier import VOUCHED_MAX, VOUCHED_PER_PEER_MAX, Agent
 from proxy.control import VtpmGiven
 from proxy.errors import VtpmFailed, VtpmRefused
 from proxy.handover.table import Side
@@ -24,9 +24,18 @@ def test_the_carrier_has_the_key_that_was_shown(tmp_path: Any) -> None:
 
 def test_sessions_that_never_come_are_forgotten(tmp_path: Any) -> None:
     agent = Agent(SimpleNamespace(), tmp_path)  # type: ignore[arg-type]
-    shown = [agent.recipient(str(number), "alpha") for number in range(VOUCHED_MAX + 1)]
-    assert agent.of("0", "alpha").recipient() != shown[0]
-    assert agent.of("1", "alpha").recipient() == shown[1]
+    shown = [agent.recipient("aa", str(number)) for number in range(VOUCHED_MAX + 1)]
+    assert agent.of("aa", "0").recipient() != shown[0]
+    assert agent.of("aa", "1").recipient() == shown[1]
+
+
+def test_a_peer_that_floods_challenges_forgets_its_own_alone(tmp_path: Any) -> None:
+    agent = Agent(SimpleNamespace(), tmp_path)  # type: ignore[arg-type]
+    shown = agent.recipient("aa", "alpha")
+    theirs = [agent.recipient(str(number), "mallory") for number in range(2 * VOUCHED_MAX)]
+    assert agent.of("aa", "alpha").recipient() == shown
+    assert agent.of(str(2 * VOUCHED_MAX - VOUCHED_PER_PEER_MAX - 1), "mallory").recipient() not in theirs
+    assert agent.of(str(2 * VOUCHED_MAX - 1), "mallory").recipient() == theirs[-1]
 
 
 @pytest.mark.parametrize(("vouched", "asks"), [(b"key", b"other"), (b"", b"other")])
