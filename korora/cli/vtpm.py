@@ -200,7 +200,10 @@ def forget(
     ] = False,
     state: _State = STATE_DEFAULT,
 ) -> None:
-    """Put the ledger of one vTPM aside: of a machine whose vTPM was made anew, or that came or went by another way."""
+    """Put the ledger of one vTPM aside.
+
+    For a machine whose vTPM was made anew, or that came or went by another way than a relay's.
+    """
     from korora.agents.vtpm.ledger import Ledgers
 
     kept = Ledgers(state).forget(_checked(uuid), certain=certain)

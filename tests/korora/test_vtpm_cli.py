@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,10 +109,10 @@ def test_a_file_that_is_wrong(tmp_path: Path, changes: dict[str, str], what: str
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, key: Path) -> Iterator[tuple[Host, Host]]:
-    """Two that are set up, the first one's vTPM has been lived in."""
-    with emulators() as held:
-        both = Host.make("alpha", tmp_path / "a", key), Host.make("beta", tmp_path / "b", key)
+def hosts(key: Path) -> Iterator[tuple[Host, Host]]:
+    """Two that are set up, the first one's vTPM has been lived in; their sockets' paths have to be short."""
+    with tempfile.TemporaryDirectory(prefix="korora-") as name, emulators() as held:
+        both = Host.make("alpha", Path(name, "a"), key), Host.make("beta", Path(name, "b"), key)
         held += [host.emulator for host in both]
         lived_in(both[0].emulator)
         for host in both:
