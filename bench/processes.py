@@ -69,8 +69,9 @@ def free_ports(count: int) -> list[int]:
         below = DEFAULT_LOCAL_PORT_LEAST
     candidates = range(PORT_LEAST, below if below > PORT_LEAST + count else PORT_MOST)
     found: list[int] = []
+    choose = random.SystemRandom().choice  # processes that were seeded alike would ask for the same ports at once
     for _ in range(PORT_ATTEMPTS_MAX):
-        port = random.choice(candidates)
+        port = choose(candidates)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             if port not in found:
