@@ -118,7 +118,8 @@ class XlToolstack:
         copy = (_leaving if side is Side.SOURCE else _arrived)(vm, await self._list_for(vm))
         if copy is None:
             raise HypervisorFailed(f"there is no domain {vm.name!r} with the UUID {vm.uuid or '(not told)'} here")
-        alone = _ALONE if await self._is_alone(copy.domain) else ""
+        # Only a copy that leaves can lose its monitor, and at the destination the machine stands still by now.
+        alone = _ALONE if side is Side.SOURCE and await self._is_alone(copy.domain) else ""
         return replace(vm, copy=f"{copy.domain.domid}@{_boot_id()}{alone}")
 
     async def _is_alone(self, domain: XlDomain) -> bool:

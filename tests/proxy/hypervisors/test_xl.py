@@ -648,6 +648,19 @@ def test_a_domain_that_is_suspended_by_now_had_one(host: XenHost) -> None:
     assert monitors.made == [number]
 
 
+def test_nobody_looks_for_the_monitor_of_what_arrives(host: XenHost) -> None:
+    """The machine stands still meanwhile, and has not got one yet."""
+
+    class Unasked(Tended):
+        def tends(self, domid: int) -> bool:
+            pytest.fail(f"asked about {domid}")
+
+    number = host.create("g1--incoming", paused=True)
+    pinned = run(XlToolstack(str(host.program), Unasked()).pin(VM, Side.DESTINATION))
+    assert pinned.copy.startswith(f"{number}@")
+    assert not pinned.copy.endswith("+alone")
+
+
 def test_a_lost_monitor_is_a_warning_and_no_failure(host: XenHost) -> None:
     host.create("g1", shutdown="suspend")
     with capture_logs() as logs:
