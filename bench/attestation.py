@@ -7,9 +7,7 @@ judgement, the source's quote, its judgement; without the network between them. 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from bench.steps import Summary, summarise, tell_all
 from bench.tpms import soft_tpm
 from crypto.attestation.binding import Binding, Side
 from crypto.attestation.reference import render
@@ -45,7 +44,7 @@ def _enrolled(folder: Path, host: str, tpm: Tpm) -> None:
     enrolment.put(folder / f"{host}.toml", render(made).encode())
 
 
-def measure(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
+def measure(scratch: Path, rounds: int) -> Summary:
     """Milliseconds of each step: median, ninth decile, and the most."""
     found: dict[str, list[float]] = {step: [] for step in STEPS}
     with ExitStack() as stack:
@@ -71,14 +70,7 @@ def measure(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
                 for step, before, after in zip(STEPS, marks, marks[1:], strict=False):
                     found[step].append(1e3 * (after - before))
             found["whole"].append(1e3 * (time.perf_counter() - began))
-    return {
-        step: {
-            "median": statistics.median(values),
-            "p90": statistics.quantiles(values, n=10)[-1],
-            "max": max(values),
-        }
-        for step, values in found.items()
-    }
+    return summarise(found)
 
 
 def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = print) -> int:
@@ -89,13 +81,7 @@ def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = p
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="korora-bench-") as scratch:
         result = measure(Path(scratch), options.rounds)
-    if options.json:
-        tell(json.dumps(result))
-        return 0
-    tell("| step | median ms | ninth decile | most |\n| --- | --- | --- | --- |")
-    for step in STEPS:
-        row = result[step]
-        tell(f"| {WORDS[step]} | {row['median']:.2f} | {row['p90']:.2f} | {row['max']:.2f} |")
+    tell_all(result, WORDS, tell, digits=2, as_json=options.json)
     return 0
 
 

@@ -7,10 +7,8 @@ to the last but one. Every ledger line and file is flushed to the disk.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
+from bench.steps import Summary, summarise, tell_all
 from korora.agents.vtpm.carrier import Agent, Places
 from korora.agents.vtpm.rehearsal import Keys
 from korora.agents.vtpm.swtpm import Swtpm
@@ -118,21 +117,14 @@ def _once(scratch: Path, *, carried: bool) -> dict[str, float]:
         return took | {"whole": sum(took.values())}
 
 
-def measure(rounds: int, *, carried: bool = False) -> dict[str, dict[str, float]]:
+def measure(rounds: int, *, carried: bool = False) -> Summary:
     """Milliseconds of each step: median, ninth decile, and the most."""
     found: dict[str, list[float]] = {step: [] for step in STEPS}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="korora-bench-") as folder:
             for step, value in _once(Path(folder), carried=carried).items():
                 found[step].append(value)
-    return {
-        step: {
-            "median": statistics.median(values),
-            "p90": statistics.quantiles(values, n=10)[-1],
-            "max": max(values),
-        }
-        for step, values in found.items()
-    }
+    return summarise(found)
 
 
 def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = print) -> int:
@@ -144,14 +136,8 @@ def main(argv: Sequence[str] | None = None, *, tell: Callable[[str], object] = p
     options = parser.parse_args(argv)
     configure(LogFormat.CONSOLE, LogLevel.WARNING)
     result = measure(max(2, options.rounds), carried=options.carried)
-    if options.json:
-        tell(json.dumps(result))
-        return 0
-    tell("| step | median ms | ninth decile | most |\n| --- | --- | --- | --- |")
     words = WORDS | (CARRIED_WORDS if options.carried else {})
-    for step in STEPS:
-        row = result[step]
-        tell(f"| {words[step]} | {row['median']:.1f} | {row['p90']:.1f} | {row['max']:.1f} |")
+    tell_all(result, words, tell, digits=1, as_json=options.json)
     return 0
 
 
