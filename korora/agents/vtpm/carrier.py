@@ -286,7 +286,7 @@ class Carrier(Follower):
             raise VtpmFailed(f"what arrived of the vTPM cannot be read from {kept}: {error}") from None
         if emulator.running():  # before the ledger had it, or somebody else has started one
             self._places.require_same(uuid, held.identity)
-            return
-        emulator.load(held.blobs)  # again: the emulator may be another process by now
-        emulator.start()
+        else:
+            emulator.load(held.blobs)  # again: the emulator may be another process by now
+            emulator.start()
         flush(*self._places.files(uuid))  # the copy goes next

@@ -431,9 +431,9 @@ class Courier:
             )
         if self._remains(uuid):  # it was started before, or somebody has made another
             self._places.require_same(uuid, luggage.identity)
-            return
-        emulator.load(luggage.blobs, off=luggage.off)
-        emulator.start()
+        else:
+            emulator.load(luggage.blobs, off=luggage.off)
+            emulator.start()
         flush(*self._places.files(uuid))
 
     def _remains(self, uuid: str) -> bool:

@@ -11,6 +11,7 @@ from korora.agents.vtpm import parcel
 from korora.agents.vtpm.carrier import Beat
 from korora.agents.vtpm.commands import NOT_STARTED
 from korora.agents.vtpm.handover import Holding
+from korora.agents.vtpm.ledger import flush
 from korora.agents.vtpm.parcel import Parcel, Passage, Proof
 from proxy.errors import VtpmFailed, VtpmRefused
 from tests.korora.agents.vtpm.emulators import emulators, key, known_by, lived_in
@@ -376,6 +377,33 @@ def test_killed_at_each_step_leaves_exactly_one(pair: Pair, step: str) -> None:
     assert look(keeper) == before
     assert other.traces() == []
     assert "tpm2-00.volatilestate" not in keeper.traces()
+
+
+@pytest.mark.parametrize("step", ["", "release start"])
+def test_the_copy_goes_when_the_emulators_is_on_the_disk(
+    pair: Pair, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the relay is killed once the emulator runs, and another one removes the copy."""
+    source, destination = pair
+    flushed: list[bool] = []
+
+    def seen(*paths: Path) -> None:
+        flush(*paths)
+        kept = destination.agent().ledgers.kept(UUID)
+        flushed.append(kept.exists() and any(path.name == "tpm2-00.permall" and path.exists() for path in paths))
+
+    monkeypatch.setattr("korora.agents.vtpm.carrier.flush", seen)
+    leaving, arriving = source.carrier(), destination.carrier(beat=kill_at(step))
+    leaving.check(UUID, arriving.arrive(UUID, leaving.depart(UUID, arriving.recipient())))
+    leaving.part(UUID)
+    if step:
+        with pytest.raises(Killed):
+            arriving.release(UUID)
+        flushed.clear()
+        arriving = destination.carrier()
+    arriving.release(UUID)
+    assert flushed == [True]
+    assert destination.traces() == ["tpm2-00.permall"]
 
 
 @pytest.mark.parametrize("step", ["stay resume", "stay write", "wipe erase", "wipe forget", "wipe write"])

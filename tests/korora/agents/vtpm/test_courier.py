@@ -30,6 +30,7 @@ from korora.agents.vtpm import letters
 from korora.agents.vtpm.carrier import Beat
 from korora.agents.vtpm.courier import Courier
 from korora.agents.vtpm.handover import Holding
+from korora.agents.vtpm.ledger import flush
 from korora.agents.vtpm.letters import Answer, Letter, Luggage, Request, Sent
 from korora.agents.vtpm.parcel import Passage
 from korora.agents.vtpm.tcti import Tpm
@@ -201,6 +202,29 @@ def test_an_operator_keeps_it_where_the_other_host_is_lost(ends: Ends) -> None:
     ends.here.courier().keep_here(UUID)
     assert ends.look(ends.here) == before
     assert ends.here.host.ledger.holding is Holding.HERE
+
+
+@pytest.mark.parametrize("step", ["", "taken back"])
+def test_the_copy_goes_when_the_emulators_is_on_the_disk(
+    ends: Ends, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the command is killed once the emulator runs, and another one removes the copy."""
+    flushed: list[list[str]] = []
+
+    def seen(*paths: Path) -> None:
+        flush(*paths)
+        flushed.append(ends.here.kept())
+
+    monkeypatch.setattr("korora.agents.vtpm.courier.flush", seen)
+    ends.here.courier().leave(UUID, ends.there.courier().ask(UUID, "alpha"), "beta", absent)
+    ends.here.host.restart()
+    if step:
+        with pytest.raises(Killed):
+            ends.here.courier(kill_at(step)).keep_here(UUID)
+        flushed.clear()
+    ends.here.courier().keep_here(UUID)
+    assert flushed == [["left"]]
+    assert ends.here.kept() == []
 
 
 def test_export_and_import_may_be_asked_again(ends: Ends) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from korora.agents.vtpm import epochs
 from korora.agents.vtpm.epochs import Entry, Ledger
 from korora.agents.vtpm.handover import TABLE, Action, Event, Holding
-from korora.agents.vtpm.ledger import Ledgers
+from korora.agents.vtpm.ledger import Ledgers, flush
 from proxy.errors import VtpmFailed, VtpmRefused
 
 AT = "2026-11-26T08:00:00.000+00:00"
@@ -156,6 +156,15 @@ def test_one_that_is_put_aside_meanwhile_is_not_written(tmp_path: Path, monkeypa
     with pytest.raises(VtpmFailed, match="another process is at work"), ledgers.locked(UUID):
         pytest.fail("it is nobody's any more")
     assert ledgers.read(UUID) == Ledger()
+
+
+def test_what_is_flushed_is_synced_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, absent = tmp_path / "there", tmp_path / "absent"
+    there.write_bytes(b"state")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    flush(there, absent)
+    assert synced == [there.stat().st_ino, tmp_path.stat().st_ino]
 
 
 def test_a_full_ledger_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
