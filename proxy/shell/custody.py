@@ -171,8 +171,9 @@ class Custody:
         if self._session.vouched not in (None, recipient):
             raise VtpmRefused("the destination asks for a vTPM by a key that its TPM has not vouched for")
         async with self._turn:
-            vm = self._guard.party.vm
+            vm = await self._guard.leaving()
             if not await self._has(vm):
+                self._failed = VtpmFailed(f"the destination was told that {vm.name} has no vTPM, and now it has one")
                 await self._session.say(VtpmGiven(b"", 0))
                 return
             if await self._hypervisor.departing(vm) is CopyState.RUNNING:
@@ -195,7 +196,7 @@ class Custody:
             if self._proved:
                 return
             try:
-                await asyncio.to_thread(self._carrier.check, self._guard.party.vm.uuid, proof)
+                await asyncio.to_thread(self._carrier.check, (await self._guard.leaving()).uuid, proof)
             except RelayError as error:
                 self._failed = error
                 raise

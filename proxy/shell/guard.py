@@ -226,9 +226,16 @@ class Guard:
         if side is Side.DESTINATION:
             await self._which()
             return
-        while self._identified and self._pinned is None:  # it was asked when the stream began, and may take its time
+        self.party.vm = await self.leaving()
+
+    async def leaving(self) -> Vm:
+        """Source: the machine, once it is known which copy is meant.
+
+        The hypervisor was asked when the stream began, and may take its time: a small machine can have arrived by then.
+        """
+        while self._identified and self._pinned is None:
             await self._told.wait()
-        self.party.vm = self._pinned or self.party.vm
+        return self._pinned or self.party.vm
 
     async def _unless_detached(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` while the session lasts.

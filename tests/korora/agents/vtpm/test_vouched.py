@@ -47,23 +47,71 @@ async def test_another_key_is_given_nothing(vouched: bytes, asks: bytes) -> None
         await custody._give(asks)
 
 
-async def test_one_that_went_away_meanwhile_leaves_nobody_waiting() -> None:
-    """It was there when the machine's hand-over began: the destination is told, and the machine does not go without."""
-    vm = Vm("guest", "0f9c2f1e-0000-4000-8000-00000000abcd")
-    said: list[Any] = []
+VM = Vm("guest", "0f9c2f1e-0000-4000-8000-00000000abcd")
 
-    async def say(message: Any) -> None:
-        said.append(message)
 
-    async def departing(_: Vm) -> CopyState:
+class Source:
+    """A source's custody of VM's vTPM, if that has one; what it says to the destination, and whom it has given away."""
+
+    def __init__(self, *has: bool, wrapped: bytes = b"wrapped") -> None:
+        self.said: list[Any] = []
+        self.known = asyncio.Event()
+        """Whether the hypervisor has told which machine it is."""
+        self._has, self._wrapped = list(has), wrapped
+        party = SimpleNamespace(handover=SimpleNamespace(side=Side.SOURCE), vm=Vm("", ""))
+        guard: Any = SimpleNamespace(party=party, leaving=self._leaving)
+        session: Any = SimpleNamespace(vouched=None, say=self._say, report=SimpleNamespace())
+        carrier: Any = SimpleNamespace(has=self._had, depart=lambda *_: self._wrapped, moving=None)
+        hypervisor: Any = SimpleNamespace(departing=self._departing)
+        self.custody = Custody(session, guard, hypervisor, carrier, agreed=True)
+
+    async def _leaving(self) -> Vm:
+        await self.known.wait()
+        return VM
+
+    async def _say(self, message: Any) -> None:
+        self.said.append(message)
+
+    async def _departing(self, _: Vm) -> CopyState:
         return CopyState.SUSPENDED
 
-    guard: Any = SimpleNamespace(party=SimpleNamespace(handover=SimpleNamespace(side=Side.SOURCE), vm=vm))
-    session: Any = SimpleNamespace(vouched=None, say=say, report=SimpleNamespace())
-    carrier: Any = SimpleNamespace(has=lambda _: True, depart=lambda *_: b"", moving=None)
-    custody = Custody(session, guard, SimpleNamespace(departing=departing), carrier, agreed=True)  # type: ignore[arg-type]
-    await custody._give(b"key")
-    assert said == [VtpmGiven(b"", 0)]
+    def _had(self, uuid: str) -> bool:
+        return uuid == VM.uuid and (self._has.pop(0) if len(self._has) > 1 else self._has[0])
+
+
+async def test_one_that_went_away_meanwhile_leaves_nobody_waiting() -> None:
+    """It was there when the machine's hand-over began: the destination is told, and the machine does not go without."""
+    source = Source(True, wrapped=b"")
+    source.known.set()
+    await source.custody._give(b"key")
+    assert source.said == [VtpmGiven(b"", 0)]
     async with asyncio.timeout(5):
         with pytest.raises(VtpmFailed, match="went away"):
-            await custody.approve(Side.SOURCE, vm)
+            await source.custody.approve(Side.SOURCE, VM)
+
+
+async def test_one_that_came_meanwhile_leaves_nobody_waiting() -> None:
+    source = Source(False, True)
+    source.known.set()
+    await source.custody._give(b"key")
+    assert source.said == [VtpmGiven(b"", 0)]
+    async with asyncio.timeout(5):
+        with pytest.raises(VtpmFailed, match="was told that guest has no vTPM"):
+            await source.custody.approve(Side.SOURCE, VM)
+
+
+async def test_a_machine_without_one_goes() -> None:
+    source = Source(False)
+    source.known.set()
+    await source.custody._give(b"key")
+    async with asyncio.timeout(5):
+        await source.custody.approve(Side.SOURCE, VM)
+
+
+async def test_nobody_is_told_before_it_is_known_which_machine_leaves() -> None:
+    """A small machine can have arrived, and the destination have asked, before the hypervisor has told which it is."""
+    source = Source(True)
+    asyncio.get_running_loop().call_later(0.05, source.known.set)
+    async with asyncio.timeout(5):
+        await source.custody._give(b"key")
+    assert source.said == [VtpmGiven(b"wrapped", 0)]
