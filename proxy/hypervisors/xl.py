@@ -15,12 +15,8 @@ What a killed xl leaves behind, and what becomes of it (Xen 4.17):
 """
 
 import asyncio
-import os
 import shlex
-import signal
-import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -31,6 +27,7 @@ from proxy.control import printable
 from proxy.errors import HypervisorFailed
 from proxy.handover.table import Side
 from proxy.hypervisors.base import CopyState, Fate, Vm
+from proxy.hypervisors.command import run_command
 from proxy.hypervisors.xl_list import AWAY, INCOMING, XlDomain, read_list
 from proxy.limits import (
     VM_NAME_CHARACTERS_MAX,
@@ -51,7 +48,6 @@ _PRETENCE: Final = (
     f"echo 'xl migration receiver ready, send binary domain data.'; exec head -c {_SWALLOWED_BYTES} >/dev/null"
 )
 _WORDS_MAX: Final = 200  # of what xl said, in a message
-_PIECE_BYTES: Final = 65536
 _ALONE: Final = "+alone"  # in a pin: made by xl create -e, say, so its operator wants no monitor
 
 
@@ -296,52 +292,18 @@ class XlToolstack:
         """
         told = f"xl {words[0]}"
         try:
-            process = await asyncio.create_subprocess_exec(
-                self._program,
-                *words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise HypervisorFailed(
-                f"cannot start {told}: {error.strerror}: is this Xen's dom0, and {self._program} on the PATH?"
-            ) from None
-        out, err = process.stdout, process.stderr
-        if out is None or err is None:
-            raise HypervisorFailed(f"{told} was started without pipes")
-        try:
-            async with asyncio.timeout(seconds):
-                said = await asyncio.gather(_bounded(out, process), _bounded(err, process))
-                code = await process.wait()
+            said = await run_command((self._program, *words), seconds=seconds, bytes_max=XL_OUTPUT_BYTES_MAX)
         except TimeoutError:
             raise HypervisorFailed(
                 f"{told} did not end in {seconds:.0f} s: another xl may hold libxl's lock, look with ps"
             ) from None
-        finally:
-            _kill(process)
-            await process.wait()
-        if None in said:
+        except OSError as error:
+            raise HypervisorFailed(
+                f"cannot start {told}: {error.strerror}: is this Xen's dom0, and {self._program} on the PATH?"
+            ) from None
+        if said.out is None or said.err is None:
             raise HypervisorFailed(f"{told} says more than {XL_OUTPUT_BYTES_MAX} bytes: is {self._program} Xen's xl?")
-        return _Said(code, said[0] or "", said[1] or "")
-
-
-async def _bounded(stream: asyncio.StreamReader, process: asyncio.subprocess.Process) -> str | None:
-    """All of a command's output; None if that is longer than ``XL_OUTPUT_BYTES_MAX``, for which it is killed."""
-    content = bytearray()
-    while piece := await stream.read(_PIECE_BYTES):
-        content += piece[: XL_OUTPUT_BYTES_MAX + 1 - len(content)]
-        if len(content) > XL_OUTPUT_BYTES_MAX:
-            _kill(process)  # and read on, to the end that this brings
-    return None if len(content) > XL_OUTPUT_BYTES_MAX else content.decode(errors="replace")
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """With the transport of a pretended migration; a domain's monitor and device model have groups of their own."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        return _Said(said.code, said.out, said.err)
 
 
 def _state(copy: _Copy | None) -> CopyState:
