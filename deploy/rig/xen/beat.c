@@ -1,4 +1,4 @@
-/* A PV guest of 8 MiB without a kernel, for the tests that migrate a machine a hundred times: Xen, libxl and xl treat it
+/* A PV guest of 4 MiB without a kernel, for the tests that migrate a machine a hundred times: Xen, libxl and xl treat it
  * as any other, and its memory is there in a second. It counts aloud and checks its memory as workload.c does, in the same
  * words, and suspends when libxl asks it to. One processor, no interrupts, the page tables that it was built with, in
  * which an address is the number of its page times 4096. (A PVH domain has its special pages below 4 GiB, and xl looks at

@@ -35,7 +35,7 @@ NOBODY_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 BEATS = 5  # heard after it all, before the guest is believed
 RESUME_SECONDS = 3  # of sessions: how long a cut may last before it ends them
-OPAQUE = 'encode = "opaque"\n'  # eight MiB need no encoding
+OPAQUE = 'encode = "opaque"\n'  # four MiB need no encoding
 LIMITS = f"resume_timeout = {RESUME_SECONDS}\n"
 WORKER = r"korora\.daemon\.worker"
 RECEIVER = "xl.* migrate-receive"

@@ -71,7 +71,7 @@ async def goes(two: Pair) -> None:
 
 
 async def test_a_destination_without_enough_memory(xen: XenRig) -> None:
-    async with served(xen, Guest("g1")) as two:  # eight MiB would be found
+    async with served(xen, Guest("g1")) as two:  # four MiB would be found
         free = int(await two.b.check(["sh", "-c", "xl info | sed -n 's/^free_memory *: //p'"]))
         filler = Guest("filler", memory_mib=free - 40)
         await two.b.agent.put("/run/filler.cfg", filler.config().encode())
