@@ -34,20 +34,22 @@ async def run_command(argv: Sequence[str], *, seconds: float, bytes_max: int) ->
         OSError: it cannot be started.
         TimeoutError: it has not ended in ``seconds``.
     """
-    process = subprocess.Popen(  # noqa: ASYNC220 - until it is started, and vfork waits for that in any case
+    with subprocess.Popen(  # noqa: ASYNC220 - until it is started, for which vfork waits in any case
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        async with asyncio.timeout(seconds):
-            out, err = await asyncio.gather(*(_all_of(end, process, bytes_max) for end in _ends(process)))
+    ) as process:
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            _kill(process)
+            raise
+        try:
+            async with asyncio.timeout(seconds):
+                out, err = await asyncio.gather(*(_all_of(end, process, bytes_max) for end in _ends(process)))
+                await _ended(process, pidfd)
+        finally:
+            _kill(process)
             await _ended(process, pidfd)
-    finally:
-        _kill(process)
-        await _ended(process, pidfd)
-        os.close(pidfd)
-        for end in _ends(process):
-            end.close()
+            os.close(pidfd)
     return Said(process.returncode, out, err)
 
 
