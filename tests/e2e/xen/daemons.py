@@ -92,13 +92,18 @@ async def served_host(rig: XenRig, guest: Guest | None, identity: Path) -> Path:
     async with locked(rig.folder / f"{key}.lock"):
         if path.exists():
             return path
-        with tempfile.TemporaryDirectory(prefix="korora-xen-") as name:
-            async with AsyncExitStack() as stack:
-                base = await saved_host(rig, guest, Path(name))
-                host = XenHost("ab"[identity != rig.identities[0]], rig.image, Path(name), base)
-                await ready(stack, host, rig.code, identity)
-                await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}))
-                await host.save(path)
+        name = "ab"[identity != rig.identities[0]]
+        with tempfile.TemporaryDirectory(prefix="korora-xen-") as folder:
+            if guest is None:
+                async with AsyncExitStack() as stack:
+                    host = XenHost(name, rig.image, Path(folder), await saved_host(rig, None, Path(folder)))
+                    await ready(stack, host, rig.code, identity)
+                    await serve(host, configuration({SOURCE: HOME, DESTINATION: HOME}))
+                    await host.save(path)
+            else:
+                async with XenHost(name, rig.image, Path(folder), await served_host(rig, None, identity)) as host:
+                    await host.create(guest)
+                    await host.save(path)
     return path
 
 
@@ -170,13 +175,6 @@ async def check_counts_on(trail: Trail, beats: int = BEATS) -> list[Continuity]:
     return counted
 
 
-async def journals(host: XenHost, state: str = STATE) -> list[dict[str, Any]]:
-    """What a host's journal has of hand-overs, as an operator asks for it."""
-    told = await host.check(["korora", "handover", "list", "--all", "--json", "--state", state])
-    found: list[dict[str, Any]] = json.loads(told)["handovers"]
-    return found
-
-
 Records = dict[str, list[dict[str, Any]]]
 """Of each host, by its name: the head and the last line of every journal."""
 
@@ -210,11 +208,10 @@ async def check_settled(two: Pair, ended: dict[XenHost, list[str]], state: str =
 
     What ended early is looked after by the daemon's next round.
     """
-    await settled(two, state)
-    found = await asyncio.gather(*(journals(host, state) for host in ended))
-    for (host, wanted), records in zip(ended.items(), found, strict=True):
-        ends = sorted(f"{record['side']} {record['state']}" for record in records)
-        assert ends == sorted(wanted), (host.name, records)
+    found = await settled(two, state)
+    for host, wanted in ended.items():
+        ends = sorted(f"{record['side']} {record['state']}" for record in found[host.name])
+        assert ends == sorted(wanted), (host.name, found)
     for host in two.hosts:
         assert await host.processes(PASSING) == [], host.name
 

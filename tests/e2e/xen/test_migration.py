@@ -31,13 +31,9 @@ async def check_arrived(two: Pair, name: str) -> None:
     assert counted.unbroken, counted
 
 
-@pytest.mark.parametrize(
-    "guest",
-    [pytest.param(Guest(kind="pv"), id="pv"), pytest.param(Guest(kind="pvh"), id="pvh", marks=pytest.mark.slow)],
-)
-async def test_over_a_plain_connection(xen: XenRig, guest: Guest) -> None:
+async def test_over_a_plain_connection(xen: XenRig) -> None:
     """The rig itself: Xen as it comes."""
-    async with pair(xen, guest) as two:
+    async with pair(xen, Guest()) as two:
         await two.b.spawn("receiver", ["socat", "-t3600", "TCP-LISTEN:8002,reuseaddr", "EXEC:xl migrate-receive"])
         await two.b.listening(8002)
         carrier = f"socat -,ignoreeof TCP:{GATEWAY}:{two.b.ports[8002]}"

@@ -34,7 +34,6 @@ BUSY = 300  # pages a second: a machine that works, and still leaves the emulate
     "guest",
     [
         pytest.param(Guest(kind="pv"), id="pv"),
-        pytest.param(Guest(kind="pvh"), id="pvh", marks=pytest.mark.slow),
         pytest.param(Guest(kind="pv", test_mib=16, memory_mib=96, rate=BUSY), id="pv-busy", marks=pytest.mark.slow),
         pytest.param(Guest(kind="pvh", test_mib=16, memory_mib=96, rate=BUSY), id="pvh-busy", marks=pytest.mark.slow),
     ],
@@ -94,7 +93,7 @@ async def test_there_and_back_again(xen: XenRig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize("kind", ["beat", "pvh"])
 async def test_within_one_host(xen: XenRig, kind: str) -> None:
     """One daemon is both ends, and one journal has both sides of the hand-over."""
     async with served(xen, Guest("g1", kind)) as two:
@@ -111,7 +110,7 @@ async def test_within_one_host(xen: XenRig, kind: str) -> None:
 
 @pytest.mark.slow
 async def test_it_stays_paused_if_so_told(xen: XenRig) -> None:
-    async with served(xen, Guest("g1")) as two:
+    async with served(xen, Guest("g1", "beat")) as two:
         done = await migrate(two.a, "g1", DESTINATION, options=["-p"])
         assert done.rc == 0, done
         [(where, domain)] = await two.domains()
@@ -126,7 +125,7 @@ async def test_it_stays_paused_if_so_told(xen: XenRig) -> None:
 @pytest.mark.slow
 async def test_without_daemons(xen: XenRig) -> None:
     """`korora xl` relays by itself, and the destination has an ad hoc `korora receive`."""
-    async with pair(xen, Guest("g1")) as two:
+    async with pair(xen, Guest("g1", "beat")) as two:
         receive = ["korora", "receive", "--listen", f"0.0.0.0:{RELAY_PORT}", "--to", "xl:", "--identity", IDENTITY]
         await two.b.spawn("receive", [*receive, "--once", "--report", "/run/receive.json"])
         await two.b.said("receive", "ready")
