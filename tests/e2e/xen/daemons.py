@@ -179,15 +179,17 @@ Records = dict[str, list[dict[str, Any]]]
 """Of each host, by its name: the head and the last line of every journal."""
 
 
-async def records_of(host: XenHost, state: str = STATE) -> list[dict[str, Any]]:
-    """A host's journals, read as they lie on its disk; `korora handover list` takes seconds in an emulated machine."""
+async def journals_of(host: XenHost, state: str = STATE) -> list[list[dict[str, Any]]]:
+    """A host's journals by their lines, as they lie on its disk; `korora handover list` takes seconds in such a one."""
     decoder = json.JSONDecoder()
-    found = []
-    for text in (await host.agent.files(f"{state}/handover/*.journal")).values():
-        lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]  # the last may be being written
-        if lines:
-            found.append(decoder.raw_decode(lines[0])[0] | decoder.raw_decode(lines[-1])[0])
-    return found
+    texts = (await host.agent.files(f"{state}/handover/*.journal")).values()
+    whole = [text.splitlines() if text.endswith("\n") else text.splitlines()[:-1] for text in texts]
+    return [[decoder.raw_decode(line)[0] for line in lines] for lines in whole if lines]
+
+
+async def records_of(host: XenHost, state: str = STATE) -> list[dict[str, Any]]:
+    """Of each of a host's journals the head and the last line, as one."""
+    return [lines[0] | lines[-1] for lines in await journals_of(host, state)]
 
 
 async def settled(two: Pair, state: str = STATE) -> Records:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from datetime import UTC, datetime
 
 from tests.e2e.xen.cuts import (
     COMMAND_SECONDS,
@@ -14,40 +15,51 @@ from tests.e2e.xen.cuts import (
     records_of,
     start,
 )
+from tests.e2e.xen.daemons import journals_of
 from tests.e2e.xen.host import Guest
 from tests.e2e.xen.rig import Pair
 
 STAGGER_SECONDS = 1.0  # from one `xl migrate` to the next
-LATE = (0.8, 1.0)  # of a wave's time: the hand-overs; before them Python starts, and memory goes over
-EARLY = (0.2, 0.8)
 CUT_SECONDS = 5.0  # longer than losses are waited out
-LATE_ONES = 0.7  # of the cuts
+LATE_ONES = 0.8  # of the cuts: while there are hand-overs; before that Python starts, and memory goes over
 
 
 async def run_waves(two: Pair, *, waves: int, guests: int, seed: int) -> None:
     """Cut the link once in each wave, for CUT_SECONDS; every guest is then held to what cuts.py says of one.
 
-    How long a wave takes is measured by one without a cut: a number of seconds would be another moment on each machine.
+    When a wave's hand-overs are is measured by two without a cut: a number of seconds would be another moment on each
+    machine.
     """
     dice = random.Random(seed)
-    names = await created(two, "calm", guests)
-    began = time.monotonic()
-    its = await all_started(two, names)
-    took = time.monotonic() - began
-    places = await check_ends(two, its)
-    assert places == ["b"] * guests, places
+    for calm in ("first", "calm"):  # what migrates first takes longer
+        names = await created(two, calm, guests)
+        began = datetime.now(UTC)
+        places = await check_ends(two, await all_started(two, names))
+        assert places == ["b"] * guests, places
+    first, last = [(moment - began).total_seconds() for moment in await handed_over(two, names)]
     met: Counter[str] = Counter()
     stay: list[str] = []
     for number in range(waves):
-        after = took * dice.uniform(*(LATE if dice.random() < LATE_ONES else EARLY))
+        after = dice.uniform(first, last) if dice.random() < LATE_ONES else dice.uniform(first / 4, first)
         names = stay + await created(two, f"w{number}", guests - len(stay))
         try:
             stay = await wave(two, names, after, met)
         except Exception as error:
             raise AssertionError(f"wave {number} of seed {seed}, cut after {after:.2f} s: {error!r}") from error
-        print(f"wave {number}: cut after {after:.1f} s of {took:.1f}: {dict(met)}; {len(stay)} stayed", flush=True)
+        when = f"cut after {after:.1f} s, hand-overs from {first:.1f} to {last:.1f}"
+        print(f"wave {number}: {when}: {dict(met)}; {len(stay)} stayed", flush=True)
     assert len(met) > 2, met  # the cuts have met more than one state
     await go_through(two, stay)
+
+
+async def handed_over(two: Pair, names: list[str]) -> tuple[datetime, datetime]:
+    """From the first of these machines that was whole until the last one's source knew that all is done."""
+    at: dict[str, list[datetime]] = {"prepared": [], "done": []}
+    for lines in await journals_of(two.a):
+        for state, moments in at.items():
+            if lines[-1]["name"] in names:
+                moments.append(next(datetime.fromisoformat(one["at"]) for one in lines[1:] if one["state"] == state))
+    return min(at["prepared"]), max(at["done"])
 
 
 async def created(two: Pair, name: str, guests: int) -> list[str]:
