@@ -79,24 +79,23 @@ class Source:
         return uuid == VM.uuid and (self._has.pop(0) if len(self._has) > 1 else self._has[0])
 
 
-async def test_one_that_went_away_meanwhile_leaves_nobody_waiting() -> None:
-    """It was there when the machine's hand-over began: the destination is told, and the machine does not go without."""
-    source = Source(True, wrapped=b"")
+@pytest.mark.parametrize(
+    ("has", "wrapped", "words"),
+    [
+        pytest.param((True,), b"", "went away", id="went away"),
+        pytest.param((False, True), b"wrapped", "was told that guest has no vTPM", id="came"),
+    ],
+)
+async def test_one_that_went_or_came_meanwhile_leaves_nobody_waiting(
+    has: tuple[bool, ...], wrapped: bytes, words: str
+) -> None:
+    """The destination is told that there is none, and the machine does not go without."""
+    source = Source(*has, wrapped=wrapped)
     source.known.set()
     await source.custody._give(b"key")
     assert source.said == [VtpmGiven(b"", 0)]
     async with asyncio.timeout(5):
-        with pytest.raises(VtpmFailed, match="went away"):
-            await source.custody.approve(Side.SOURCE, VM)
-
-
-async def test_one_that_came_meanwhile_leaves_nobody_waiting() -> None:
-    source = Source(False, True)
-    source.known.set()
-    await source.custody._give(b"key")
-    assert source.said == [VtpmGiven(b"", 0)]
-    async with asyncio.timeout(5):
-        with pytest.raises(VtpmFailed, match="was told that guest has no vTPM"):
+        with pytest.raises(VtpmFailed, match=words):
             await source.custody.approve(Side.SOURCE, VM)
 
 
