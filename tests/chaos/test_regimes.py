@@ -97,10 +97,9 @@ def test_the_work_fits_the_network(network: Network, hosts: Hosts, tmp_path: Pat
     if bits is None:
         assert share("best") <= 1 / 4, regimes
     else:
-        # At 200 Mb/s a machine that is busy with other things may find that it cannot press so hard and keep up: with
-        # half a processor beside another test it pressed 0.46 of the frames.
-        assert share("fast", "light", "firm", "best") > (9 / 10 if bits == LINKS["20 Mb/s"] else 1 / 3), regimes
+        assert share("fast", "light", "firm", "best") > 9 / 10, regimes
     if bits == LINKS["20 Mb/s"]:
+        # At 200 Mb/s a machine that is busy with other things may find that it cannot press so hard and keep up.
         assert share("light", "firm", "best") > 1 / 2, regimes
         assert share("firm", "best") > 1 / 4, regimes
 
