@@ -5,6 +5,7 @@ a byte of the machine. By hand they go in SURVEY and its answer, which begin not
 """
 
 import asyncio
+import time
 
 import msgspec
 import structlog
@@ -29,8 +30,8 @@ class Preflight:
 
     def __init__(self, surveyor: Surveyor | None, report: SessionReport, *, departing: bool) -> None:
         self._surveyor, self._report, self._departing = surveyor, report, departing
-        self._loop = asyncio.get_running_loop()
-        self._reading = None if surveyor is None else self._loop.run_in_executor(None, surveyor.facts)
+        loop = asyncio.get_running_loop()
+        self._reading = None if surveyor is None else loop.run_in_executor(None, surveyor.facts)
         self._said_at = 0.0
 
     async def facts(self) -> HostFacts | None:
@@ -38,7 +39,7 @@ class Preflight:
         if self._surveyor is None or self._reading is None:
             return None
         said = self._surveyor.stamped(await self._reading)
-        self._said_at = self._loop.time()
+        self._said_at = time.monotonic()  # a loop's goes by its turns: two hosts' clocks are compared by this
         return said
 
     def judge(self, own: HostFacts | None, theirs: HostFacts | None, *, waited: bool = False) -> None:
@@ -54,7 +55,7 @@ class Preflight:
         """
         if self._surveyor is None or own is None:
             return
-        waited_seconds = self._loop.time() - self._said_at if waited else 0.0
+        waited_seconds = time.monotonic() - self._said_at if waited else 0.0
         now = self._surveyor.stamped(own)
         # Theirs was said at some moment since ours was: the middle of both is the best guess of when.
         middle = now.clock_ms - round(waited_seconds * 500)
@@ -100,14 +101,13 @@ async def ask(link: ControlLink, surveyor: Surveyor, egress: str, need_bytes: in
         ProtocolViolation: it answers something else.
     """
     own = surveyor.stamped(await asyncio.to_thread(surveyor.facts, thorough=True))
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    began = time.monotonic()
     await link.send(Survey(PROTOCOL_VERSION, egress, own, need_bytes))
     try:
         answer = await link.receive()
     except PeerAborted as abort:
         raise (PolicyRefused if abort.code == EXIT_POLICY else PeerRefused)(str(abort)) from None
-    waited_seconds = loop.time() - began
+    waited_seconds = time.monotonic() - began
     match answer:
         case Surveyed():
             return _at(own, own.clock_ms + round(waited_seconds * 500)), answer, waited_seconds
