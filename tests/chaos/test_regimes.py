@@ -19,7 +19,8 @@ from tests.proxy.guest import Guest
 PORT = 8010
 READY_SECONDS_MAX = 20.0
 SECONDS_MAX = 120.0
-PAGES = 16_000  # 64 MiB, two rounds more: enough frames to settle
+PAGES = 16_000  # 64 MiB
+ROUNDS = 9  # enough frames for those to be few that are sent before anything was measured
 MBIT = 1_000_000
 LINKS = {"20 Mb/s": 20 * MBIT, "200 Mb/s": 200 * MBIT, "as fast as the machine": None}
 
@@ -38,7 +39,7 @@ def network() -> Iterator[Network]:
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("guest") / "guest.libxc"
-    path.write_bytes(Guest(1, PAGES).stream(rounds=3))
+    path.write_bytes(Guest(1, PAGES).stream(rounds=ROUNDS))
     return path
 
 
