@@ -1,7 +1,7 @@
 """A short command to its end, without a fork of this process.
 
 subprocess starts it by vfork(2), where uvloop copies this process's page tables first. A relay's are large, and under
-Xen's PV dom0 each of their entries is the hypervisor's work: two fifths of what `xl list` took went into that, at
+Xen's PV dom0 each of their entries is the hypervisor's work: `xl list` took a good deal longer by that, at
 moments in which the machine stands still.
 """
 
