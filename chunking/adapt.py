@@ -112,7 +112,7 @@ class Adapter:
         if not self.link.bytes_per_second:
             return self.regime
         self._passed += 1
-        if self.regime is Regime.RAW and self._passed < _PLAIN_FRAMES:
+        if self.regime is Regime.RAW and self._trial_frames <= 0 and self._passed < _PLAIN_FRAMES:
             return Regime.RAW  # where the link is that fast, thinking about each frame costs, too
         passed, self._passed = self._passed, 0
         raw_bytes *= passed

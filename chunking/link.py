@@ -41,6 +41,8 @@ class LinkRate:
         self._acknowledged = 0
         self._waited = 0.0
         self._carried = 0.0
+        self._before = (0, 0.0)
+        """Bytes acknowledged in the last sample, and its seconds."""
         self._rates: deque[float] = deque(maxlen=_SAMPLES)
 
     def waiting(self, waits: bool, now: float) -> None:
@@ -78,7 +80,10 @@ class LinkRate:
         if self.bottleneck:
             self._measure(self._acknowledged / max(self._carried, self._waited))
         else:
-            self._bound(self._acknowledged / elapsed)
+            # Together with the sample before: what arrived in a pause of ours is acknowledged all at once after it.
+            before, took = self._before
+            self._bound((before + self._acknowledged) / (took + elapsed))
+        self._before = (self._acknowledged, elapsed)
         self._start, self._acknowledged, self._peak = now, 0, self._in_flight
         self._waited = self._carried = 0.0
 

@@ -159,10 +159,10 @@ class PagedFraming(Framing):
     @property
     def room(self) -> int:
         """See ``Framing.room``; a frame that is encoded is bound by credit, and waits while the network is behind."""
-        if self._regime is Regime.RAW:
-            return super().room
         behind = not self._carrier.session.room_bytes(self._half)
         self._line.behind(behind)
+        if self._regime is Regime.RAW:
+            return super().room
         if behind or self._line.full:
             return 0
         return min(FRAME_BYTES_MAX, self._half.credit_room)

@@ -287,6 +287,46 @@ def test_odd_samples_of_a_link_are_no_news_until_they_prevail() -> None:
     assert link.bytes_per_second == pytest.approx(2e6)
 
 
+def test_what_is_acknowledged_after_a_pause_makes_no_faster_link() -> None:
+    """A machine that does other things for a while hears all at once what came in that time."""
+    link, now = LinkRate(), 0.0
+    for _ in range(20):  # 25 MB/s, and nothing waits
+        departure = link.sent(100_000, now)
+        now += 0.004
+        link.acknowledged(departure, now)
+    assert link.bytes_per_second == pytest.approx(25e6, rel=0.01)
+    for _ in range(5):
+        departures = [link.sent(100_000, now + 0.004 * number) for number in range(25)]
+        link.acknowledged(departures[0], now + 0.1)
+        for number, departure in enumerate(departures[1:]):
+            link.acknowledged(departure, now + 0.1 + 0.0005 * number)
+        now += 0.12
+    assert link.bytes_per_second < 30e6
+
+
+def test_a_trial_is_over_as_soon_as_it_has_failed() -> None:
+    """Also where nothing is encoded in it, and each frame is not thought about otherwise."""
+    adapter, now = Adapter(), 0.0
+
+    def pass_(wire_bytes: int, seconds: float) -> None:
+        nonlocal now
+        departure = adapter.sent(wire_bytes, now)
+        now += seconds
+        adapter.acknowledged(departure, now)
+
+    for _ in range(5):
+        # An encoder that does 200 MB/s, and halves; its link never has to be waited for.
+        adapter.encoded(Encoded(Regime.LIGHT, 4 << 20, 4 << 20, 4 << 20, 2 << 20, 0.02, 0.02))
+        pass_(2 << 20, 0.012)
+    assert adapter.choose(4 << 20) is Regime.RAW
+    assert adapter.choose(4 << 20) is Regime.RAW
+    adapter.waiting(True, now)
+    for _ in range(5):
+        pass_(4 << 20, 0.16)
+    assert adapter.link.bytes_per_second == pytest.approx(26e6, rel=0.05)
+    assert adapter.choose(4 << 20) is not Regime.RAW
+
+
 def test_zero_pages_teach_nothing_of_compression() -> None:
     costs = EncoderCosts()
     for _ in range(20):

@@ -180,3 +180,43 @@ def test_a_session_ends_while_frames_are_being_made(
             await until(lambda: not any(thread.name.startswith(("plan", "press")) for thread in threading.enumerate()))
 
     run(work(), SECONDS_MAX)
+
+
+def test_frames_that_go_as_they_are_wait_for_the_network_too(
+    client_tls: TlsConfig, server_tls: TlsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is not told sees a link that is never busy, takes it for a fast one, and compresses nothing any more."""
+    monkeypatch.setattr(Adapter, "choose", lambda *_: Regime.RAW)
+    told: list[bool] = []
+
+    def waiting(_: Adapter, waits: bool, now: float) -> None:
+        del now
+        told.append(waits)
+
+    monkeypatch.setattr(Adapter, "waiting", waiting)
+    stream = random.Random(3).randbytes(64 * MIB)
+
+    async def work() -> None:
+        hypervisors = over_tcp()
+        try:
+            async with relays(
+                client_tls, server_tls, hypervisors.ingress, hypervisors.egress, paging=(PagingTerms(), PagingTerms())
+            ) as pair:
+                near, far = await pair.channel(hypervisors)
+                sending = asyncio.create_task(near.send(stream))
+                senders = pair.departing.session.senders
+                await until(lambda: ChannelId(0) in senders)
+                half = senders[ChannelId(0)]
+                await until(lambda: half.in_flight > 0 and not pair.departing.session.room_bytes(half))  # nobody reads
+                await until(lambda: told[-1:] == [True])
+                assert await far.exactly(len(stream)) == stream
+                await sending
+                await until(lambda: not half.in_flight and told[-1] is False)
+                near.shut()
+                assert await far.to_end() == b""
+                far.shut()
+                await pair.ended_well()
+        finally:
+            hypervisors.close()
+
+    run(work(), SECONDS_MAX)
