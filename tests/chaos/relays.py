@@ -183,7 +183,14 @@ def sender(hosts: Hosts, peer_port: int, *words: str | Path, address: str = LOOP
 
 @asynccontextmanager
 async def standing(
-    hosts: Hosts, folder: Path, *, plan: Chooser = calm, seed: int = 0, resume_seconds: int = 0, lanes: int = 1
+    hosts: Hosts,
+    folder: Path,
+    *,
+    plan: Chooser = calm,
+    seed: int = 0,
+    resume_seconds: int = 0,
+    lanes: int = 1,
+    encode: str = "auto",
 ) -> AsyncIterator[Standing]:
     """A pair that stays up; everything of it is gone afterwards.
 
@@ -194,6 +201,7 @@ async def standing(
         seed: of the chances among that.
         resume_seconds: how long a loss is borne with.
         lanes: how many the session has.
+        encode: how much work frames may get.
     """
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(Backend())
@@ -202,7 +210,7 @@ async def standing(
         await stack.enter_async_context(receive)
         proxy = ChaosProxy(("127.0.0.1", await receive.listening()), seed=seed, plan=plan)
         await stack.enter_async_context(proxy)
-        send = sender(hosts, proxy.port, "--report", folder / "send.json", *patience)
+        send = sender(hosts, proxy.port, "--report", folder / "send.json", *patience, "--encode", encode)
         await stack.enter_async_context(send)
         yield Standing(send, receive, proxy, backend, await send.listening(), folder)
 
