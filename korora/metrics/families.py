@@ -1,77 +1,33 @@
 """Every metric, defined once: name, kind, labels, help, unit. docs/metrics.md has the same table; a test holds both.
 
-No label holds a name that comes from outside (a peer, a VM, an address, a session): every label has the values listed
-here and no others, so that nobody who connects can make the number of series grow. Nothing in here needs
-prometheus-client, so that a page or a test may look at it without.
+No label holds a name that comes from outside (a peer, a VM, an address, a session): every label has the values that
+korora/metrics/labels.py lists and no others, so that nobody who connects can make the number of series grow. Nothing in
+here needs prometheus-client, so that a page or a test may look at it without.
 """
 
-from typing import Final, get_args
+from typing import Final
 
-from chunking.regime import Regime
-from crypto.receipts.statement import Stage
 from korora.metrics.family import NEVER_BEFORE_A_VALUE, Family, Kind, Merge, Side
-from proxy.authority import Point
-from proxy.errors import OUTCOMES
-from proxy.handover.record import UNREADABLE
-from proxy.handover.record import Kind as Hypervisor
-from proxy.handover.table import WRITTEN
-from proxy.handover.table import State as Standing
+from korora.metrics.labels import (
+    CAUSES,
+    DISPUTES,
+    HANDOVER_KINDS,
+    HANDOVER_OUTCOMES,
+    HANDOVER_STATES,
+    NO_KIND,
+    OUTCOME,
+    PAGE_KINDS,
+    POINTS,
+    REASONS,
+    REFUSALS,
+    REGIMES,
+    ROLE,
+    STAGES,
+    STATES,
+    WORKER,
+)
 from proxy.preflight import CHECKS, GRADES
-from proxy.session import Role, State
-from proxy.tally import PageCounts
-
-ROLE: Final = ("role", tuple(role.value for role in Role))
-STATES: Final = (*(state.value for state in State), "resuming")
-DIED: Final = "died"  # with its worker: there is no report to say more
-OUTCOME: Final = ("outcome", (*OUTCOMES.values(), "interrupted", DIED))
-WORKER: Final = ("worker", ())
-PAGE_KINDS: Final = tuple(PageCounts.__slots__)
-REGIMES: Final = tuple(regime.name.lower() for regime in Regime)
-HANDOVER_KINDS: Final = get_args(Hypervisor)
-NO_KIND: Final = "none"  # of a session that nobody guards
-HANDOVER_OUTCOMES: Final = ("done", "aborted", "unguarded")
-HANDOVER_STATES: Final = (*(state.value for state in Standing if state in WRITTEN), UNREADABLE)
-# What an arriving record can have wrong; the classes are in crypto/errors.py, the names in korora/metrics/observer.py.
-REFUSALS: Final = (
-    "replayed",
-    "gap",
-    "out_of_order",
-    "forged",
-    "malformed",
-    "too_large",
-    "after_final",
-    "epoch",
-    "control",
-    "lane_reused",
-    "key_exhausted",
-    "other",
-)
-CAUSES: Final = ("record", "stream", "vtpm", "receipt", "protocol", "peer", "unknown")
-REASONS: Final = (
-    "tls",
-    "group",
-    "no_certificate",
-    "untrusted",
-    "expired",
-    "revoked",
-    "malformed",
-    "name",
-    "resume",
-    "attestation",
-    "attestation_missing",
-    "attestation_malformed",
-    "attestation_quote",
-    "attestation_unknown",
-    "attestation_changed",
-    "policy",
-    "protocol",
-    "record",
-    "receipt",
-    "other",
-)
-POINTS: Final = tuple(point.value for point in Point)
-STAGES: Final = tuple(stage.value for stage in Stage)
-DISPUTES: Final = ("truncated", "forked", "malformed")
+from proxy.session import Role
 
 # ---- sessions
 

@@ -20,6 +20,7 @@ from crypto.identity import Identity
 from crypto.keys import Direction
 from korora import __version__
 from korora.metrics import families as f
+from korora.metrics import labels
 from korora.metrics.family import Family, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.usage import Usage, usage_of_this_process
@@ -54,7 +55,7 @@ COUNTED: Final = (
     ("rekeys", f.REKEYS, ()),
     ("lanes_lost", f.LANES_LOST, ()),
     ("resumes", f.RESUMES, ()),
-    *((f"pages_{kind}", f.PAGES, (kind,)) for kind in f.PAGE_KINDS),
+    *((f"pages_{kind}", f.PAGES, (kind,)) for kind in labels.PAGE_KINDS),
     ("paged_bytes", f.PAGED_BYTES, ("plain",)),
     ("body_bytes", f.PAGED_BYTES, ("encoded",)),
     ("delta_bytes", f.DELTA_BYTES, ()),
@@ -190,14 +191,14 @@ class Observer:
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
         for family in f.FAMILIES:
             if family.side & side:
-                for labels in _combinations(family):
-                    instruments.touch(family, *labels)
+                for said in _combinations(family):
+                    instruments.touch(family, *said)
         if Side.SUPERVISOR in side:
             instruments.gauge(f.BUILD_INFO, __version__, platform.python_version()).set(1)
         if Side.WORKER in side:
             self._gauge([])  # a worker that takes the name of one that died starts with no sessions
             self.handovers_unsettled({})
-            for role in f.ROLE[1]:
+            for role in labels.ROLE[1]:
                 self.approvals_waiting(role, 0)
 
     # ---- sessions
@@ -234,10 +235,10 @@ class Observer:
 
     def store(self, counts: Mapping[str, int]) -> None:
         """What the content store of this process has done so far, by the names of ``chunking.store.Counters``."""
-        for name, family, labels in STORED:
+        for name, family, said in STORED:
             new = counts[name] - self._stored.get(name, 0)
             if new > 0:
-                self._in.counter(family, *labels).inc(new)
+                self._in.counter(family, *said).inc(new)
                 self._stored[name] = counts[name]
 
     def session_ended(
@@ -261,7 +262,7 @@ class Observer:
             self._ended[key] = None
             while len(self._ended) > SESSIONS_REMEMBERED_MAX:
                 self._ended.popitem(last=False)
-        outcome = report.outcome if report.outcome in f.OUTCOME[1] else "internal"
+        outcome = report.outcome if report.outcome in labels.OUTCOME[1] else "internal"
         self._in.counter(f.SESSIONS_ENDED, report.role, outcome).inc()
         self._in.gauge(f.LAST_ENDED, report.role, outcome).set(self._clock())
         self._in.histogram(f.SESSION_SECONDS, report.role).observe(report.seconds)
@@ -275,7 +276,7 @@ class Observer:
             became = {"done": "moved", "aborted": "stayed"}.get(report.handover, "undecided")
             self._in.counter(f.VTPMS, report.role, became).inc()
         if status is not None and not report.handover_kind:
-            self._in.counter(f.HANDOVERS, report.role, f.NO_KIND, "unguarded").inc()
+            self._in.counter(f.HANDOVERS, report.role, labels.NO_KIND, "unguarded").inc()
 
     def handover_ended(self, role: str, kind: str, outcome: str, seconds: float | None) -> None:
         """A guarded hand-over has ended here; told once of each (``proxy.shell.handovers.Handovers``).
@@ -295,8 +296,8 @@ class Observer:
         Args:
             counts: by role and state, as the journal has them.
         """
-        for role in f.ROLE[1]:
-            for state in f.HANDOVER_STATES:
+        for role in labels.ROLE[1]:
+            for state in labels.HANDOVER_STATES:
                 self._in.gauge(f.HANDOVERS_UNSETTLED, role, state).set(counts.get((role, state), 0))
 
     # ---- policy and receipts; see ``korora.watched.Watch``
@@ -368,16 +369,16 @@ class Observer:
 
     def _gauge(self, statuses: Sequence[SessionStatus]) -> None:
         """Set what is true of the present."""
-        for role in f.ROLE[1]:
+        for role in labels.ROLE[1]:
             mine = [status for status in statuses if status.role == role]
-            for state in f.STATES:
+            for state in labels.STATES:
                 self._in.gauge(f.SESSIONS, role, state).set(sum(status.state == state for status in mine))
             for name, family in SUMMED:
                 self._in.gauge(family, role).set(sum(getattr(status, name) for status in mine))
             self._in.gauge(f.LINK_DELAY, role).set(max((status.delay_seconds for status in mine), default=0.0))
             stalled = sum(self._running[role, status.session_id].stalled for status in mine)
             self._in.gauge(f.SESSIONS_STALLED, role).set(stalled)
-        for regime in f.REGIMES:
+        for regime in labels.REGIMES:
             self._in.gauge(f.SESSIONS_BY_REGIME, regime).set(sum(status.regime == regime for status in statuses))
 
     # ---- processes; for the supervisor
@@ -405,8 +406,8 @@ class Observer:
 
     def session_died(self, role: str) -> None:
         """A session was lost with the worker that carried it, which could not say so itself."""
-        self._in.counter(f.SESSIONS_ENDED, role, f.DIED).inc()
-        self._in.gauge(f.LAST_ENDED, role, f.DIED).set(self._clock())
+        self._in.counter(f.SESSIONS_ENDED, role, labels.DIED).inc()
+        self._in.gauge(f.LAST_ENDED, role, labels.DIED).set(self._clock())
 
     # ---- either
 

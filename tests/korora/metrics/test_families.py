@@ -8,7 +8,7 @@ import pytest
 from chunking.regime import Regime
 from crypto.errors import AuthenticationError, IntegrityError, ReceiptError, SealBroken, WrapBroken
 from crypto.receipts.statement import Stage
-from korora.metrics import families, observer
+from korora.metrics import families, labels, observer
 from korora.metrics.families import FAMILIES
 from korora.metrics.family import Family, Kind, Merge
 from proxy.authority import Point
@@ -64,18 +64,18 @@ def test_labels_are_bounded(family: Family) -> None:
 
 
 def test_the_values_of_labels_are_the_program_s() -> None:
-    assert set(families.STATES) == {state.value for state in State} | {"resuming"}
-    assert set(families.OUTCOME[1]) == set(OUTCOMES.values()) | {"interrupted", "died"}
-    assert set(families.REFUSALS) == set(observer.REFUSALS.values())
-    assert set(families.CAUSES) == set(observer.CAUSES.values()) | {"unknown"}
-    assert set(families.REASONS) == set(observer.REASONS.values()) | {"other"}
-    assert {f"pages_{kind}" for kind in families.PAGE_KINDS} <= set(SessionStatus.__slots__)
-    assert tuple(regime.name.lower() for regime in Regime) == families.REGIMES
-    assert set(families.HANDOVER_STATES) == {state.value for state in WRITTEN} | {"unreadable"}
-    assert set(families.DISPUTES) == set(observer.DISPUTES.values())
-    assert set(families.POINTS) == {point.value for point in Point}
-    assert set(families.STAGES) == {stage.value for stage in Stage}
-    assert families.HANDOVER_KINDS == ("xl", "qmp")
+    assert set(labels.STATES) == {state.value for state in State} | {"resuming"}
+    assert set(labels.OUTCOME[1]) == set(OUTCOMES.values()) | {"interrupted", "died"}
+    assert set(labels.REFUSALS) == set(observer.REFUSALS.values())
+    assert set(labels.CAUSES) == set(observer.CAUSES.values()) | {"unknown"}
+    assert set(labels.REASONS) == set(observer.REASONS.values()) | {"other"}
+    assert {f"pages_{kind}" for kind in labels.PAGE_KINDS} <= set(SessionStatus.__slots__)
+    assert tuple(regime.name.lower() for regime in Regime) == labels.REGIMES
+    assert set(labels.HANDOVER_STATES) == {state.value for state in WRITTEN} | {"unreadable"}
+    assert set(labels.DISPUTES) == set(observer.DISPUTES.values())
+    assert set(labels.POINTS) == {point.value for point in Point}
+    assert set(labels.STAGES) == {stage.value for stage in Stage}
+    assert labels.HANDOVER_KINDS == ("xl", "qmp")
 
 
 def below(kind: type[BaseException]) -> Iterator[type[BaseException]]:

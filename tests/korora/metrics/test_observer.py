@@ -27,6 +27,7 @@ from crypto.errors import (
 )
 from crypto.identity import Identity
 from korora.metrics import families as f
+from korora.metrics import labels
 from korora.metrics.family import Family, Kind, Side
 from korora.metrics.instruments import Instruments
 from korora.metrics.observer import COUNTED, SESSIONS_REMEMBERED_MAX, STALL_SECONDS_MAX, STORED, SUMMED, Observer
@@ -189,7 +190,7 @@ def test_every_outcome_and_times() -> None:
         ended.handshake_seconds = 0.03
         observer.session_begun("destination")
         observer.session_ended(ended, status(number, "destination"))
-    reported = [outcome for outcome in f.OUTCOME[1] if outcome != f.DIED]
+    reported = [outcome for outcome in labels.OUTCOME[1] if outcome != labels.DIED]
     for outcome in reported:
         assert value(registry, f.SESSIONS_ENDED, "destination", outcome) == 1, outcome
         assert value(registry, f.LAST_ENDED, "destination", outcome) == NOW
@@ -217,7 +218,8 @@ def test_a_hand_over_is_counted_by_its_end_and_not_by_its_session_s() -> None:
     observer.handover_ended("destination", "xl", "done", 1.0)
     observer.handover_ended("source", "qmp", "aborted", None)
     counted = {("destination", "xl", "done"), ("source", "qmp", "aborted")}
-    for role, kind, outcome in itertools.product(f.ROLE[1], (*f.HANDOVER_KINDS, f.NO_KIND), f.HANDOVER_OUTCOMES):
+    kinds = (*labels.HANDOVER_KINDS, labels.NO_KIND)
+    for role, kind, outcome in itertools.product(labels.ROLE[1], kinds, labels.HANDOVER_OUTCOMES):
         wanted = (role, kind, outcome) in counted
         assert value(registry, f.HANDOVERS, role, kind, outcome) == wanted, (role, kind, outcome)
 
@@ -299,13 +301,13 @@ def test_gauges_are_sums_of_the_sessions_that_run() -> None:
 def test_what_pages_were_and_what_they_became() -> None:
     """The ratio of a relay, what it saved and its dirty rate follow from these counters."""
     observer, registry = watching()
-    kinds = {f"pages_{kind}": number for number, kind in enumerate(f.PAGE_KINDS, 1)}
+    kinds = {f"pages_{kind}": number for number, kind in enumerate(labels.PAGE_KINDS, 1)}
     first = status(1, **kinds, paged_bytes=4096 * 15, body_bytes=5000, delta_bytes=700, codec_seconds=0.25)
     observer.sample([first, status(2, "destination", pages_zero=7, codec_seconds=0.5, pages_missing=3)], 0.0)
     observer.sample(
         [replace(first, pages_literal=10, codec_seconds=0.75, rounds=2, dirty_pages=4, guest_pages=20)], 0.0
     )
-    assert {kind: value(registry, f.PAGES, "source", kind) for kind in f.PAGE_KINDS} == {
+    assert {kind: value(registry, f.PAGES, "source", kind) for kind in labels.PAGE_KINDS} == {
         "zero": 1,
         "duplicate": 2,
         "delta": 3,
@@ -324,8 +326,8 @@ def test_how_much_work_frames_get() -> None:
     observer, registry = watching()
     running = [status(1, regime="fast"), status(2, regime="fast"), status(3, regime="raw"), status(4)]
     observer.sample(running, 0.0)
-    assert {name: value(registry, f.SESSIONS_BY_REGIME, name) for name in f.REGIMES} == {
-        name: {"fast": 2, "raw": 1}.get(name, 0) for name in f.REGIMES
+    assert {name: value(registry, f.SESSIONS_BY_REGIME, name) for name in labels.REGIMES} == {
+        name: {"fast": 2, "raw": 1}.get(name, 0) for name in labels.REGIMES
     }
     observer.sample([status(1, regime="best")], 0.0)
     assert [value(registry, f.SESSIONS_BY_REGIME, name) for name in ("raw", "fast", "best")] == [0, 0, 1]
@@ -435,7 +437,7 @@ def test_refused_replays_and_other_integrity_failures() -> None:
     observer.session_ended(report(99, code=6), None, PeerAborted(6, "lost"))
     observer.session_ended(report(97, code=2), None, LogUnusable("the disk is full"))  # nobody has lied
     observer.session_ended(report(98, code=7), None, SealBroken("what is stored here is no record of a peer's"))
-    by_cause = {cause: value(registry, f.INTEGRITY_FAILURES, "source", cause) for cause in f.CAUSES}
+    by_cause = {cause: value(registry, f.INTEGRITY_FAILURES, "source", cause) for cause in labels.CAUSES}
     assert by_cause == {
         "record": 2,
         "stream": 1,
@@ -445,7 +447,7 @@ def test_refused_replays_and_other_integrity_failures() -> None:
         "peer": 1,
         "unknown": 1,
     }
-    by_kind = {kind: value(registry, f.RECORD_REFUSALS, kind) for kind in f.REFUSALS}
+    by_kind = {kind: value(registry, f.RECORD_REFUSALS, kind) for kind in labels.REFUSALS}
     assert {kind: count for kind, count in by_kind.items() if count} == {"replayed": 1, "forged": 1}
 
 
@@ -460,7 +462,7 @@ def test_peers_that_were_not_let_in() -> None:
         ValueError("bug"),
     ):
         observer.peer_refused(error)
-    by_reason = {reason: value(registry, f.PEERS_REFUSED, reason) for reason in f.REASONS}
+    by_reason = {reason: value(registry, f.PEERS_REFUSED, reason) for reason in labels.REASONS}
     found = {reason for reason, count in by_reason.items() if count == 1}
     assert found == {"revoked", "policy", "protocol", "record", "receipt", "other"}
     assert value(registry, f.RECORD_REFUSALS, "lane_reused") == 1
