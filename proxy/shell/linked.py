@@ -34,7 +34,7 @@ class Meeting:
 
 
 class Linked(Guarded):
-    """A session with a control connection; ``Runner`` gives it lanes and channels.
+    """A session with a control connection; ``Laned`` gives it lanes, ``Runner`` channels.
 
     Args:
         session: the sans-IO state.

@@ -10,14 +10,11 @@ hypervisors wait, and the session goes on when it comes back, or ends when it do
 """
 
 import asyncio
-import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from crypto.keys import LaneId
 from proxy.authority import Point
 from proxy.channel import SendHalf
-from proxy.control import LaneLost, LaneProgress
 from proxy.endpoints.base import Connection
 from proxy.errors import (
     EXIT_INTEGRITY,
@@ -42,27 +39,26 @@ from proxy.paging import Stored
 from proxy.rate import TokenBucket
 from proxy.report import SessionReport, tally
 from proxy.session import Role, Session
-from proxy.shell.bundle import Bundle
 from proxy.shell.channel import Channel
 from proxy.shell.custody import Custody
 from proxy.shell.decoding import DecodingLine
 from proxy.shell.encoding import EncodingLine
 from proxy.shell.framing import Framing
 from proxy.shell.glance import status_of
-from proxy.shell.lane import BufferPool, FrameOwner, Lane, LaneKeys, give_back
+from proxy.shell.lane import FrameOwner, give_back
+from proxy.shell.laned import Laned
 from proxy.shell.link import ControlLink
-from proxy.shell.linked import Linked, Meeting
+from proxy.shell.linked import Meeting
 from proxy.shell.naming import Naming
 from proxy.shell.oversight import Oversight
 from proxy.shell.testimony import Testimony
-from proxy.shell.threads import ThreadedLane
 from proxy.status import SessionStatus
 from proxy.tally import PageTally
 from proxy.wire import ChannelId, FrameHeader, FrameKind
 from proxy.witness import Witness
 
 
-class Runner(Linked):
+class Runner(Laned):
     """One session on its sockets; ``SourceRunner`` and ``DestinationRunner`` add what the roles do differently.
 
     Args:
@@ -76,8 +72,7 @@ class Runner(Linked):
     def __init__(
         self, session: Session, report: SessionReport, meeting: Meeting, resume_seconds: int, lanes: int
     ) -> None:
-        super().__init__(session, meeting)
-        self.report = report
+        super().__init__(session, report, meeting, lanes)
         self.oversight = Oversight.none(session.id, report)
         """Who has a say on it: whoever made it says so before it runs (``testify``)."""
         self.testimony = Testimony(self, session.role, self.oversight, None)
@@ -87,15 +82,12 @@ class Runner(Linked):
         """Source: the key that the destination's TPM has vouched for; None where it did not have to attest."""
         self.complete = False
         """Whether all channels have ended, and no further one can come."""
-        self.pool = BufferPool()
         session.agree(resume_seconds, self._release)
-        self.bundle = Bundle(self)
         self.channels: dict[ChannelId, Channel] = {}
         self.bucket, self.intake = TokenBucket(), TokenBucket()
         self._rate: float | None = None
         self._rate_max: float | None = None
         """Of a policy's rule."""
-        self.lanes_wanted = lanes
         self.heard = False
         """Whether the peer has taken its leave of a session that is over, and so knows how it ended."""
         self.began = self._loop.time()
@@ -114,11 +106,6 @@ class Runner(Linked):
         """What its streams tell of the guest; None where nobody follows them."""
 
     # ---- seen and steered from outside
-
-    @property
-    def lanes(self) -> dict[LaneId, Lane]:
-        """The lanes that carry the session now."""
-        return self.bundle.lanes
 
     def status(self) -> SessionStatus:
         """This moment of the session."""
@@ -293,11 +280,9 @@ class Runner(Linked):
     # ---- the peer comes and goes
 
     def _went(self) -> None:
-        """See ``Linked._went``: all lanes' keys came of the control connection that is gone."""
+        """See ``Linked._went``."""
         self.decoding_waits()
-        for lane in list(self.bundle.lanes.values()):
-            self.bundle.remove(lane)
-            self._bury(lane)
+        super()._went()
 
     def _came(self) -> None:
         """See ``Linked._came``."""
@@ -311,15 +296,6 @@ class Runner(Linked):
         """Nobody is there to give stored pages."""
         if self.decoding is not None:
             self.decoding.wait_for_peer()
-
-    def _progress(self) -> tuple[LaneProgress, ...]:
-        """See ``Linked._progress``."""
-        return tuple(LaneProgress(lane.id, lane.sent_bytes) for lane in self.bundle.lanes.values())
-
-    def _progressed(self, lanes: tuple[LaneProgress, ...]) -> None:
-        """See ``Linked._progressed``."""
-        for told in lanes:
-            self.bundle.progress(told)
 
     # ---- who has a say, and who signs
 
@@ -421,23 +397,7 @@ class Runner(Linked):
         for channel in self.channels.values():
             channel.reading.wake()
 
-    # ---- lanes
-
-    def add_lane(self, lane: Lane) -> None:
-        """A lane whose hello has been exchanged joins the session, unless that is over."""
-        if self.over or self.link is None:
-            lane.drop()
-            return
-        self.bundle.add(lane)
-        self._lift_deadline()
-        self.report.lanes = self.bundle.most
-        self.serve(self.bundle.receive(lane), f"lane {lane.id}")
-        self.progress.wake()
-
-    def make_lane(self, sock: socket.socket, lane: LaneId, keys: LaneKeys) -> Lane:
-        """A lane for the hello; where the session is to have several, each has threads of its own."""
-        kind = ThreadedLane if self.lanes_wanted > 1 or self.bundle.lanes else Lane
-        return kind(sock, lane, *keys.halves(lane), self.pool)
+    # ---- what arrives
 
     def frame(self, owner: FrameOwner, header: FrameHeader, body: memoryview) -> None:
         """See ``Host.frame``."""
@@ -472,66 +432,6 @@ class Runner(Linked):
         self._wake_pumps()
         if self._ending:
             self.progress.wake()
-
-    def lane_broke(self, lane: Lane, error: PeerLost) -> None:
-        """See ``Host.lane_broke``."""
-        self._bury(lane)
-        if self.over:
-            return
-        self.report.lanes_lost = self.bundle.lost
-        if not self.session.resume_seconds:
-            if not self.forget(lane):
-                self.fail(error)
-            return
-        self.log.warning("a lane was lost", lane=lane.id, reason=str(error), left=len(self.bundle.lanes))
-        if not self.bundle.lanes:
-            self._set_deadline(error)
-        if self.link is not None:
-            self.serve(self.say(LaneLost(lane.id)), "lane lost")
-        self.changed.wake()
-
-    def lane_leaves(self, lane: Lane) -> None:
-        """See ``Host.lane_leaves``."""
-        if not self.bundle.lanes:
-            self._set_deadline(PeerLost("it left its last lane"))
-        self.serve(self.leave(lane), f"leave {lane.id}")
-        self.changed.wake()
-
-    async def leave(self, lane: Lane) -> None:
-        """End a lane in peace that is out of the bundle: FINAL after what it still sends, then the peer's end."""
-        try:
-            async with asyncio.timeout(DRAIN_SECONDS_MAX):
-                await lane.finish()
-            await lane.close()
-        except (PeerLost, TimeoutError) as error:
-            self.log.debug("a lane broke while it was left", lane=lane.id, reason=str(error))
-        finally:
-            self.bundle.give_up(lane)
-            self._bury(lane)
-
-    def _bury(self, lane: Lane) -> None:
-        lane.drop()
-        self.bundle.bury(lane)
-
-    def forget(self, lane: Lane) -> bool:
-        """Whether a session that cannot resume does without a lane that broke."""
-        del lane
-        return False
-
-    def _lost_there(self, number: int) -> None:
-        """See ``Linked._lost_there``."""
-        lane = self.bundle.lanes.get(LaneId(number))
-        if lane is not None and self.session.resume_seconds:
-            self.bundle.broke(lane, PeerLost(f"lane {lane.id} broke at the peer"))
-
-    def wire_bytes(self) -> tuple[int, int]:
-        """Bytes sent to and received from the peer so far, TLS and lanes together."""
-        traffic, link = self.bundle.traffic, self.link
-        sent, received = (0, 0) if link is None else (link.sent_bytes, link.received_bytes)
-        return (
-            self._links_sent + sent + traffic.sent_bytes,
-            self._links_received + received + traffic.received_bytes,
-        )
 
     def _account(self) -> None:
         """Write what the session did into its report."""
