@@ -100,6 +100,7 @@ def page_steps(stream: Stream, regime: Regime) -> list[Step]:
     """The stream in one regime."""
     encoder, hasher = Encoder(CACHE_BYTES_DEFAULT, 1), blake3()
     return [
+        # mypy cannot infer the defaults of a lambda, which keep the values of this turn.
         _timed(lambda raw=raw, spans=spans: _encode(encoder, hasher, raw, spans, regime)[0])  # type: ignore[misc]
         for raw, spans in pieces(stream.read())
     ]
@@ -109,6 +110,7 @@ def zstd_steps(stream: Stream, level: int) -> list[Step]:
     """The stream in blocks of 1 MiB."""
     compressor, data = zstandard.ZstdCompressor(level=level), stream.read()
     return [
+        # As above: defaults of a lambda.
         _timed(lambda at=at: LENGTH_BYTES + len(compressor.compress(data[at : at + BLOCK_BYTES])))  # type: ignore[misc]
         for at in range(0, len(data), BLOCK_BYTES)
     ]

@@ -36,7 +36,7 @@ def write_plot(run: Mapping[str, Any], path: Path) -> None:
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (slow, and only for a plot)
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415 (as above)
     except ImportError as error:
         raise BenchError("matplotlib is not installed, so there is no plot; `make setup` installs it") from error
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")

@@ -133,6 +133,7 @@ class DecompressStream:
         if reset:
             self._feed = _Feed()
             decompressor = zstandard.ZstdDecompressor(max_window_size=self._window_bytes)
+            # Its stub wants a whole IO; it calls read() and nothing else.
             self._reader = decompressor.stream_reader(self._feed, read_across_frames=False)  # type: ignore[arg-type]
         if self._reader is None:
             raise FrameMalformed("a chain's stream goes on that never started")

@@ -130,7 +130,7 @@ def _set_groups(context: SSL.Context, groups: str) -> None:
 
     pyOpenSSL has no call for it; where the binding ever loses it, ``TlsPeer`` still asserts the group afterwards.
     """
-    lib = SSL._lib  # type: ignore[attr-defined]
+    lib = SSL._lib  # type: ignore[attr-defined]  # the binding; its stubs hide it
     if lib.SSL_CTX_set1_curves_list(context._context, groups.encode()) != 1:
         raise TlsFailure(f"this OpenSSL does not know the groups {groups}")
 

@@ -62,9 +62,9 @@ def spare_rich() -> None:
     """
     if "structlog" in sys.modules or "rich" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment]
+    sys.modules["rich"] = None  # type: ignore[assignment]  # which the import system takes for: it is not there
     try:
-        import structlog  # noqa: F401
+        import structlog  # noqa: F401 - loaded without rich
     finally:
         del sys.modules["rich"]
 

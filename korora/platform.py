@@ -42,6 +42,7 @@ class HostPlatform:
         if self._references is None:
             return None
         reference = load(self._references, peer)
+        # A selection has only banks that a message may name; mypy sees text.
         banks = tuple(Bank(bank, indices) for bank, indices in reference.selection.banks)  # type: ignore[arg-type]
         wanted = Wanted(banks, event_log=bool(reference.events), ima=reference.files is not None)
         return Demand(wanted, self._clocks.known(peer, _ak(reference)))

@@ -321,6 +321,7 @@ class _Recent(OrderedDict[_Key, _Value]):
         super().__init__()
         self._size = size
 
+    # dict has overloads for a default of another type; here it is a value's.
     def get(self, key: _Key, default: _Value | None = None) -> _Value | None:  # type: ignore[override]
         value = super().get(key, default)
         if value is not None:

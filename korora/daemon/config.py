@@ -241,7 +241,7 @@ def bytes_per_second(rate: Rate) -> float | None:
         if match is None:
             raise ValueError(f"{rate!r} is no rate")
         scale = _PREFIXES[match["prefix"] or ""] / (8 if match["unit"] == "bit" else 1)
-        value = float(match["number"]) * scale  # type: ignore[assignment]
+        value = float(match["number"]) * scale  # type: ignore[assignment]  # mypy keeps to the int of above
     if value is not None and value < RATE_MIN:
         raise ValueError(f"a rate below {RATE_MIN} bytes a second")
     return None if value is None else float(value)

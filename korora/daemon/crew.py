@@ -198,6 +198,7 @@ class Member:
         finally:
             theirs.close()
         # The union is no type to mypy.
+        # mypy knows a union as a type of things, not as a thing that can be given.
         self._wire = Wire(ours, ToParent, take=self._hear, gone=self._silent)  # type: ignore[arg-type]
         self.send(self._owner.configuration(self.index))
         return await self._process.wait()

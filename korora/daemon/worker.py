@@ -137,6 +137,7 @@ class Worker:
         self._services: list[asyncio.Task[None]] = []
         self._lag = 0.0
         # One configuration after the other, and each before what follows it.
+        # mypy knows a union as a type of things, not as a thing that can be given.
         self._wire = Wire(sock, ToWorker, take=self._hear, gone=self._orphaned)  # type: ignore[arg-type]
 
     async def run(self) -> int:

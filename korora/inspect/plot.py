@@ -26,7 +26,7 @@ def require() -> None:
         ConfigurationError: matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise ConfigurationError(
             "--plot needs matplotlib, which is not installed", "pip install 'korora[plot]'"

@@ -93,6 +93,7 @@ def _source(name: str, size_bytes: int | None, file: BinaryIO) -> Source:
     if head != _ZSTD_MAGIC:
         return Source(name, size_bytes, compressed=False, _raw=raw, _stream=raw)
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+    # Its stub wants a whole IO; it calls read() and nothing else.
     stream = decompressor.stream_reader(raw, read_size=PIECE_BYTES, read_across_frames=True)  # type: ignore[arg-type]
     return Source(name, size_bytes, compressed=True, _raw=raw, _stream=stream)
 

@@ -60,6 +60,7 @@ class Instruments:
                 raise RuntimeError("metrics were made before this process was forked off; it must make its own")
             return worker
 
+        # prometheus-client has no types for it.
         value_class = values.MultiProcessValue(name)  # type: ignore[no-untyped-call]
         return cls(value_class, directory)
 
@@ -134,6 +135,7 @@ def shared_registry(directory: Path) -> CollectorRegistry:
     def collect() -> Iterable[Metric]:
         # A file that was opened and not sized yet cannot be read, and says nothing.
         files = [str(path) for path in sorted(directory.glob("*.db")) if _size(path)]
+        # As above: no types.
         merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         return merged
 

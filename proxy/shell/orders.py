@@ -116,6 +116,7 @@ def give(journal: Journal, record: Record, event: Event) -> Given:
     try:
         folder = os.open(journal.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Of the events only an order's are given to this; mypy sees text.
         return _leave(path, msgspec.json.encode(_Order(event.value)) + b"\n", folder)  # type: ignore[arg-type]
     except OSError as error:
         if folder >= 0:

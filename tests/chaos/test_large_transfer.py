@@ -18,9 +18,8 @@ from tests.chaos.relays import standing
 GIB = 1024 * MIB
 PEAK_KIB_MAX = 256 * KIB  # a one-session relay's share, by docs/security.md's bounds with room for the interpreter
 SECONDS_MAX = 600.0
-SMALL_SESSIONS = (
-    8  # what an allocator keeps of one session is beside the next one's buffers, until there is enough of it
-)
+SMALL_SESSIONS = 8
+"""What an allocator keeps of one session stands beside the next one's buffers, until there is enough of it."""
 
 
 @pytest.mark.parametrize("encode", ["opaque", "pages", "auto"])

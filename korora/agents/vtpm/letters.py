@@ -198,6 +198,7 @@ def write(body: Request | Sent | Answer, certificate: bytes, key: SigningKey) ->
     kind = KINDS[type(body)]
     content = msgspec.msgpack.encode(body)
     signature = key.sign(pae(_TYPE + kind, content)).signature
+    # KINDS has no other kinds than a letter may have; mypy sees text.
     return msgspec.msgpack.encode(Letter(kind, content, certificate, signature))  # type: ignore[arg-type]
 
 

@@ -95,7 +95,7 @@ class Tpm:
         """
         os.environ.setdefault("TSS2_LOG", "all+none")  # its libraries write to standard error by themselves
         try:
-            import tpm2_pytss.ESAPI  # noqa: F401
+            import tpm2_pytss.ESAPI  # noqa: F401 - only whether it is there
         except ImportError as error:
             raise TpmUnusable(
                 f"the bindings to TPMs are not installed: {error}", "install korora[tpm], and libtss2 with it"
