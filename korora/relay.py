@@ -1,7 +1,6 @@
 """What `korora send` and `korora receive` share: identity, rules, signals, and how a session is accounted for."""
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from korora.custody import Custody, note_policy
 from korora.errors import complain, line_of
 from korora.handovers import reach
 from korora.host_store import open_host_store
-from korora.memory import affordable, give_back
+from korora.memory import affordable, give_back_soon, prepare
 from korora.notary import Notary
 from korora.policy.board import Board
 from korora.policy.desk import Desk
@@ -40,8 +39,6 @@ from proxy.report import SessionReport
 from proxy.shell.handovers import Reach
 
 log = structlog.get_logger("korora")
-
-_GC_ALLOCATIONS = 10_000  # the default 700 costs 3 % of a relay's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +98,7 @@ class Common:
 
 def run_loop(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command on an event loop of its own; its exit code."""
-    # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
-    gc.freeze()
-    gc.set_threshold(_GC_ALLOCATIONS)
+    prepare()
 
     async def inside() -> int:
         return await work()
@@ -227,7 +222,6 @@ async def account(
             log.debug("internal error", exc_info=error)
     report.ended = datetime.now(UTC)
     report.seconds = round(loop.time() - began, 6)
-    await asyncio.to_thread(give_back)
     reports.conclude(report, code, words)
     if notary is not None:
         await asyncio.to_thread(notary.ended, report)
@@ -245,6 +239,7 @@ async def account(
         print(words, file=sys.stderr, flush=True)  # noqa: T201 - for people
     else:
         log.info("session done", **facts, cipher=report.cipher, group=report.group)
+    give_back_soon()
     return code
 
 

@@ -6,7 +6,6 @@ keys, the parent's configuration and nothing else; what it says goes to standard
 """
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -58,7 +57,7 @@ from korora.daemon.wire import Wire
 from korora.errors import complain, line_of
 from korora.host_store import HostStore
 from korora.log import LogFormat, LogLevel, configure
-from korora.memory import give_back
+from korora.memory import give_back_soon, prepare
 from korora.notary import Notary
 from korora.xl.desk import Desk
 from korora.xl.words import Carry
@@ -88,7 +87,6 @@ log = structlog.get_logger("korora.worker")
 
 SAMPLE_SECONDS: Final = 1.0
 LAG_SECONDS: Final = 0.25  # how often the loop's lag is looked at
-_GC_ALLOCATIONS: Final = 10_000  # the default 700 costs 3 % of a relay's time
 
 
 def tokens_of(index: int) -> Callable[[int], bytes]:
@@ -428,7 +426,7 @@ class Worker:
                 self._task(keep_or_tell(Path(self._config.state) / build.REPORTS, report))
             self._carried -= 1
             self._maybe_drained()
-            await asyncio.to_thread(give_back)
+            give_back_soon()
 
     def _settled(self, record: Record) -> None:
         """A hand-over is decided; where its session is over, its outcome is put on record."""
@@ -519,9 +517,7 @@ def main() -> None:
         sys.exit(complain(error))
     sock = socket.socket(fileno=int(fd))
     os.set_inheritable(sock.fileno(), False)
-    # What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
-    gc.freeze()
-    gc.set_threshold(_GC_ALLOCATIONS)
+    prepare()
 
     async def work() -> int:
         return await Worker(sock, int(index), observer).run()

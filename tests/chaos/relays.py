@@ -28,6 +28,7 @@ is small, so that what a relay holds shows what it should not."""
 VERDICT_SECONDS_MAX: Final = 40.0  # after a talk is over, for both relays to say how it went
 LEVEL_SECONDS_MAX: Final = 10.0  # for descriptors and threads to come back to where they were
 LEVEL_POLL_SECONDS: Final = 0.05
+REST_LOOKS: Final = 10  # that find a relay's memory the same: what a session held is collected beside the loop
 POOL_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)  # asyncio.to_thread's, made one by one as they are needed
 RESTING_THREADS_MAX: Final = 1 + POOL_THREADS + 4 + 1  # the loop's, that pool, libuv's four, the store's writer
 DOCUMENTED_CODES: Final = frozenset({0, 3, 4, 5, 6, 7, 130, 143})
@@ -108,6 +109,20 @@ class Watched(Relay):
                 self._told.clear()
                 await self._told.wait()
         return self.codes
+
+    async def at_rest(self) -> Usage:
+        """What it holds once that does not change any more.
+
+        Raises:
+            TimeoutError: it goes on changing.
+        """
+        alike, now = 0, self.usage
+        async with asyncio.timeout(LEVEL_SECONDS_MAX):
+            while alike < REST_LOOKS:
+                await asyncio.sleep(LEVEL_POLL_SECONDS)
+                before, now = now, self.usage
+                alike = alike + 1 if now.rss_kib == before.rss_kib else 0
+        return now
 
     async def level(self, before: Usage, *, descriptors: int = 0) -> None:
         """Until it holds no more than before, but for so many; of threads, no more than any relay at rest ever has.

@@ -23,6 +23,8 @@ from tests.proxy.support import run, together
 CHANNELS = 8
 EACH_WAY = 8  # so that each daemon carries 16: eight that leave it and eight that arrive
 BYTES_MAX = 2_000_000
+HELD_MIB_MAX = 8.0  # what an allocator may keep of the 40 that a session takes
+SETTLED_LOOKS = 10
 MEMORY_MIB_MAX = 256 + 15 * 64  # of all of a daemon's processes: one session's, and each further one's
 
 
@@ -47,6 +49,12 @@ def peak_mib(pid: int) -> float:
     """The most memory a process has had."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def rss_mib(pid: int) -> float:
+    """What a process has of RAM now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def pair(site: Site, there: int, back: int = 0, *, workers: int = 1) -> Pair:
@@ -101,6 +109,39 @@ def test_sixteen_sessions_of_eight_channels_through_one_daemon(site: Site) -> No
     for host in (hosts.alpha, hosts.beta):
         host.signal(signal.SIGTERM)
         assert host.wait() == 0
+
+
+def test_what_a_session_held_is_given_back(site: Site) -> None:
+    """Once it is over, not when the next one is: a channel's buffers are several MiB, and a machine may have eight."""
+    hosts = pair(site, 1)
+    hosts.start()
+    machine = hosts.machines[0]
+    pids = [host.status()["workers"][0]["pid"] for host in (hosts.alpha, hosts.beta)]
+    data = random.Random(8).randbytes(BYTES_MAX)
+
+    async def migrate(channels: int) -> None:
+        opened = [await machine.channel() for _ in range(channels)]
+        await together(*(exchange(*ends, data, b"back") for ends in opened))
+
+    def settled(sessions: int) -> list[float]:
+        until(lambda: all(len(host.reports()) == sessions for host in (hosts.alpha, hosts.beta)))
+        seen: list[list[float]] = []
+
+        def rests() -> bool:
+            seen.append([rss_mib(pid) for pid in pids])
+            return seen[-SETTLED_LOOKS:] == SETTLED_LOOKS * [seen[-1]]
+
+        until(rests, "their memory does not come to rest")
+        return seen[-1]
+
+    try:
+        run(migrate(1), SECONDS_MAX)
+        before = settled(1)
+        run(migrate(CHANNELS), SECONDS_MAX)
+        after = settled(2)
+        assert all(now < then + HELD_MIB_MAX for then, now in zip(before, after, strict=True)), (before, after)
+    finally:
+        hosts.close()
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_sessions_along(site: Site) -> None:
