@@ -5,8 +5,9 @@ import os
 import random
 import signal
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from tests.chaos.load import KIB
+from tests.chaos.relays import usage
 from tests.korora.daemon.support import (
     SECONDS_MAX,
     Host,
@@ -23,7 +24,7 @@ from tests.proxy.support import run, together
 CHANNELS = 8
 EACH_WAY = 8  # so that each daemon carries 16: eight that leave it and eight that arrive
 BYTES_MAX = 2_000_000
-HELD_MIB_MAX = 8.0  # what an allocator may keep of the 40 that a session takes
+HELD_KIB_MAX = 8 * KIB  # what an allocator may keep of the 40 that a session takes
 SETTLED_LOOKS = 10
 MEMORY_MIB_MAX = 256 + 15 * 64  # of all of a daemon's processes: one session's, and each further one's
 
@@ -43,18 +44,6 @@ class Pair:
     def close(self) -> None:
         for machine in self.machines:
             machine.close()
-
-
-def peak_mib(pid: int) -> float:
-    """The most memory a process has had."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def rss_mib(pid: int) -> float:
-    """What a process has of RAM now."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def pair(site: Site, there: int, back: int = 0, *, workers: int = 1) -> Pair:
@@ -92,8 +81,10 @@ def test_sixteen_sessions_of_eight_channels_through_one_daemon(site: Site) -> No
             until(lambda host=host: len(host.reports()) == 2 * EACH_WAY)
             finished = host.status()["finished"]
             assert len(finished) == 2 * EACH_WAY
-            peak = sum(peak_mib(pid) for pid in (host.status()["pid"], *(w["pid"] for w in host.status()["workers"])))
-            assert peak < MEMORY_MIB_MAX, f"{host.name}: {peak:.0f} MiB"
+            status = host.status()
+            pids = (status["pid"], *(worker["pid"] for worker in status["workers"]))
+            peak_kib = sum(usage(pid).peak_kib for pid in pids)
+            assert peak_kib < MEMORY_MIB_MAX * KIB, f"{host.name}: {peak_kib} KiB"
     finally:
         hosts.close()
     reports = {
@@ -123,12 +114,12 @@ def test_what_a_session_held_is_given_back(site: Site) -> None:
         opened = [await machine.channel() for _ in range(channels)]
         await together(*(exchange(*ends, data, b"back") for ends in opened))
 
-    def settled(sessions: int) -> list[float]:
+    def settled(sessions: int) -> list[int]:
         until(lambda: all(len(host.reports()) == sessions for host in (hosts.alpha, hosts.beta)))
-        seen: list[list[float]] = []
+        seen: list[list[int]] = []
 
         def rests() -> bool:
-            seen.append([rss_mib(pid) for pid in pids])
+            seen.append([usage(pid).rss_kib for pid in pids])
             return seen[-SETTLED_LOOKS:] == SETTLED_LOOKS * [seen[-1]]
 
         until(rests, "their memory does not come to rest")
@@ -139,7 +130,7 @@ def test_what_a_session_held_is_given_back(site: Site) -> None:
         before = settled(1)
         run(migrate(CHANNELS), SECONDS_MAX)
         after = settled(2)
-        assert all(now < then + HELD_MIB_MAX for then, now in zip(before, after, strict=True)), (before, after)
+        assert all(now < then + HELD_KIB_MAX for then, now in zip(before, after, strict=True)), (before, after)
     finally:
         hosts.close()
 
