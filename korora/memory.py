@@ -32,7 +32,7 @@ def prepare() -> None:
 
     What is loaded by now lives as long as the process, and a session makes no cycles worth looking for often.
 
-    Threads share one arena: they allocate while they hold the interpreter's lock, so arenas of their own gain nothing,
+    Threads share one arena: most is allocated under the interpreter's lock, so arenas of their own gain nothing,
     and of those malloc_trim(3) gives back what is free in the middle and keeps what is free at the end, several MiB in
     each. While a session lives nothing is given back, since its next frame would have to fault it in again.
     """
@@ -44,7 +44,7 @@ def prepare() -> None:
 
 
 def give_back_soon() -> None:
-    """Do it beside the loop, in its next turn: last thing of whoever accounts for a session.
+    """Give back, beside the loop and in its next turn, what a session held: last thing of whoever accounts for it.
 
     Those who carried the session name it until they return, which they do in this turn. Until then its buffers, some
     10 MiB, could not be collected, and would stand there until the next session's end.
